@@ -1,0 +1,28 @@
+"""Blur-noise mixture diffusion models in JAX: the public API is the modules below.
+
+    dct         orthonormal DCT and Gaussian blur
+    schedules   paths through blur and noise
+    process     forward SDE, transitions, score, probability flow
+    denoiser    network -> denoiser: preconditioning and parameterizations
+    losses      score matching on both heads
+    samplers    euler, heun, multistep, churn
+    oracle      closed-form denoisers
+    spectra     power spectra and the recommended blur-to-noise ratio
+
+They are pure functions of arrays and need only jax and numpy. Networks, data, training and
+evaluation are sub-packages, imported by name.
+"""
+
+from warm_diffusion import dct, denoiser, losses, oracle, process, samplers, schedules, spectra
+
+__version__ = "0.1.0"
+__all__ = [
+    "dct",
+    "denoiser",
+    "losses",
+    "oracle",
+    "process",
+    "samplers",
+    "schedules",
+    "spectra",
+]

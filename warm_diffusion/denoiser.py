@@ -1,0 +1,121 @@
+"""From a network to a denoiser: preconditioning and parameterizations.
+
+A denoiser maps (x, alpha, beta) to the posterior means of the blurry clean image and of the
+residual that the blur removed (Warm Diffusion's divide and conquer, sec. 3.2):
+
+    (1)  D(x; alpha, beta) ~ E[B(alpha) x0 | x],    R(x; alpha, beta) ~ E[(I - B(alpha)) x0 | x]
+
+With F the network, s = sigma_data and EDM's factors (arXiv 2206.00364, table 1)
+
+    (2)  c_skip = s^2 / (beta^2 + s^2),  c_out = beta s / sqrt(beta^2 + s^2),
+         c_in = 1 / sqrt(beta^2 + s^2),  c_noise = ln(beta) / 4,   and  c_blur = log1p(alpha) / 4
+
+the parameterizations, compared in the paper's table 5, are
+
+    (3)  divide   D = c_skip x + c_out F_D,   R = s F_R                      two heads, the default
+    (4)  clean    x0_hat = c_skip x + c F,    D = B x0_hat,  R = x0_hat - D  one head
+         with c^2 = c_out^2 + s^2 rho(alpha), rho the share of a 1/f^2 image that the blur removes
+    (5)  score    D = c_skip x + c_out F,     D + R = D / max(m, 1e-3) per frequency   one head;
+         the floor is Blurring Diffusion's (arXiv 2209.05557)
+
+At alpha = 0 each is EDM exactly (rho(0) = 0, B = I). Differs from the paper (which does not say):
+R's scale without skip, c in (4), and c_blur. A plain c_out in (4) would vanish with beta and leave
+the network unable to restore what a strong blur at little noise took away.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from warm_diffusion import dct as _dct
+
+PARAMETERIZATIONS = ("divide", "clean", "score")
+_MIN_TRANSFER = 1e-3  # Blurring Diffusion's floor for undoing the blur, eq. (5)
+
+
+class Prediction(NamedTuple):
+    """Posterior means of both parts of the clean image, each [B, H, W, C]."""
+
+    blurry: jax.Array
+    residual: jax.Array
+
+    @property
+    def clean(self) -> jax.Array:
+        """Estimate of the clean image, D + R."""
+        return self.blurry + self.residual
+
+
+Denoiser = Callable[[jax.Array, jax.Array, jax.Array], Prediction]  # (x, alpha, beta)
+Network = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (x, c_noise, c_blur)
+
+
+def num_heads(parameterization: str) -> int:
+    """Images that the network puts out per image: 2 for `divide`, 1 for `clean` and `score`."""
+    if parameterization not in PARAMETERIZATIONS:
+        raise ValueError(
+            f"parameterization must be one of {', '.join(PARAMETERIZATIONS)}, got {parameterization!r}"
+        )
+    return 2 if parameterization == "divide" else 1
+
+
+def removed_share(alpha: jax.Array, height: int, width: int) -> jax.Array:
+    """rho(alpha) of eq. (4): sum (1 - m)^2 / lambda over sum 1 / lambda, without DC; [...] -> [...]."""
+    eigen = _dct.eigenvalues(height, width).reshape(-1)[1:]
+    if eigen.size == 0:  # a single pixel has nothing to blur
+        return jnp.zeros_like(alpha)
+    power = (1 / eigen) / jnp.sum(1 / eigen)
+    removed = jnp.expm1(-eigen * jnp.asarray(alpha)[..., None] ** 2 / 2) ** 2
+    return jnp.sum(removed * power.reshape((1,) * (removed.ndim - 1) + (-1,)), axis=-1)
+
+
+def precondition(
+    network: Network, *, sigma_data: float = 0.5, parameterization: str = "divide"
+) -> Denoiser:
+    """Wraps a raw network as a denoiser, eqs. (2)-(5).
+
+    Args:
+      network: (x [B, H, W, C], c_noise [B], c_blur [B]) -> [B, H, W, 2C]; `clean` and `score`: C.
+      sigma_data: standard deviation of the data, in units of the images.
+      parameterization: what the network's output means: divide, clean or score.
+
+    Returns:
+      (x [B, H, W, C], alpha, beta) -> Prediction; alpha and beta scalars or [B], beta > 0.
+
+    Raises:
+      ValueError: an unknown parameterization; at the call, wrong shapes in or out of the network.
+    """
+    heads = num_heads(parameterization)
+
+    def denoise(x: jax.Array, alpha: jax.Array, beta: jax.Array) -> Prediction:
+        if x.ndim != 4:
+            raise ValueError(f"a denoiser takes images [B, H, W, C], got {x.shape}")
+        shape = x.shape
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        alpha, beta = (
+            jnp.broadcast_to(_dct.expand_like(level, x)[:, 0, 0, 0], shape[:1]).astype(x.dtype)
+            for level in (alpha, beta)
+        )
+        scale = jnp.sqrt(beta**2 + sigma_data**2)
+        c_skip, c_out, c_in = (sigma_data / scale) ** 2, beta * sigma_data / scale, 1 / scale
+        raw = network(_dct.expand_like(c_in, x) * x, jnp.log(beta) / 4, jnp.log1p(alpha) / 4)
+        if raw.shape != (*shape[:3], heads * shape[3]):
+            raise ValueError(
+                f"with parameterization {parameterization!r} the network must return "
+                f"{(*shape[:3], heads * shape[3])} for images {shape}, got {raw.shape}"
+            )
+        raw = raw.astype(x.dtype)  # a bfloat16 network is bfloat16 only inside
+        skip = _dct.expand_like(c_skip, x) * x
+        if parameterization == "clean":
+            c_clean = jnp.sqrt(c_out**2 + sigma_data**2 * removed_share(alpha, *shape[1:3]))
+            clean = skip + _dct.expand_like(c_clean, x) * raw
+            blurry = _dct.blur(clean, alpha)
+            return Prediction(blurry, clean - blurry)
+        blurry = skip + _dct.expand_like(c_out, x) * raw[..., : shape[3]]
+        if parameterization == "divide":
+            return Prediction(blurry, sigma_data * raw[..., shape[3] :])
+        undo = 1 / jnp.maximum(_dct.transfer_like(alpha, x), _MIN_TRANSFER)
+        return Prediction(blurry, _dct.idct((undo - 1) * _dct.dct(blurry)))
+
+    return denoise

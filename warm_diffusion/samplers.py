@@ -1,0 +1,244 @@
+"""Samplers of the blur-noise probability flow: euler, heun, multistep, and EDM's churn.
+
+One step from (alpha, beta) to (alpha', beta') in difference form, exact when both heads are
+constant over the step (the integral of process.py's eq. (5)):
+
+    (1)  x' = x + [B(alpha') - B(alpha)] (D + R) + (beta' - beta) (x - D) / beta
+
+euler      (1). At BNR 0 it is EDM's and DDIM's step, at constant beta Cold Diffusion's
+           Algorithm 2 (Bansal et al. 2022, arXiv 2208.09392). n calls of the denoiser.
+heun       averages the increments of (1) at both ends (EDM, Algorithm 1); 2 n - 1 calls.
+multistep  DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095) carried over to the blur-noise path
+           (ours). With h = ln(beta / beta'), r = h_prev / h, x0_bar - x0 = (x0 - x0_prev) / (2 r):
+    (2)  x' = (1) + [B(alpha') - (beta' / beta) B(alpha)] (x0_bar - x0),   x0 = D + R; n calls.
+churn      before each step raises the level by the exact forward transition (EDM, Algorithm 2).
+
+The last step, to the clean image (0, 0), is (1) for all solvers: D + (I - B)(D + R).
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from warm_diffusion import dct as _dct
+from warm_diffusion.denoiser import Denoiser, Prediction
+from warm_diffusion.process import transition
+from warm_diffusion.schedules import Schedule, time_grid
+
+SOLVERS = ("euler", "heun", "multistep")
+
+
+class Churn(NamedTuple):
+    """EDM's stochasticity (Algorithm 2), on either one-step solver; s_min, s_max bound beta."""
+
+    s_churn: float
+    s_min: float = 0.0
+    s_max: float = math.inf
+    s_noise: float = 1.0
+
+
+def initial_noise(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal noise with one stream per seed, so that batch and device count don't matter.
+
+    Args:
+      seeds: integers [B].
+      shape: shape of one image, (H, W, C).
+
+    Returns:
+      Noise [B, H, W, C]; row i depends on seeds[i] alone.
+
+    Raises:
+      ValueError: seeds are not a list of integers.
+    """
+    seeds = jnp.asarray(seeds)
+    if seeds.ndim != 1 or not jnp.issubdtype(seeds.dtype, jnp.integer):
+        raise ValueError(f"seeds must be integers [B], got {seeds.dtype} {seeds.shape}")
+    return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds)
+
+
+class _Level(NamedTuple):
+    t: jax.Array
+    alpha: jax.Array
+    beta: jax.Array
+
+
+def _blur_change(clean: jax.Array, start: _Level, end: _Level) -> jax.Array:
+    change = _dct.transfer_like(end.alpha, clean) - _dct.transfer_like(start.alpha, clean)
+    return _dct.idct(change * _dct.dct(clean))
+
+
+def _increment(
+    x: jax.Array, prediction: Prediction, beta: jax.Array, start: _Level, end: _Level
+) -> jax.Array:
+    """Change of x from `start` to `end` by eq. (1), `prediction` made at noise level beta."""
+    # Without noise (pure cold diffusion) there is none to remove: 0, not 0 / 0.
+    shrink = jnp.where(beta > 0, (end.beta - start.beta) / jnp.where(beta > 0, beta, 1.0), 0.0)
+    return _blur_change(prediction.clean, start, end) + shrink * (x - prediction.blurry)
+
+
+def _euler_step(denoise: Denoiser, x: jax.Array, start: _Level, end: _Level) -> jax.Array:
+    prediction = denoise(x, start.alpha, start.beta)
+    return x + _increment(x, prediction, start.beta, start, end)
+
+
+def _heun_step(denoise: Denoiser, x: jax.Array, start: _Level, end: _Level) -> jax.Array:
+    prediction = denoise(x, start.alpha, start.beta)
+    first = _increment(x, prediction, start.beta, start, end)
+    prediction = denoise(x + first, end.alpha, end.beta)
+    second = _increment(x + first, prediction, end.beta, start, end)
+    return x + (first + second) / 2
+
+
+def _churned(
+    x: jax.Array,
+    start: _Level,
+    step: jax.Array,
+    keys: jax.Array,
+    schedule: Schedule,
+    churn: Churn,
+    num_steps: int,
+) -> tuple[jax.Array, _Level]:
+    gamma = min(churn.s_churn / num_steps, math.sqrt(2) - 1)
+    inside = (churn.s_min <= start.beta) & (start.beta <= churn.s_max)
+    t = start.t * (1 + jnp.where(inside, gamma, 0.0))
+    raised = _Level(t, schedule.alpha(t), schedule.beta(t))
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys)
+    noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+    return transition(x, churn.s_noise * noise, start[1:], raised[1:]), raised
+
+
+def _steps(levels: _Level) -> tuple[_Level, _Level]:
+    """Start and end level of each step."""
+    return tuple(jax.tree.map(lambda a: a[part], levels) for part in (slice(-1), slice(1, None)))
+
+
+def _one_step_solve(
+    denoise: Denoiser,
+    x: jax.Array,
+    levels: _Level,
+    schedule: Schedule,
+    solver: str,
+    churn: Churn | None,
+    keys: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    num_steps = levels.t.size - 1
+
+    def advance(take_step, x, step, start, end):
+        if churn is not None:
+            x, start = _churned(x, start, step, keys, schedule, churn, num_steps)
+        return take_step(denoise, x, start, end)
+
+    def body(x, inputs):
+        x = advance(_heun_step if solver == "heun" else _euler_step, x, *inputs)
+        return x, x
+
+    # Heun has no second call at the clean image: its last step is Euler's, outside the scan.
+    inputs = (jnp.arange(num_steps), *_steps(levels))
+    in_scan, last = (jax.tree.map(lambda a: a[part], inputs) for part in (slice(-1), -1))
+    x, states = jax.lax.scan(body, x, in_scan)
+    x = advance(_euler_step, x, *last)
+    return x, jnp.concatenate([states, x[None]])
+
+
+def _multistep_solve(
+    denoise: Denoiser, x: jax.Array, levels: _Level
+) -> tuple[jax.Array, jax.Array]:
+    beta = levels.beta
+    if not isinstance(beta, jax.core.Tracer) and not np.all(np.diff(np.asarray(beta)) < 0):
+        raise ValueError(
+            "solver 'multistep' needs a noise level that falls at every step, got "
+            f"{beta}; use 'heun' or 'euler' on a path of constant beta"
+        )
+    step_sizes = -jnp.diff(jnp.log(beta[:-1]))
+    # Weight 1 / (2 r) of the step before: none for the first step, nor for the last, to beta = 0.
+    inner = step_sizes[1:] / (2 * step_sizes[:-1])
+    zero = jnp.zeros((1,), beta.dtype)
+    weights = jnp.concatenate([zero, inner, zero])[: beta.size - 1]
+
+    def body(carry, inputs):
+        x, previous = carry
+        weight, start, end = inputs
+        prediction = denoise(x, start.alpha, start.beta)
+        remaining = end.beta / start.beta * _dct.transfer_like(start.alpha, x)
+        correction = (_dct.transfer_like(end.alpha, x) - remaining) * _dct.dct(
+            weight * (prediction.clean - previous)
+        )
+        x = x + _increment(x, prediction, start.beta, start, end) + _dct.idct(correction)
+        return (x, prediction.clean), x
+
+    (x, _), states = jax.lax.scan(body, (x, jnp.zeros_like(x)), (weights, *_steps(levels)))
+    return x, states
+
+
+def _sample_keys(key: jax.Array | None, batch_size: int) -> jax.Array:
+    if key is None:
+        raise ValueError("churn draws noise at each step: pass key=, one key or one per image")
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # a raw uint32 key
+        key = jax.random.wrap_key_data(key)
+    if key.ndim == 0:
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))
+    if key.shape != (batch_size,):
+        raise ValueError(f"expected one key or {batch_size} keys, got shape {key.shape}")
+    return key
+
+
+def sample(
+    denoise: Denoiser,
+    noise: jax.Array,
+    schedule: Schedule,
+    *,
+    solver: str = "heun",
+    num_steps: int = 18,
+    rho: float = 7.0,
+    churn: Churn | float | None = None,
+    key: jax.Array | None = None,
+    return_trajectory: bool = False,
+    start: jax.Array | None = None,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Draws images by following the probability flow from noise to the clean image.
+
+    Args:
+      denoise: (x, alpha, beta) -> Prediction.
+      noise: standard normal [B, H, W, C], see `initial_noise`.
+      schedule: the path, from t_max down.
+      solver: euler, heun or multistep.
+      num_steps: n; the denoiser is called n times, by heun 2 n - 1 times.
+      rho: spacing of the time grid, see `schedules.time_grid`.
+      churn: EDM's stochasticity, for euler and heun; a bare number is S_churn.
+      key: PRNG key for churn; an array of B keys gives every image a stream of its own.
+      return_trajectory: also return the states at all times of the grid.
+      start: state at t_max; default beta(t_max) * noise, right where noise drowns the data there.
+
+    Returns:
+      Images [B, H, W, C]; with `return_trajectory` (images, states [num_steps + 1, B, H, W, C]).
+
+    Raises:
+      ValueError: an unknown solver, wrong shapes, churn without key or with multistep, multistep on
+        a path whose beta does not fall.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    if noise.ndim != 4:
+        raise ValueError(f"noise must be [B, H, W, C], got {noise.shape}")
+    if start is not None and start.shape != noise.shape:
+        raise ValueError(f"start and noise must have one shape, got {start.shape}, {noise.shape}")
+    if churn is not None and solver == "multistep":
+        raise ValueError(
+            "churn works with the one-step solvers, euler and heun, not with multistep"
+        )
+    with jax.ensure_compile_time_eval():  # known numbers under jit, too: checked, not traced
+        t = time_grid(schedule, num_steps, rho).astype(noise.dtype)
+        levels = _Level(t, schedule.alpha(t), schedule.beta(t))
+    x = levels.beta[0] * noise if start is None else start
+    if solver == "multistep":
+        end, states = _multistep_solve(denoise, x, levels)
+    else:
+        keys = None
+        if churn is not None:
+            churn = Churn(*churn) if isinstance(churn, tuple) else Churn(churn)
+            keys = _sample_keys(key, len(noise))
+        end, states = _one_step_solve(denoise, x, levels, schedule, solver, churn, keys)
+    return (end, jnp.concatenate([x[None], states])) if return_trajectory else end
