@@ -55,13 +55,14 @@ def num_heads(parameterization: str) -> int:
     """Images that the network puts out per image: 2 for `divide`, 1 for `clean` and `score`."""
     if parameterization not in PARAMETERIZATIONS:
         raise ValueError(
-            f"parameterization must be one of {', '.join(PARAMETERIZATIONS)}, got {parameterization!r}"
+            f"parameterization must be one of {', '.join(PARAMETERIZATIONS)}, "
+            f"got {parameterization!r}"
         )
     return 2 if parameterization == "divide" else 1
 
 
 def removed_share(alpha: jax.Array, height: int, width: int) -> jax.Array:
-    """rho(alpha) of eq. (4): sum (1 - m)^2 / lambda over sum 1 / lambda, without DC; [...] -> [...]."""
+    """rho(alpha), eq. (4): sum (1 - m)^2 / lambda over sum 1 / lambda, without DC; alpha [...]."""
     eigen = _dct.eigenvalues(height, width).reshape(-1)[1:]
     if eigen.size == 0:  # a single pixel has nothing to blur
         return jnp.zeros_like(alpha)

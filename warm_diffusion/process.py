@@ -14,7 +14,8 @@ Per DCT frequency (dots are d/dt along a schedule t -> (alpha(t), beta(t)), both
     (1)  q(x | x0)       = N(m(alpha) x0, beta^2)                      Warm Diffusion, sec. 3
     (2)  dx              = F x dt + G dw
          F = -lambda alpha alpha',   G^2 = 2 beta beta' + 2 lambda alpha alpha' beta^2
-    (3)  x_t | x_s       = N(r x_s, beta_t^2 - r^2 beta_s^2),  r = exp(-lambda (alpha_t^2 - alpha_s^2) / 2)
+    (3)  x_t | x_s       = N(r x_s, beta_t^2 - r^2 beta_s^2),
+         r = exp(-lambda (alpha_t^2 - alpha_s^2) / 2)
     (4)  score           = (D - x) / beta^2                            Tweedie's formula
     (5)  dx/dt           = B'(t) (D + R) + (beta' / beta) (x - D)      probability flow
          B'(t) = -alpha alpha' lambda m(alpha) per frequency

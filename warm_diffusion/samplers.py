@@ -112,7 +112,7 @@ def _churned(
 
 def _steps(levels: _Level) -> tuple[_Level, _Level]:
     """Start and end level of each step."""
-    return tuple(jax.tree.map(lambda a: a[part], levels) for part in (slice(-1), slice(1, None)))
+    return jax.tree.map(lambda a: a[:-1], levels), jax.tree.map(lambda a: a[1:], levels)
 
 
 def _one_step_solve(
@@ -137,9 +137,8 @@ def _one_step_solve(
 
     # Heun has no second call at the clean image: its last step is Euler's, outside the scan.
     inputs = (jnp.arange(num_steps), *_steps(levels))
-    in_scan, last = (jax.tree.map(lambda a: a[part], inputs) for part in (slice(-1), -1))
-    x, states = jax.lax.scan(body, x, in_scan)
-    x = advance(_euler_step, x, *last)
+    x, states = jax.lax.scan(body, x, jax.tree.map(lambda a: a[:-1], inputs))
+    x = advance(_euler_step, x, *jax.tree.map(lambda a: a[-1], inputs))
     return x, jnp.concatenate([states, x[None]])
 
 

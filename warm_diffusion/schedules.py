@@ -5,8 +5,8 @@
     (3)  cold           alpha = t,      beta constant inverse heat dissipation (arXiv 2206.13397)
 
     (4)  training:      ln beta ~ N(p_mean, p_std^2)  EDM, table 1; (3): ln alpha uniform
-    (5)  time grid:     t_i = (t_max^(1/rho) + i/(n-1) (t_min^(1/rho) - t_max^(1/rho)))^rho,  t_n = 0
-                                                      EDM, eq. (5)
+    (5)  time grid:     t_i = (t_max^(1/rho) + i/(n-1) (t_min^(1/rho) - t_max^(1/rho)))^rho,
+                        t_n = 0                       EDM, eq. (5)
 
 On every path t lies in [t_min, t_max] with t_min > 0, and t = 0 is the clean image:
 alpha(0) = beta(0) = 0. Absent on purpose: the noise that inverse heat dissipation adds anew at

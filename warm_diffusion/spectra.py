@@ -6,7 +6,7 @@
 
 The blur is harmless where 1 - m_k is small: what it removes was already hidden by noise. For
 natural images S_k ~ 1 / lambda_k, so (2) is about equal over all bands and one ratio serves all:
-the paper's constant BNR (sec. 3.3), with the ratio read off the data instead of searched for (ours).
+the paper's constant BNR (sec. 3.3), the ratio read off the data instead of searched for (ours).
 """
 
 import jax
@@ -50,8 +50,8 @@ def radial_mean(spectrum: jax.Array) -> tuple[jax.Array, jax.Array]:
       spectrum: [H, W], indexed as `dct.dct` does.
 
     Returns:
-      (frequency, mean), both [K]: the ring's mean frequency in cycles per pixel, from 0 (the mean of
-      the image, alone) to about 0.71 (the corner), and the mean of `spectrum` over it.
+      (frequency, mean), both [K]: the ring's mean frequency in cycles per pixel, from 0 (the mean
+      of the image, alone) to about 0.71 (the corner), and the mean of `spectrum` over it.
 
     Raises:
       ValueError: spectrum is not [H, W].
@@ -120,8 +120,8 @@ def spectral_departure(
       beta: noise standard deviation, scalar.
 
     Returns:
-      (frequency, departure), both [K]: ln of the states' variance over m^2 S + beta^2 in each ring of
-      `radial_mean`; zero on the forward process.
+      (frequency, departure), both [K]: ln of the states' variance over m^2 S + beta^2 in each ring
+      of `radial_mean`; zero on the forward process.
     """
     m = _dct.transfer(alpha, *jnp.shape(spectrum))[..., 0]
     frequency, expected = radial_mean(m**2 * spectrum + beta**2)

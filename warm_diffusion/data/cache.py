@@ -1,0 +1,215 @@
+"""A source, read once into a memory-mapped uint8 array.
+
+The recipe of preparation, version 1: an image of another size than asked for is cropped to its
+largest centred square, then resized in uint8 by PIL (`lanczos`, or `box`, which averages areas;
+both antialias and round to nearest). Images are never enlarged. The recipe, the source and its
+fingerprint make up the key of the cache, and the folder appears under its name only when complete.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from warm_diffusion.data.sources import Source, open_source
+
+_RECIPE_VERSION = 1
+_FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
+_CHANNELS = {"L": 1, "RGB": 3}
+_CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Prepared images.
+
+    Attributes:
+      images: uint8 [N, H, W, C], memory-mapped.
+      labels: int32 [N], or None.
+      info: what `dataset.json` says: source, recipe, count, shape, class names, content hash.
+      path: the cache's folder.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    info: dict
+    path: pathlib.Path
+
+
+def load_dataset(
+    source: str = "digits",
+    *,
+    resolution: int = 0,
+    channels: int = 0,
+    resize: str = "lanczos",
+    cache_dir: str = "",
+    data_dir: str = "",
+    download: bool = False,
+) -> Dataset:
+    """Opens a data set, preparing it first if no cache of it exists.
+
+    Args:
+      source: see `sources.open_source`.
+      resolution: height and width to crop and resize to; 0 keeps the images' own, equal, size.
+      channels: 1 or 3 converts every image; 0 keeps the images' own, equal, number.
+      resize: lanczos or box.
+      cache_dir: where caches are kept; empty for a folder in the user's cache.
+      data_dir: where TensorFlow Datasets keeps prepared sets.
+      download: whether `tfds:` may download a missing set.
+
+    Raises:
+      ValueError: an argument out of range, or an image that does not fit, by name.
+    """
+    if resize not in _FILTERS:
+        raise ValueError(f"data.resize must be one of {', '.join(_FILTERS)}, got {resize!r}")
+    if channels not in (0, 1, 3):
+        raise ValueError(f"data.channels must be 0 (as they are), 1 or 3, got {channels}")
+    if resolution < 0:
+        raise ValueError(
+            f"data.resolution must be at least 1, or 0 (as they are), got {resolution}"
+        )
+    opened = open_source(source, data_dir=data_dir, download=download)
+    recipe = {
+        "source": source,
+        "fingerprint": opened.fingerprint,
+        "resolution": resolution,
+        "channels": channels,
+        "resize": f"centre crop, {resize}, uint8, version {_RECIPE_VERSION}",
+    }
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    root = pathlib.Path(cache_dir or default_cache_dir() / "data").expanduser().resolve()
+    path = root / f"{source.partition(':')[0]}-{key}"
+    if not path.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        _prepare(opened, recipe, _FILTERS[resize], path)
+    return _open(path)
+
+
+def default_cache_dir() -> pathlib.Path:
+    """The user's cache folder for this project ($XDG_CACHE_HOME or ~/.cache)."""
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "warm_diffusion"
+
+
+def _open(path: pathlib.Path) -> Dataset:
+    try:
+        info = json.loads((path / "dataset.json").read_text())
+        images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
+        labels = None
+        if info["class_names"]:
+            labels = np.load(path / "labels.npy", allow_pickle=False)
+        if list(images.shape) != info["shape"]:
+            raise ValueError(f"images.npy has shape {images.shape}, not {info['shape']}")
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"the data cache {path} is damaged ({error}); delete that folder"
+        ) from error
+    return Dataset(images, labels, info, path)
+
+
+def _prepare(source: Source, recipe: dict, resample: Image.Resampling, path: pathlib.Path) -> None:
+    """Writes the cache under a temporary name and renames it when it is whole."""
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{path.name}.partial-", dir=path.parent))
+    try:
+        items = _prepared(source, recipe, resample)
+        first = next(items)
+        shape = (len(source.names), *first[0].shape)
+        images = np.lib.format.open_memmap(partial / "images.npy", "w+", np.uint8, shape)
+        labels = np.zeros(shape[0], np.int32)
+        digest = hashlib.sha256()
+        for index, (image, label) in enumerate(itertools.chain([first], items)):
+            images[index], labels[index] = image, -1 if label is None else label
+            digest.update(image.tobytes())
+        images.flush()
+        del images
+        if source.class_names:
+            np.save(partial / "labels.npy", labels)
+        info = {
+            **recipe,
+            "count": shape[0],
+            "shape": shape,
+            "class_names": source.class_names,
+            "content_sha256": digest.hexdigest(),
+        }
+        (partial / "dataset.json").write_text(json.dumps(info, indent=2) + "\n")
+        try:
+            partial.rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+            # Another process has finished the same cache meanwhile: use that one.
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _prepared(
+    source: Source, recipe: dict, resample: Image.Resampling
+) -> Iterator[tuple[np.ndarray, int | None]]:
+    """All images in order, decoded by several threads, checked against the first one."""
+    first = None
+    count, chunk = len(source.names), 256
+    with (
+        concurrent.futures.ThreadPoolExecutor() as pool,
+        tqdm(total=count, desc=f"reading {recipe['source']}", unit=" images", disable=None) as bar,
+    ):
+        for start in range(0, count, chunk):
+            indices = range(start, min(start + chunk, count))
+            fit = lambda index: _fit(source, index, recipe, resample)  # noqa: E731
+            for index, (image, label) in zip(indices, pool.map(fit, indices), strict=True):
+                first = image if first is None else first
+                _check_like_first(source.names, index, image, first)
+                bar.update()
+                yield image, label
+
+
+def _fit(
+    source: Source, index: int, recipe: dict, resample: Image.Resampling
+) -> tuple[np.ndarray, int | None]:
+    image, label = source.load(index)
+    name, resolution, channels = source.names[index], recipe["resolution"], recipe["channels"]
+    if image.mode not in (_CONVERTIBLE if channels else _CHANNELS):
+        raise ValueError(
+            f"{name} has mode {image.mode}, expected L (grey) or RGB with 8 bits a channel; "
+            + (
+                "convert the file"
+                if image.mode not in _CONVERTIBLE
+                else "set data.channels=1 or 3 to convert all images (transparency is dropped)"
+            )
+        )
+    if channels:
+        image = image.convert("L" if channels == 1 else "RGB")
+    if resolution and image.size != (resolution, resolution):
+        side = min(image.size)
+        if side < resolution:
+            raise ValueError(
+                f"{name} is {image.width}x{image.height} (width x height), smaller than "
+                f"data.resolution={resolution}; lower the resolution or take the image out"
+            )
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        box = (left, top, left + side, top + side)
+        image = image.resize((resolution, resolution), resample, box=box)
+    array = np.asarray(image, np.uint8)
+    return (array[..., None] if array.ndim == 2 else array), label
+
+
+def _check_like_first(names, index: int, image: np.ndarray, first: np.ndarray) -> None:
+    if image.shape[2] != first.shape[2]:
+        raise ValueError(
+            f"{names[index]} has {image.shape[2]} channel(s), but {names[0]} has {first.shape[2]}; "
+            "set data.channels=1 or 3 to convert all images"
+        )
+    if image.shape != first.shape:
+        raise ValueError(
+            f"{names[index]} is {image.shape[1]}x{image.shape[0]} (width x height), but {names[0]} "
+            f"is {first.shape[1]}x{first.shape[0]}; set data.resolution to crop and resize all"
+        )

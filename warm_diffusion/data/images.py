@@ -1,0 +1,65 @@
+"""Pixels in and out: uint8 <-> [-1, 1], grids, PNG files.
+
+    (1)  x  = u / 127.5 - 1                       uint8 u to float x
+    (2)  u  = floor(clip(127.5 x + 128, 0, 255))  and back, the one rounding in the project
+
+(2) inverts (1) exactly. Samples are clipped, never stretched to their own minimum and maximum.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+
+def from_uint8(images: jax.Array) -> jax.Array:
+    """uint8 images to float32 in [-1, 1], eq. (1); runs inside a jitted step."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Float images in [-1, 1] to uint8, eq. (2)."""
+    return np.clip(np.asarray(images, np.float32) * 127.5 + 128, 0, 255).astype(np.uint8)
+
+
+def grid(images: np.ndarray, columns: int = 0, min_side: int = 0) -> np.ndarray:
+    """Tiles uint8 images [N, H, W, C] row by row, two white pixels apart.
+
+    Args:
+      images: uint8 [N, H, W, C].
+      columns: images a row; 0 for the nearest to a square.
+      min_side: images smaller than this are enlarged by whole factors (each pixel a block).
+
+    Returns:
+      uint8 [height, width, C].
+    """
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise ValueError(f"expected uint8 images [N, H, W, C], got {images.dtype} {images.shape}")
+    count, height, width, channels = images.shape
+    columns = columns or int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    factor = max(1, -(-min_side // max(height, width)))
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    gap, (height, width) = 2, images.shape[1:3]
+    canvas = np.full(
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8
+    )
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def save_png(path: pathlib.Path, image: np.ndarray) -> None:
+    """Writes one uint8 image [H, W, 1] (grey) or [H, W, 3] as PNG."""
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
+
+
+def save_pngs(folder: pathlib.Path, images: np.ndarray, names: Sequence[int]) -> None:
+    """Writes uint8 images [N, H, W, C] as `folder`/NNNNNN.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, image in zip(names, images, strict=True):
+        save_png(folder / f"{name:06d}.png", image)

@@ -1,0 +1,259 @@
+"""Where images come from: digits, folder:DIR, zip:FILE, npy:FILE, tfds:NAME[:SPLIT].
+
+A source is a numbered set of images that can be decoded one by one, and a fingerprint of what is in
+it, so that a cache made from it is not used after it changes. Nothing here touches the network
+unless `download` asks for it, and no TensorFlow is imported.
+"""
+
+import dataclasses
+import hashlib
+import io
+import pathlib
+import zipfile
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A numbered set of images.
+
+    Attributes:
+      names: what to call each image in a message, one per image.
+      load: index -> (decoded image, label or None); raises ValueError naming the image.
+      fingerprint: changes whenever the images do.
+      class_names: names of the labels, empty without labels.
+    """
+
+    names: Sequence[str]
+    load: Callable[[int], tuple[Image.Image, int | None]]
+    fingerprint: str
+    class_names: tuple[str, ...] = ()
+
+
+def open_source(spec: str, *, data_dir: str = "", download: bool = False) -> Source:
+    """Opens a source by its specification.
+
+    Args:
+      spec: `digits`, `folder:DIR`, `zip:FILE`, `npy:FILE` or `tfds:NAME[:SPLIT]`.
+      data_dir: where TensorFlow Datasets keeps prepared sets; empty for its default.
+      download: whether `tfds:` may download and prepare a missing set.
+
+    Raises:
+      ValueError: an unknown source, nothing there, or no image in it.
+    """
+    kind, _, argument = spec.partition(":")
+    if kind == "digits" and not argument:
+        return _digits()
+    if kind == "tfds" and argument:
+        return _tfds(argument, data_dir, download)
+    openers = {"folder": _folder, "zip": _zip, "npy": _npy}
+    if kind not in openers or not argument:
+        raise ValueError(
+            "data.source must be digits, folder:DIR, zip:FILE, npy:FILE or tfds:NAME[:SPLIT], "
+            f"got {spec!r}"
+        )
+    path = pathlib.Path(argument).expanduser().resolve()
+    if kind == "folder" and not path.is_dir():
+        raise ValueError(f"{spec}: there is no folder {path}")
+    if kind != "folder" and not path.is_file():
+        raise ValueError(f"{spec}: there is no file {path}")
+    return openers[kind](path)
+
+
+def _fingerprint(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _file_fingerprint(path: pathlib.Path) -> str:
+    stat = path.stat()
+    return _fingerprint([f"{path} {stat.st_size} {stat.st_mtime_ns}"])
+
+
+def _decode(stream: io.BufferedIOBase, name: str) -> Image.Image:
+    try:
+        image = Image.open(stream)
+        image.load()
+    # PIL reports damage by many types: OSError, SyntaxError (broken PNG), ValueError, bomb error.
+    except Exception as error:
+        raise ValueError(
+            f"{name}: not a readable image ({error}); replace it or take it out"
+        ) from error
+    return image
+
+
+def _is_image(path: pathlib.PurePath) -> bool:
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return path.suffix.lower() in _SUFFIXES and not hidden
+
+
+def _labels(paths: Sequence[pathlib.PurePath]) -> tuple[list[int | None], tuple[str, ...]]:
+    """Labels from the first sub-folder; none if any image lies outside a sub-folder."""
+    if any(len(path.parts) < 2 for path in paths):
+        return [None] * len(paths), ()
+    class_names = tuple(sorted({path.parts[0] for path in paths}))
+    number = {name: index for index, name in enumerate(class_names)}
+    return [number[path.parts[0]] for path in paths], class_names
+
+
+def _tree(
+    paths: Sequence[pathlib.PurePath],
+    names: Sequence[str],
+    open_stream: Callable[[int], io.BufferedIOBase],
+    fingerprint: str,
+    where: str,
+) -> Source:
+    if not paths:
+        raise ValueError(f"{where}: no PNG or JPEG image in it")
+    labels, class_names = _labels(paths)
+
+    def load(index: int) -> tuple[Image.Image, int | None]:
+        with open_stream(index) as stream:
+            return _decode(stream, names[index]), labels[index]
+
+    return Source(names, load, fingerprint, class_names)
+
+
+def _folder(root: pathlib.Path) -> Source:
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    files = [path for path in files if _is_image(path.relative_to(root)) and path.is_file()]
+    stats = [(path, path.stat()) for path in files]
+    fingerprint = _fingerprint(
+        [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats]
+    )
+    return _tree(
+        [path.relative_to(root) for path in files],
+        [str(path) for path in files],
+        lambda index: files[index].open("rb"),
+        fingerprint,
+        f"folder:{root}",
+    )
+
+
+def _zip(path: pathlib.Path) -> Source:
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"zip:{path}: not a zip file ({error})") from error
+    # Members are only ever read as streams: a name such as ../../x is never used as a path.
+    members = sorted(
+        (member for member in archive.infolist() if not member.is_dir()),
+        key=lambda member: member.filename,
+    )
+    members = [member for member in members if _is_image(pathlib.PurePosixPath(member.filename))]
+
+    def open_stream(index: int) -> io.BufferedIOBase:
+        try:
+            return io.BytesIO(archive.read(members[index]))  # checks the member's CRC
+        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as error:
+            name = f"{path}:{members[index].filename}"
+            raise ValueError(f"{name}: cannot be read from the archive ({error})") from error
+
+    return _tree(
+        [pathlib.PurePosixPath(member.filename) for member in members],
+        [f"{path}:{member.filename}" for member in members],
+        open_stream,
+        _file_fingerprint(path),
+        f"zip:{path}",
+    )
+
+
+def _from_array(
+    images: np.ndarray, labels: np.ndarray | None, name: str, fingerprint: str,
+    class_names: tuple[str, ...] = (),
+) -> Source:  # fmt: skip
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(
+            f"{name}: expected uint8 images [N, H, W], [N, H, W, 1] or [N, H, W, 3], "
+            f"got {images.dtype} {images.shape}"
+        )
+    if len(images) == 0:
+        raise ValueError(f"{name}: no image in it")
+
+    def load(index: int) -> tuple[Image.Image, int | None]:
+        image = images[index]
+        label = None if labels is None else int(labels[index])
+        return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image), label
+
+    names = _Numbered(name, len(images))
+    return Source(names, load, fingerprint, class_names)
+
+
+class _Numbered(Sequence):
+    """Names `prefix[0]`, `prefix[1]`, ... without keeping millions of strings."""
+
+    def __init__(self, prefix: str, count: int):
+        self._prefix, self._count = prefix, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> str:
+        return f"{self._prefix}[{index}]"
+
+
+def _npy(path: pathlib.Path) -> Source:
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"npy:{path}: not a readable .npy file ({error})") from error
+    if not isinstance(images, np.ndarray):
+        raise ValueError(f"npy:{path}: an .npz archive, expected a .npy file of one array")
+    return _from_array(images, None, f"npy:{path}", _file_fingerprint(path))
+
+
+def _digits() -> Source:
+    import sklearn
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()  # 8x8, 17 grey levels 0..16, inside scikit-learn: no download
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    class_names = tuple(str(digit) for digit in range(10))
+    fingerprint = f"scikit-learn {sklearn.__version__}"
+    return _from_array(images, digits.target, "digits", fingerprint, class_names)
+
+
+def _tfds(argument: str, data_dir: str, download: bool) -> Source:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ValueError(
+            f"tfds:{argument} needs tensorflow-datasets: pip install 'warm-diffusion[tfds]'"
+        ) from error
+    name, _, split = argument.partition(":")
+    split = split or "train"
+    try:
+        # array_record is the format that can be read at random and without TensorFlow.
+        builder = tfds.builder(name, data_dir=data_dir or None, try_gcs=False)
+        if download:
+            builder = tfds.builder(
+                name, data_dir=data_dir or None, file_format="array_record", try_gcs=False
+            )
+            builder.download_and_prepare()
+        records = builder.as_data_source(split)
+    except tfds.core.DatasetNotFoundError as error:
+        raise ValueError(f"tfds:{argument}: no data set is called {name!r}") from error
+    except NotImplementedError as error:
+        raise ValueError(
+            f"tfds:{argument}: not prepared in array_record format in {builder.data_dir}; set "
+            "data.data_dir to where it is, or prepare it once with data.download=True"
+        ) from error
+    features = builder.info.features
+    if "image" not in features:
+        raise ValueError(f"tfds:{argument}: it has no feature 'image', only {sorted(features)}")
+    class_names = tuple(features["label"].names) if "label" in features else ()
+
+    def load(index: int) -> tuple[Image.Image, int | None]:
+        record = records[index]
+        image = record["image"]
+        label = int(record["label"]) if class_names else None
+        return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image), label
+
+    fingerprint = f"{builder.info.full_name} {split} {builder.data_dir} {len(records)}"
+    return Source(_Numbered(f"tfds:{argument}", len(records)), load, fingerprint, class_names)
