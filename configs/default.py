@@ -1,0 +1,88 @@
+"""Every key of a configuration, with a comment; other configs call this one and override.
+
+Letters are the paper's (arXiv 2511.16904): alpha is the blur level (standard deviation in pixels),
+beta the noise level, BNR = alpha / beta. "EDM" is Karras et al. 2022 (arXiv 2206.00364).
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """A small network on scikit-learn's digits, with the paper's process and EDM's recipe."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of weights, noise and the order of images
+    # Where compiled programs are kept for the next start; empty turns that off. The environment
+    # variable JAX_COMPILATION_CACHE_DIR goes before it.
+    config.compilation_cache_dir = "~/.cache/warm_diffusion/compiled"
+
+    config.data = data = ml_collections.ConfigDict()
+    data.source = "digits"  # digits | folder:DIR | zip:FILE | npy:FILE | tfds:NAME[:SPLIT]
+    data.resolution = 0  # crop and resize to this height and width; 0: the images' own size
+    data.channels = 0  # 1 (grey) or 3 (RGB) converts; 0: the images' own
+    data.resize = "lanczos"  # lanczos | box (area average)
+    data.cache_dir = ""  # prepared images; empty: the user's cache folder
+    data.data_dir = ""  # where TensorFlow Datasets keeps prepared sets; empty: its default
+    data.download = False  # let tfds: download and prepare a missing set
+    data.device_megabytes = 1024  # sets up to this size live on the device
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "ddpmpp"  # ddpmpp | ncsnpp
+    model.parameterization = "divide"  # divide (two heads) | clean | score
+    model.model_channels = 24  # base width
+    model.channel_mult = (1, 2)  # width of each level, fine to coarse, in multiples of it
+    model.num_blocks = 1  # residual blocks a level
+    model.attention_resolutions = (4,)  # heights at which blocks attend
+    model.dropout = 0.0  # EDM: 0.13 on CIFAR-10, 0.05 on FFHQ
+    model.dtype = "float32"  # of the convolutions: float32 | bfloat16; the rest stays float32
+
+    config.schedule = schedule = ml_collections.ConfigDict()
+    schedule.name = "constant_bnr"  # hot (BNR 0: EDM) | constant_bnr | cold (blur, little noise)
+    schedule.bnr = 0.5  # constant_bnr: pixels of blur per unit of noise; the paper's best
+    schedule.beta_min = 0.002  # hot, constant_bnr: smallest noise level of the sampler
+    schedule.beta_max = 80.0  # hot, constant_bnr: noise level at which sampling starts
+    schedule.p_mean = -1.2  # hot, constant_bnr: ln beta in training ~ N(p_mean, p_std^2)
+    schedule.p_std = 1.2
+    schedule.cold_alpha_min = 0.5  # cold: smallest blur, in pixels
+    schedule.cold_alpha_max = 20.0  # cold: blur at which sampling starts
+    schedule.cold_beta = 0.01  # cold: the constant noise level
+
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.sigma_data = 0.5  # standard deviation of the data in [-1, 1]
+    # Weight of the residual head. Parameterization score has no residual to learn: it trains the
+    # denoising term alone.
+    loss.residual_weight = 1.0
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()  # Adam
+    optimizer.learning_rate = 2e-3
+    optimizer.warmup_images = 20_000  # linear warm-up of the rate; EDM: 10 million
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.999
+    optimizer.eps = 1e-8
+
+    config.training = training = ml_collections.ConfigDict()
+    training.num_steps = 2_000
+    training.batch_size = 128  # global: over all devices and processes
+    training.ema_halflife_images = (20_000,)  # one set of averaged weights for each; EDM: 500,000
+    training.ema_rampup = 0.05  # half-life at most this share of the images seen; 0: no ramp-up
+    training.log_every = 100  # steps between reports
+    training.sample_every = 500  # steps between sample grids; 0: none
+    training.checkpoint_every = 500  # steps between checkpoints; the last step always has one
+    training.keep_latest = 2  # checkpoints kept
+    training.keep_every = 0  # also keep those at multiples of this many steps; 0: none
+    training.max_nonfinite = 10  # stop after this many non-finite gradients in a row
+
+    config.sampling = sampling = ml_collections.ConfigDict()
+    sampling.solver = "heun"  # euler | heun | multistep
+    sampling.num_steps = 18  # network calls: heun 2 n - 1, the others n
+    sampling.rho = 7.0  # spacing of the time grid
+    sampling.bnr = -1.0  # ratio of the path sampled along; negative: the schedule trained on
+    sampling.s_churn = 0.0  # EDM's stochasticity (heun, euler); 0: deterministic
+    sampling.s_min = 0.0  # noise levels between which it acts
+    sampling.s_max = 1e6
+    sampling.s_noise = 1.0  # scale of the added noise
+    sampling.ema = 0  # which of training.ema_halflife_images; -1: the raw weights
+    sampling.batch_size = 256  # global
+
+    config.eval = evaluation = ml_collections.ConfigDict()
+    evaluation.num_samples = 0  # seeds 0 .. n - 1; 0: as many as the data set has images
+    return config.lock()

@@ -1,0 +1,205 @@
+"""The one place where a configuration becomes objects: data, network, path, loss, sampler.
+
+Everything below takes plain arguments; `configs/default.py` explains every key.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from warm_diffusion import denoiser, losses, models, samplers, schedules
+from warm_diffusion.data import Dataset, load_dataset
+from warm_diffusion.data.images import from_uint8
+from warm_diffusion.training import devices
+from warm_diffusion.training import state as train_state
+
+_MODELS = {"ddpmpp": models.ddpmpp, "ncsnpp": models.ncsnpp}
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def _choose(key: str, name: str, choices: dict):
+    if name not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {name!r}")
+    return choices[name]
+
+
+def dataset(config: ConfigDict) -> Dataset:
+    """The prepared images of `config.data`."""
+    options = config.data.to_dict()
+    options.pop("device_megabytes")
+    return load_dataset(options.pop("source"), **options)
+
+
+def schedule(config: ConfigDict) -> schedules.Schedule:
+    """The path of `config.schedule`."""
+    options = config.schedule
+    levels = {name: options[name] for name in ("beta_min", "beta_max", "p_mean", "p_std")}
+    choices = {
+        "hot": lambda: schedules.hot(**levels),
+        "constant_bnr": lambda: schedules.constant_bnr(options.bnr, **levels),
+        "cold": lambda: schedules.cold(
+            alpha_min=options.cold_alpha_min,
+            alpha_max=options.cold_alpha_max,
+            beta=options.cold_beta,
+        ),
+    }
+    return _choose("schedule.name", options.name, choices)()
+
+
+def sampling_schedule(config: ConfigDict) -> schedules.Schedule:
+    """The path to sample along: the one trained on, or the ratio `config.sampling.bnr`."""
+    if config.sampling.bnr < 0:
+        return schedule(config)
+    levels = {"beta_min": config.schedule.beta_min, "beta_max": config.schedule.beta_max}
+    return schedules.constant_bnr(config.sampling.bnr, **levels)
+
+
+def model(config: ConfigDict, image_shape: tuple[int, int, int]) -> models.UNet:
+    """The network of `config.model` for images (H, W, C).
+
+    Raises:
+      ValueError: a name that is not known, or a size that the network cannot halve.
+    """
+    options = config.model
+    network = _choose("model.name", options.name, _MODELS)(
+        resolution=image_shape[0],
+        channels=image_shape[2],
+        model_channels=options.model_channels,
+        channel_mult=options.channel_mult,
+        num_blocks=options.num_blocks,
+        attention_resolutions=options.attention_resolutions,
+        dropout=options.dropout,
+        augment_dim=0,
+        heads=denoiser.num_heads(options.parameterization),
+        dtype=_choose("model.dtype", options.dtype, _DTYPES),
+    )
+    jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape))
+    return network
+
+
+def init_params(network: models.UNet, key: jax.Array, image_shape: tuple[int, int, int]) -> dict:
+    """Fresh parameters; call it inside jit."""
+    level = jnp.zeros((1,))
+    return network.init(key, jnp.zeros((1, *image_shape)), level, level)["params"]
+
+
+def make_denoiser(
+    config: ConfigDict, network: models.UNet, params: dict, dropout_key: jax.Array | None = None
+) -> denoiser.Denoiser:
+    """The preconditioned network; with a dropout key it is in training mode."""
+    train = dropout_key is not None
+    rngs = {"dropout": dropout_key} if train else None
+
+    def apply(x, c_noise, c_blur):
+        return network.apply({"params": params}, x, c_noise, c_blur, train=train, rngs=rngs)
+
+    return denoiser.precondition(
+        apply,
+        sigma_data=config.loss.sigma_data,
+        parameterization=config.model.parameterization,
+    )
+
+
+def loss(config: ConfigDict, network: models.UNet) -> train_state.LossFn:
+    """(params, key, uint8 images) -> LossTerms of the training objective."""
+    path = schedule(config)
+    divides = config.model.parameterization != "score"
+    residual_weight = config.loss.residual_weight if divides else 0.0
+
+    def loss_fn(params, key, images):
+        loss_key, dropout_key = jax.random.split(key)
+        return losses.score_matching_loss(
+            make_denoiser(config, network, params, dropout_key),
+            loss_key,
+            from_uint8(images),
+            path,
+            sigma_data=config.loss.sigma_data,
+            residual_weight=residual_weight,
+        )
+
+    return loss_fn
+
+
+def initial_state(
+    config: ConfigDict, network: models.UNet, image_shape: tuple[int, int, int], mesh: Mesh
+) -> tuple[Callable[[], train_state.TrainState], train_state.TrainState]:
+    """A jitted function that makes the state before the first step, and that state's abstract form."""
+    options = config.optimizer
+    rate = train_state.warmup_schedule(
+        options.learning_rate, options.warmup_images, config.training.batch_size
+    )
+    optimizer = optax.adam(rate, b1=options.b1, b2=options.b2, eps=options.eps)
+
+    def make():
+        params = init_params(network, jax.random.key(config.seed), image_shape)
+        num_ema = len(config.training.ema_halflife_images)
+        return train_state.create_state(network.apply, params, optimizer, num_ema)
+
+    sharding = devices.replicated(mesh)
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(make),
+    )
+    return jax.jit(make, out_shardings=sharding), abstract
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Draws images by seed.
+
+    Attributes:
+      draw: (params, seeds [batch_size], start or None) -> float images [batch_size, H, W, C], jitted.
+      batch_size: global; the program is compiled for this size alone.
+      num_calls: calls of the network per image.
+      schedule: the path followed.
+    """
+
+    draw: Callable[[dict, jax.Array, jax.Array | None], jax.Array]
+    batch_size: int
+    num_calls: int
+    schedule: schedules.Schedule
+
+
+def sampler(
+    config: ConfigDict, network: models.UNet, image_shape: tuple[int, int, int], mesh: Mesh
+) -> Sampler:
+    """The sampler of `config.sampling`, its seeds divided over the devices.
+
+    Raises:
+      ValueError: a solver that is not known or does not fit the path; a batch the devices can't share.
+    """
+    options = config.sampling
+    devices.check_batch_size("sampling.batch_size", options.batch_size, mesh)
+    path = sampling_schedule(config)
+    churn = None
+    if options.s_churn > 0:
+        churn = samplers.Churn(options.s_churn, options.s_min, options.s_max, options.s_noise)
+
+    def draw(params, seeds, start):
+        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
+        return samplers.sample(
+            make_denoiser(config, network, params),
+            samplers.initial_noise(seeds, image_shape),
+            path,
+            solver=options.solver,
+            num_steps=options.num_steps,
+            rho=options.rho,
+            churn=churn,
+            key=keys,
+            start=start,
+        )
+
+    # What does not fit shows here, before any training.
+    seeds = jax.ShapeDtypeStruct((options.batch_size,), np.dtype("uint32"))
+    params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape))
+    jax.eval_shape(draw, params, seeds, None)
+    everywhere, split = devices.replicated(mesh), devices.split(mesh)
+    calls = 2 * options.num_steps - 1 if options.solver == "heun" else options.num_steps
+    jitted = jax.jit(draw, in_shardings=(everywhere, split, split), out_shardings=split)
+    return Sampler(jitted, options.batch_size, calls, path)

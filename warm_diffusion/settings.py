@@ -1,0 +1,105 @@
+"""Configurations on disk and on the command line: realised, written, compared, read again."""
+
+import difflib
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+import ml_collections
+
+# What may change between two starts of one run: where things lie, how long it runs, what it reports
+# and how it samples. All other keys decide what is trained.
+_FREE = (
+    "compilation_cache_dir",
+    "data.cache_dir",
+    "data.data_dir",
+    "data.download",
+    "data.device_megabytes",
+    "training.num_steps",
+    "training.log_every",
+    "training.sample_every",
+    "training.checkpoint_every",
+    "training.keep_latest",
+    "training.keep_every",
+    "training.max_nonfinite",
+    "sampling.",
+    "eval.",
+)
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The realised configuration, every key."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def load(path: str, default: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Reads what `to_json` wrote, over a default that gives the types.
+
+    Raises:
+      ValueError: no such file, not JSON, or a key or type that the default does not have.
+    """
+    try:
+        saved = json.loads(pathlib.Path(path).expanduser().read_text())
+        default.update(saved)
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a configuration that can be read ({error})") from error
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: does not fit this version's configuration ({error})") from error
+    return default
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+def write_or_compare(config: ml_collections.ConfigDict, path: pathlib.Path) -> list[str]:
+    """Writes the configuration, or compares it with the one that the run began with.
+
+    Returns:
+      The differences that are harmless, one line each; the file then holds the new configuration.
+
+    Raises:
+      ValueError: keys that decide what is trained differ; the message lists them.
+    """
+    changes = []
+    if path.exists():
+        # Through JSON on both sides, so that tuples compare with lists.
+        old = _flat(json.loads(path.read_text()))
+        new = _flat(json.loads(to_json(config)))
+        changes = [
+            f"{key}: {old.get(key, '(absent)')!r} -> {new.get(key, '(absent)')!r}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+        refused = [line for line in changes if not line.startswith(_FREE)]
+        if refused:
+            raise ValueError(
+                f"{path.parent} holds a run of another configuration: {'; '.join(refused)}. Use a "
+                f"new --workdir, or continue that run with --config={path}"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".partial-{os.getpid()}")
+    partial.write_text(to_json(config))
+    partial.replace(path)
+    return changes
+
+
+def explain_unknown_key(argv: Sequence[str], config: ml_collections.ConfigDict) -> str | None:
+    """Names the first `--config.KEY` in argv that the configuration lacks, and the nearest one."""
+    known = _flat(config.to_dict())
+    for argument in argv:
+        if not argument.startswith(("--config.", "-config.", "--noconfig.")):
+            continue
+        key = argument.partition("=")[0].partition("config.")[2]
+        if key in known:
+            continue
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        return f"unknown configuration key {key!r}{hint} (all keys: configs/default.py)"
+    return None
