@@ -129,7 +129,7 @@ def loss(config: ConfigDict, network: models.UNet) -> train_state.LossFn:
 def initial_state(
     config: ConfigDict, network: models.UNet, image_shape: tuple[int, int, int], mesh: Mesh
 ) -> tuple[Callable[[], train_state.TrainState], train_state.TrainState]:
-    """A jitted function that makes the state before the first step, and that state's abstract form."""
+    """A jitted function that makes the state before the first step, and its abstract form."""
     options = config.optimizer
     rate = train_state.warmup_schedule(
         options.learning_rate, options.warmup_images, config.training.batch_size
@@ -154,28 +154,35 @@ class Sampler:
     """Draws images by seed.
 
     Attributes:
-      draw: (params, seeds [batch_size], start or None) -> float images [batch_size, H, W, C], jitted.
-      batch_size: global; the program is compiled for this size alone.
+      draw: (params, seeds [B], start [B, H, W, C] or None) -> float images [B, H, W, C], jitted.
+      batch_size: the B that it is compiled for, over all devices.
       num_calls: calls of the network per image.
       schedule: the path followed.
+      needs_start: the path does not end in noise, so `start` must be blurred images.
     """
 
     draw: Callable[[dict, jax.Array, jax.Array | None], jax.Array]
     batch_size: int
     num_calls: int
     schedule: schedules.Schedule
+    needs_start: bool
 
 
 def sampler(
-    config: ConfigDict, network: models.UNet, image_shape: tuple[int, int, int], mesh: Mesh
+    config: ConfigDict,
+    network: models.UNet,
+    image_shape: tuple[int, int, int],
+    batch_size: int,
+    mesh: Mesh,
 ) -> Sampler:
     """The sampler of `config.sampling`, its seeds divided over the devices.
 
     Raises:
-      ValueError: a solver that is not known or does not fit the path; a batch the devices can't share.
+      ValueError: a solver that is not known or does not fit the path; a batch that the devices
+        cannot share.
     """
     options = config.sampling
-    devices.check_batch_size("sampling.batch_size", options.batch_size, mesh)
+    devices.check_batch_size("sampling.batch_size", batch_size, mesh)
     path = sampling_schedule(config)
     churn = None
     if options.s_churn > 0:
@@ -196,10 +203,11 @@ def sampler(
         )
 
     # What does not fit shows here, before any training.
-    seeds = jax.ShapeDtypeStruct((options.batch_size,), np.dtype("uint32"))
+    seeds = jax.ShapeDtypeStruct((batch_size,), np.dtype("uint32"))
     params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape))
     jax.eval_shape(draw, params, seeds, None)
     everywhere, split = devices.replicated(mesh), devices.split(mesh)
     calls = 2 * options.num_steps - 1 if options.solver == "heun" else options.num_steps
-    jitted = jax.jit(draw, in_shardings=(everywhere, split, split), out_shardings=split)
-    return Sampler(jitted, options.batch_size, calls, path)
+    jitted = jax.jit(draw, in_shardings=(everywhere, split, split), out_shardings=everywhere)
+    needs_start = options.bnr < 0 and config.schedule.name == "cold"
+    return Sampler(jitted, batch_size, calls, path, needs_start)

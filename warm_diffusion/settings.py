@@ -1,11 +1,14 @@
 """Configurations on disk and on the command line: realised, written, compared, read again."""
 
+import argparse
 import difflib
 import json
 import os
 import pathlib
 from collections.abc import Sequence
 
+import absl.flags
+import jax
 import ml_collections
 
 # What may change between two starts of one run: where things lie, how long it runs, what it reports
@@ -103,3 +106,62 @@ def explain_unknown_key(argv: Sequence[str], config: ml_collections.ConfigDict) 
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         return f"unknown configuration key {key!r}{hint} (all keys: configs/default.py)"
     return None
+
+
+def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[str]:
+    """Lets `--config` take a run's JSON file, and finds that of `--checkpoint` where none is given.
+
+    Args:
+      argv: the command line.
+      configs: folder of the config files; its saved.py reads JSON.
+
+    Returns:
+      argv with `--config=configs/saved.py:FILE` where a JSON file is meant.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("config", "mode", "workdir", "checkpoint"):
+        parser.add_argument(f"--{name}", f"-{name}")
+    given, _ = parser.parse_known_args(argv[1:])
+    saved = configs / "saved.py"
+    if given.config:
+        if not given.config.endswith(".json"):
+            return list(argv)
+        # The last one wins, as with any flag.
+        return [*argv, f"--config={saved}:{given.config}"]
+    checkpoint = given.checkpoint or given.workdir
+    if given.mode in (None, "train", "info") or not checkpoint:
+        return list(argv)
+    path = pathlib.Path(checkpoint).expanduser().absolute()
+    path = path.parent.parent if path.parent.name == "checkpoints" else path
+    if not (path / "config.json").exists():
+        return list(argv)
+    return [argv[0], f"--config={saved}:{path / 'config.json'}", *argv[1:]]
+
+
+def prepare(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
+    """Joins the other processes if asked, turns the compilation cache on, applies short flags.
+
+    Args:
+      flags: parsed; config, distributed, bnr, solver and steps are used.
+
+    Returns:
+      The configuration, with --bnr, --solver and --steps in its sampling section.
+    """
+    if flags.distributed:
+        jax.distributed.initialize()
+    config = flags.config
+    _enable_compilation_cache(config.compilation_cache_dir)
+    for key, flag in (("bnr", "bnr"), ("solver", "solver"), ("num_steps", "steps")):
+        if flags[flag].present:
+            config.sampling[key] = flags[flag].value
+    return config
+
+
+def _enable_compilation_cache(folder: str) -> None:
+    """Keeps compiled programs for the next start; an environment variable of JAX's goes first."""
+    if not folder or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    jax.config.update("jax_compilation_cache_dir", os.path.abspath(os.path.expanduser(folder)))
+    # Small programs as well: a small network's start is made of many of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -2,7 +2,7 @@
 
 Position p = step * batch_size + i of a run is image perm_e[p mod N] of epoch e = p div N, with
 perm_e a permutation drawn from fold_in(seed key, e). So every epoch sees every image once, a batch
-may span two epochs, and resuming needs one integer and works on any number of devices and processes.
+may span two epochs; resuming needs one integer and works on any number of devices.
 """
 
 import functools

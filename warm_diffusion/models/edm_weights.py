@@ -43,7 +43,7 @@ def from_edm(model: UNet, arrays: Mapping[str, np.ndarray], key: jax.Array) -> d
 
     Args:
       model: a network of the same shape as EDM's.
-      arrays: EDM's parameters under its own names (a leading `model.` is optional) in torch layouts;
+      arrays: EDM's parameters under its own names (a leading `model.` is optional), torch layouts;
         its fixed `resample_filter` buffers are ignored.
       key: PRNG key for what EDM lacks (the first layer of the blur embedding).
 

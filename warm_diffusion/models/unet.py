@@ -150,8 +150,8 @@ def _positional_embedding(level: jax.Array, size: int) -> jax.Array:
 class UNet(nn.Module):
     """U-Net with `heads` images out for one image in; see `ddpmpp` and `ncsnpp`.
 
-    Called with x [B, H, W, C], c_noise [B], c_blur [B]; returns float32 [B, H, W, heads * C]. H and W
-    may differ; both must be divisible by 2^(levels - 1).
+    Called with x [B, H, W, C], c_noise [B], c_blur [B]; returns float32 [B, H, W, heads * C]. H and
+    W may differ; both must be divisible by 2^(levels - 1).
     """
 
     resolution: int
@@ -345,8 +345,10 @@ def ddpmpp(
 
 
 def ncsnpp(*args, **options) -> UNet:
-    """NCSN++ as in EDM, table 7: `ddpmpp` (same arguments) with Fourier embedding of the noise level,
-    residual encoder and the [1, 3, 3, 1] filter.
+    """NCSN++ as in EDM, table 7: `ddpmpp` with other parts, same arguments.
+
+    They are the Fourier embedding of the noise level, the residual encoder and the filter
+    [1, 3, 3, 1].
     """
     return ddpmpp(*args, **options).clone(
         fourier_embedding=True, residual_encoder=True, taps=(1, 3, 3, 1)

@@ -42,7 +42,14 @@ def _checksum(arrays: dict) -> str:
 class Checkpoints:
     """The checkpoints of one training run, in a folder `checkpoints` of its workdir."""
 
-    def __init__(self, workdir: pathlib.Path, *, keep_latest: int = 1, keep_every: int = 0):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        keep_latest: int = 1,
+        keep_every: int = 0,
+        read_only: bool = False,
+    ):
         # Orbax fails in its background thread on a relative path.
         self._path = (pathlib.Path(workdir) / "checkpoints").absolute()
         managers = ocp.checkpoint_managers
@@ -53,22 +60,28 @@ class Checkpoints:
             self._path,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=managers.AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=True,
+                # A reader may look on while the training run writes.
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
             ),
         )
 
-    def save(self, state: TrainState, batch_size: int) -> None:
-        """Starts saving a state; returns when the state may be changed. Saved steps are skipped."""
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, about: dict) -> None:
+        """Starts saving a state; returns when the state may be changed. Saved steps are skipped.
+
+        Args:
+          state: the state after `state.step` steps.
+          about: facts to keep beside it, for `about`.
+        """
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if step in self.steps():
             return
         arrays = _arrays(state)
-        about = {
-            "format": _FORMAT,
-            "step": step,
-            "images": step * batch_size,
-            "sha256": _checksum(arrays),
-        }
+        about = {**about, "format": _FORMAT, "step": step, "sha256": _checksum(arrays)}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -102,9 +115,8 @@ class Checkpoints:
         Raises:
           ValueError: there are checkpoints, but none is sound.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        damaged = []
-        for step in steps:
+        steps, damaged = self.steps(), []
+        for step in reversed(steps):
             try:
                 state = self.restore(step, target)
             # Orbax reports damage by bare Exception, ValueError, KeyError, JSON and OS errors.
@@ -118,31 +130,37 @@ class Checkpoints:
             raise ValueError(f"no checkpoint in {self._path} can be restored: tried {steps}")
         return None
 
+    def about(self, step: int) -> dict:
+        """The facts kept with a checkpoint.
+
+        Raises:
+          ValueError: there is no such checkpoint, or it cannot be read.
+        """
+        if step not in self.steps():
+            raise ValueError(
+                f"no checkpoint of step {step} in {self._path}: there are {self.steps()}"
+            )
+        try:
+            arguments = ocp.args.Composite(about=ocp.args.JsonRestore())
+            return self._manager.restore(step, args=arguments).about
+        except Exception as error:  # see restore_latest
+            raise ValueError(f"checkpoint {step}: {_first_line(error)}") from error
+
     def restore(self, step: int, target: TrainState) -> TrainState:
         """The checkpoint of one step, its checksum verified.
 
         Raises:
-          ValueError: no such checkpoint, or it does not hold what was saved.
+          ValueError: there is no such checkpoint, or it does not hold what was saved.
         """
-        if step not in self._manager.all_steps():
-            raise ValueError(
-                f"no checkpoint of step {step} in {self._path}: there are "
-                f"{sorted(self._manager.all_steps())}"
-            )
+        about = self.about(step)
+        if about["format"] != _FORMAT:
+            raise ValueError(f"format {about['format']}, this version reads format {_FORMAT}")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(target))
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore()
-            ),
-        )
-        if restored.about["format"] != _FORMAT:
-            raise ValueError(
-                f"format {restored.about['format']}, this version reads format {_FORMAT}"
-            )
-        if _checksum(restored.state) != restored.about["sha256"]:
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        arrays = self._manager.restore(step, args=arguments).state
+        if _checksum(arrays) != about["sha256"]:
             raise ValueError("its arrays differ from what was saved (checksum mismatch)")
-        return target.replace(**restored.state)
+        return target.replace(**arrays)
 
     def _move_aside(self, steps: list[int]) -> None:
         folder = self._path.parent / "damaged"

@@ -24,8 +24,8 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
     """Raises ValueError unless a global batch divides evenly over the devices."""
     if batch_size < 1 or batch_size % mesh.size:
         raise ValueError(
-            f"{name} is global, over all devices: expected a multiple of {mesh.size} (the number of "
-            f"devices), got {batch_size}"
+            f"{name} is global, over all devices: expected a multiple of {mesh.size} (the number "
+            f"of devices), got {batch_size}"
         )
 
 

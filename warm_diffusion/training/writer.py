@@ -15,7 +15,7 @@ class Writer:
     """Writes scalars and images; only the first process should have one."""
 
     def __init__(self, workdir: pathlib.Path, first_step: int = 0):
-        """Opens the files; lines of steps after `first_step` (a run that was cut off) are dropped."""
+        """Opens the files; lines of later steps than `first_step` (a run cut off) are dropped."""
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             self._rewind(first_step)

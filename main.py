@@ -1,0 +1,80 @@
+"""Train, sample, evaluate and analyze blur-noise diffusion models.
+
+    python main.py --config=configs/digits.py --workdir=runs/digits
+    python main.py --mode=sample --workdir=runs/digits --seeds=0-63
+
+Exit status: 0 done; 1 a fault of the program; 2 a mistake in what was asked for (one line says
+which); 3 training diverged; 75 stopped by SIGTERM or SIGINT, saved: the same command continues.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from configs import default
+from warm_diffusion import jobs, settings
+
+CONFIGS = pathlib.Path(__file__).resolve().parent / "configs"
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file(
+    "config",
+    str(CONFIGS / "digits.py"),
+    "Python file, or a run's config.json; sample and eval take that of --checkpoint. "
+    "Override any key of configs/default.py by --config.KEY=VALUE.",
+)
+flags.DEFINE_enum("mode", "train", ["train", "sample", "eval", "analyze", "info"], "What to do.")
+flags.DEFINE_string("workdir", None, "Where results go; train continues what is there.")
+flags.DEFINE_string("checkpoint", None, "Training workdir or its checkpoints/STEP [--workdir].")
+flags.DEFINE_string("seeds", "0-63", "sample: such as 0-63 or 3,5,8-11.")
+flags.DEFINE_float("bnr", None, "sample, eval: blur-to-noise ratio of the path [as trained].")
+flags.DEFINE_string("solver", None, "sample, eval: euler, heun or multistep.")
+flags.DEFINE_integer("steps", None, "sample, eval: steps of the solver.")
+flags.DEFINE_bool("distributed", False, "Join the other processes of a pod before anything else.")
+flags.DEFINE_bool("debug", False, "Show the libraries' logs, and a traceback for every error.")
+
+
+def fail(message: str, status: int = 2) -> None:
+    """Prints one line and exits."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Reads the flags; a wrong one is one line, not a traceback."""
+    try:
+        return FLAGS(settings.resolve_config_argument(argv, CONFIGS))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        fail(settings.explain_unknown_key(argv, default.get_config()) or str(error))
+
+
+def main(argv: list[str]) -> None:
+    """Runs the mode; a mistake of the user's becomes one line."""
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}; flags look like --mode=train")
+    if not FLAGS.workdir and FLAGS.mode != "info":
+        fail(f"--mode={FLAGS.mode} writes files: set --workdir=DIR")
+    logging.set_verbosity(logging.INFO if FLAGS.debug else logging.WARNING)
+    config = settings.prepare(FLAGS)
+    checkpoint = FLAGS.checkpoint or FLAGS.workdir
+    try:
+        match FLAGS.mode:
+            case "train":
+                jobs.train.train_and_evaluate(config, FLAGS.workdir)
+            case "sample":
+                jobs.sample.sample_images(config, checkpoint, FLAGS.workdir, FLAGS.seeds)
+            case "eval":
+                jobs.evaluate.evaluate(config, checkpoint, FLAGS.workdir)
+            case "analyze":
+                jobs.analyze.analyze(config, FLAGS.workdir)
+            case "info":
+                jobs.info.describe(config)
+    except (ValueError, jobs.Stopped) as error:
+        if FLAGS.debug:
+            raise
+        fail(str(error), getattr(error, "status", 2))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,117 @@
+"""Independent numpy formulas that the core is tested against: nothing here imports the package.
+
+The blur goes through scipy's DCT; Gaussian data are diagonal in the DCT basis, so every posterior,
+flow and variance below is a formula per frequency.
+"""
+
+import dataclasses
+
+import numpy as np
+import scipy.fft
+
+
+def dct(x):
+    """Orthonormal DCT-II over height and width of [..., H, W, C]."""
+    return scipy.fft.dctn(np.asarray(x, np.float64), norm="ortho", axes=(-3, -2))
+
+
+def idct(coefficients):
+    """Its inverse."""
+    return scipy.fft.idctn(np.asarray(coefficients, np.float64), norm="ortho", axes=(-3, -2))
+
+
+def eigenvalues(height, width):
+    """lambda_ij = pi^2 (i^2 / H^2 + j^2 / W^2), [H, W]: method section 1."""
+    return np.array(
+        [
+            [np.pi**2 * (i**2 / height**2 + j**2 / width**2) for j in range(width)]
+            for i in range(height)
+        ]
+    )
+
+
+def transfer(alpha, height, width):
+    """m(alpha) = exp(-lambda alpha^2 / 2): [H, W, 1] for a number, [B, H, W, 1] for [B]."""
+    squares = np.asarray(alpha, np.float64)[..., None, None, None] ** 2
+    return np.exp(-eigenvalues(height, width)[:, :, None] * squares / 2)
+
+
+def blur(x, alpha):
+    """B(alpha) x for images [B, H, W, C]; alpha a number or [B]."""
+    return idct(transfer(alpha, *x.shape[-3:-1]) * dct(x))
+
+
+def natural_spectrum(height, width, channels=None):
+    """A spectrum that falls as 1 / f^2, as that of natural images; channels may differ."""
+    spectrum = 0.5 / (eigenvalues(height, width) + 0.1)
+    if channels is None:
+        return spectrum
+    return spectrum[:, :, None] * (1 + 0.5 * np.arange(channels))
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianData:
+    """x0 ~ N(mean, spectrum), diagonal in the DCT basis; method section 7."""
+
+    mean: np.ndarray  # [H, W, C]
+    spectrum: np.ndarray  # [H, W, C]
+
+    def draw(self, rng, count):
+        noise = rng.standard_normal((count, *self.mean.shape))
+        return self.mean + idct(np.sqrt(self.spectrum) * noise)
+
+    def marginal(self, alpha, beta):
+        """Mean and variance of the DCT coefficients of a forward state; levels numbers or [B]."""
+        beta = np.asarray(beta, np.float64)[..., None, None, None]
+        m = transfer(alpha, *self.mean.shape[:2])
+        return m * dct(self.mean), m**2 * self.spectrum + beta**2
+
+    def posterior_means(self, x, alpha, beta):
+        """(D, R) at states x [B, H, W, C]: E[B x0 | x] and E[(I - B) x0 | x]."""
+        m = transfer(alpha, *self.mean.shape[:2])
+        mean, variance = self.marginal(alpha, beta)
+        clean = dct(self.mean) + m * self.spectrum / variance * (dct(x) - mean)
+        return idct(m * clean), idct((1 - m) * clean)
+
+    def posterior_variance(self, alpha, beta):
+        """Variance of each DCT coefficient of x0 given x."""
+        return self.spectrum * beta**2 / self.marginal(alpha, beta)[1]
+
+    def flow(self, x, start, end):
+        """The probability flow's state at level `end` from x at `start`, levels (alpha, beta)."""
+        mean, variance = self.marginal(*start)
+        mean_end, variance_end = self.marginal(*end)
+        return idct(mean_end + (dct(x) - mean) * np.sqrt(variance_end / variance))
+
+
+def gaussian_data(height, width, channels, seed=0):
+    """Gaussian data with a mean image that is not zero and a natural spectrum per channel."""
+    mean = np.random.default_rng(seed).uniform(-0.8, 0.8, (height, width, channels))
+    return GaussianData(mean, natural_spectrum(height, width, channels))
+
+
+def edm_times(t_min, t_max, num_steps, rho):
+    """EDM (arXiv 2206.00364), eq. (5), then 0."""
+    times = []
+    for i in range(num_steps):
+        root = t_max ** (1 / rho)
+        if num_steps > 1:
+            root += i / (num_steps - 1) * (t_min ** (1 / rho) - t_max ** (1 / rho))
+        times.append(root**rho)
+    return np.array([*times, 0.0])
+
+
+def within_standard_errors(samples, mean=None, variance=None, errors=5.0):
+    """Asserts mean and variance of normal samples [N, ...], each within `errors` standard errors.
+
+    Of N normal samples the mean has the standard error sqrt(variance / N), the variance
+    variance * sqrt(2 / (N - 1)).
+    """
+    count = len(samples)
+    if mean is not None:
+        scale = np.sqrt(np.var(samples, axis=0, ddof=1) / count)
+        deviation = np.abs(np.mean(samples, axis=0) - mean) / scale
+        np.testing.assert_array_less(deviation, errors)
+    if variance is not None:
+        deviation = np.abs(np.var(samples, axis=0, ddof=1) / variance - 1)
+        np.testing.assert_array_less(deviation, errors * np.sqrt(2 / (count - 1)))

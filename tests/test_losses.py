@@ -1,0 +1,330 @@
+"""Score matching against exact targets, posterior variances and finite differences."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from closed_forms import GaussianData, blur, dct, gaussian_data, idct, natural_spectrum, transfer
+from jax.test_util import check_grads
+
+from warm_diffusion import oracle, schedules
+from warm_diffusion.dct import blur as jax_blur
+from warm_diffusion.denoiser import Prediction, precondition
+from warm_diffusion.losses import score_matching_loss
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+SIZE = (6, 5, 2)
+DATA = gaussian_data(*SIZE)
+PATH = schedules.constant_bnr(0.5)
+KEY = jax.random.key(0)
+
+
+def images(count, seed=0):
+    return DATA.draw(np.random.default_rng(seed), count)
+
+
+def at(t, path=PATH):
+    """The path, trained at the one time t."""
+    return dataclasses.replace(path, sample_time=lambda key, shape: jnp.full(shape, t))
+
+
+def knows(x0, blurry_error=0.0, residual_error=0.0):
+    """A denoiser that knows the clean images, up to given errors [H, W, C] of its heads."""
+
+    def denoise(x, alpha, beta):
+        blurry = jax_blur(x0, alpha)
+        return Prediction(blurry + blurry_error, x0 - blurry + residual_error)
+
+    return denoise
+
+
+def network(parameters):
+    """A small network with one set of parameters per head, as a denoiser."""
+
+    def apply(x, c_noise, c_blur):
+        levels = c_noise[:, None, None, None], c_blur[:, None, None, None]
+        heads = [
+            jnp.tanh(x @ head["mix"] + levels[0] * head["noise"] + levels[1] * head["blur"])
+            for head in (parameters["denoiser"], parameters["deblurrer"])
+        ]
+        return jnp.concatenate(heads, axis=-1)
+
+    return precondition(apply)
+
+
+def parameters(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        head: {
+            "mix": 0.5 * rng.standard_normal((2, 2)),
+            "noise": 0.5 * rng.standard_normal((1, 1, 1, 2)),
+            "blur": 0.5 * rng.standard_normal((1, 1, 1, 2)),
+        }
+        for head in ("denoiser", "deblurrer")
+    }
+
+
+def losses_of(weights, x0, key=KEY, **options):
+    return score_matching_loss(network(weights), key, x0, PATH, **options)
+
+
+jitted_losses = jax.jit(losses_of, static_argnames=("residual_weight", "sigma_data"))
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+def test_exact_targets_cost_nothing():
+    x0 = images(4)
+    for term in score_matching_loss(knows(x0), KEY, x0, PATH):
+        np.testing.assert_allclose(term, np.zeros(4), atol=1e-25)
+
+
+@pytest.mark.parametrize("bnr", [0.5, 2.0])
+def test_the_loss_of_the_exact_denoiser_is_the_posterior_variance(bnr):
+    # Per frequency var(x0 | x) = S beta^2 / v; D has m^2 and R (1 - m)^2 of it. Means over pixels
+    # are means over frequencies, V being orthonormal. beta = 0.6, sigma_data = 0.5.
+    x0, beta = images(4000), 0.6
+    variance = DATA.posterior_variance(bnr * beta, beta)
+    m = transfer(bnr * beta, *SIZE[:2])
+    expected_denoise = (beta**2 + 0.5**2) / (beta * 0.5) ** 2 * np.mean(m**2 * variance)
+    expected_deblur = np.mean((1 - m) ** 2 * variance) / 0.5**2
+
+    exact = oracle.gaussian(DATA.mean, DATA.spectrum)
+    path = at(beta, schedules.constant_bnr(bnr))
+    terms = jax.jit(lambda key: score_matching_loss(exact, key, x0, path))(KEY)
+    for losses, expected in (
+        (terms.denoise, expected_denoise),
+        (terms.deblur, expected_deblur),
+        (terms.total, expected_denoise + expected_deblur),
+    ):
+        assert abs(losses.mean() - expected) < 5 * losses.std() / np.sqrt(losses.size)
+
+
+@pytest.mark.parametrize(("beta", "sigma_data"), [(0.1, 0.5), (3.0, 0.5), (0.7, 0.2)])
+def test_the_denoising_weight_undoes_the_output_scale(beta, sigma_data):
+    # Every pixel of D off by 1: w_D = 1 / c_out^2 with EDM's c_out = beta s / sqrt(beta^2 + s^2).
+    x0 = images(3)
+    c_out = beta * sigma_data / np.sqrt(beta**2 + sigma_data**2)
+    terms = score_matching_loss(
+        knows(x0, blurry_error=1.0), KEY, x0, at(beta), sigma_data=sigma_data
+    )
+    np.testing.assert_allclose(terms.denoise, np.full(3, 1 / c_out**2), rtol=1e-12)
+    np.testing.assert_allclose(terms.deblur, np.zeros(3), atol=1e-25)
+
+
+@pytest.mark.parametrize(("weight", "sigma_data"), [(1.0, 0.5), (3.0, 0.5), (1.0, 0.2)])
+def test_the_deblurring_weight_is_relative_to_the_variance_of_the_data(weight, sigma_data):
+    # Every pixel of R off by 1: w_R = residual_weight / s^2.
+    x0 = images(3)
+    terms = score_matching_loss(
+        knows(x0, residual_error=1.0), KEY, x0, PATH, sigma_data=sigma_data, residual_weight=weight
+    )
+    np.testing.assert_allclose(terms.deblur, np.full(3, weight / sigma_data**2), rtol=1e-12)
+    np.testing.assert_allclose(terms.denoise, np.zeros(3), atol=1e-25)
+
+
+def test_squares_are_averaged_over_pixels_and_channels():
+    # One wrong pixel of 6 * 5 * 2, in one channel: 1 / 60 of the weight 1 / 0.5^2.
+    x0, error = images(2), np.zeros((1, *SIZE))
+    error[0, 2, 3, 1] = 1.0
+    terms = score_matching_loss(knows(x0, residual_error=error), KEY, x0, PATH)
+    np.testing.assert_allclose(terms.deblur, np.full(2, 4 / 60), rtol=1e-12)
+
+
+def test_the_residual_weight_scales_the_deblurring_term_only():
+    plain, weighted = (
+        jitted_losses(parameters(), images(4), residual_weight=w) for w in (1.0, 3.0)
+    )
+    np.testing.assert_allclose(weighted.deblur, 3 * plain.deblur, rtol=1e-12)
+    np.testing.assert_allclose(weighted.denoise, plain.denoise, rtol=1e-12)
+    np.testing.assert_allclose(weighted.total, plain.denoise + 3 * plain.deblur, rtol=1e-12)
+
+
+def test_consistency_is_zero_for_exact_posterior_means():
+    exact = oracle.gaussian(DATA.mean, DATA.spectrum)
+    terms = score_matching_loss(exact, KEY, images(4), PATH)
+    np.testing.assert_allclose(terms.consistency, np.zeros(4), atol=1e-25)
+
+
+@pytest.mark.parametrize("head", ["blurry", "residual"])
+def test_consistency_measures_how_far_d_is_from_the_blurred_sum(head):
+    # |D - B (D + R)|^2 with an error e in one head: (1 - m) e of D, m e of R, per frequency.
+    x0, error = images(2), np.random.default_rng(3).standard_normal((1, *SIZE))
+    denoise = knows(x0, **{f"{head}_error": error})
+    m = transfer(0.5 * 0.8, *SIZE[:2])
+    left = idct((1 - m if head == "blurry" else m) * dct(error))
+    terms = score_matching_loss(denoise, KEY, x0, at(0.8))
+    np.testing.assert_allclose(terms.consistency, np.full(2, np.mean(left**2)), rtol=1e-10)
+    assert np.all(terms.consistency > 0)
+
+
+# --- levels and noise ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """What the denoiser is given for 4,000 examples: x, alpha, beta and the clean images."""
+    with jax.enable_x64(True):
+        x0, inputs = images(4000), []
+
+        def record(*args):
+            inputs.extend(np.asarray(arg) for arg in args)
+            return Prediction(args[0], args[0])
+
+        score_matching_loss(record, KEY, x0, PATH)
+        return (*inputs, x0)
+
+
+def test_levels_lie_on_the_path_and_follow_its_training_distribution(seen):
+    # alpha = bnr beta; ln beta ~ N(-1.2, 1.2^2), one draw per example.
+    _, alpha, beta, _ = seen
+    np.testing.assert_allclose(alpha, 0.5 * beta, rtol=1e-13)
+    logs = np.log(beta)
+    assert abs(logs.mean() + 1.2) < 5 * 1.2 / np.sqrt(4000)
+    assert abs(logs.std() / 1.2 - 1) < 5 / np.sqrt(2 * 4000)
+
+
+def test_the_denoiser_sees_the_blurred_image_with_noise_of_its_level(seen):
+    # (x - B x0) / beta is standard normal: mean 0, variance 1, each within 5 standard errors.
+    x, alpha, beta, x0 = seen
+    noise = (x - blur(x0, alpha)) / beta[:, None, None, None]
+    assert abs(noise.mean()) < 5 / np.sqrt(noise.size)
+    assert abs(noise.var() - 1) < 5 * np.sqrt(2 / noise.size)
+
+
+def test_the_noise_is_drawn_apart_from_the_levels(seen):
+    # From one key both would hold the same numbers, element by element.
+    x, alpha, beta, x0 = seen
+    noise = (x - blur(x0, alpha)) / beta[:, None, None, None]
+    level = (np.log(beta) + 1.2) / 1.2
+    assert abs(np.corrcoef(level, noise.ravel()[:4000])[0, 1]) < 5 / np.sqrt(4000)
+
+
+# --- examples and gradients ----------------------------------------------------------------------
+
+
+def test_an_example_changes_its_own_loss_only():
+    x0 = images(4)
+    changed = x0.copy()
+    changed[1] += 0.3
+    for before, after in zip(
+        jitted_losses(parameters(), x0), jitted_losses(parameters(), changed), strict=True
+    ):
+        np.testing.assert_array_equal(before != after, [False, True, False, False])
+
+
+def test_gradients_equal_finite_differences():
+    x0 = images(2)
+    check_grads(lambda p: jnp.mean(losses_of(p, x0).total), (parameters(),), 1, ["rev"])
+
+
+@pytest.mark.parametrize(
+    ("term", "options", "own", "other"),
+    [
+        ("denoise", {}, "denoiser", "deblurrer"),
+        ("deblur", {}, "deblurrer", "denoiser"),
+        ("total", {"residual_weight": 0.0}, "denoiser", "deblurrer"),
+    ],
+)
+def test_the_gradient_of_a_term_touches_its_own_head_only(term, options, own, other):
+    gradient = jax.jit(
+        jax.grad(lambda p: jnp.mean(getattr(losses_of(p, images(2), **options), term)))
+    )(parameters())
+    assert all(np.all(part != 0) for part in jax.tree.leaves(gradient[own]))
+    assert all(np.all(part == 0) for part in jax.tree.leaves(gradient[other]))
+
+
+def test_the_exact_denoiser_is_a_minimum():
+    # The mean gradient with respect to a gain of each head vanishes at gain 1, within 5 standard
+    # errors: least squares is solved by the posterior mean. A mean of zero keeps the gains apart.
+    data = GaussianData(np.zeros(SIZE), natural_spectrum(*SIZE))
+    x0, exact = data.draw(np.random.default_rng(0), 4000), oracle.gaussian(data.mean, data.spectrum)
+
+    def losses(gains):
+        def denoise(*inputs):
+            return Prediction(*(g * part for g, part in zip(gains, exact(*inputs), strict=True)))
+
+        return score_matching_loss(denoise, KEY, x0, at(0.6)).total
+
+    for gradient in jax.jit(jax.jacfwd(losses))((1.0, 1.0)):
+        assert abs(gradient.mean()) < 5 * gradient.std() / np.sqrt(gradient.size)
+
+
+# --- transformations -----------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_same_under_jit():
+    x0 = images(4)
+    for plain, compiled in zip(
+        losses_of(parameters(), x0), jitted_losses(parameters(), x0), strict=True
+    ):
+        np.testing.assert_allclose(compiled, plain, rtol=1e-11)
+
+
+def test_the_loss_works_under_vmap_over_keys():
+    x0, keys = images(4), jax.random.split(KEY, 3)
+    together = jax.jit(jax.vmap(lambda key: losses_of(parameters(), x0, key).total))(keys)
+    alone = [jitted_losses(parameters(), x0, key).total for key in keys]
+    np.testing.assert_allclose(together, alone, rtol=1e-11)
+
+
+PMAP_SCRIPT = """
+import json, jax, jax.numpy as jnp
+from test_losses import KEY, images, losses_of, parameters
+jax.config.update("jax_enable_x64", True)
+x0, keys = images(4).reshape(2, 2, 6, 5, 2), jax.random.split(KEY, 2)
+def step(weights, key, x0):
+    gradient = jax.grad(lambda p: jnp.mean(losses_of(p, x0, key).total))(weights)
+    return jax.lax.pmean(gradient, "devices")
+gradient = jax.pmap(step, "devices", in_axes=(None, 0, 0))(parameters(), keys, x0)
+print(json.dumps([part.tolist() for part in jax.tree.leaves(gradient)]))
+"""
+
+
+def test_gradients_averaged_by_pmap_over_two_devices_are_those_of_the_whole_batch():
+    # In a process of its own: the number of CPU devices is fixed when JAX starts.
+    here = Path(__file__).resolve().parent
+    paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", PMAP_SCRIPT], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    keys, halves = jax.random.split(KEY, 2), images(4).reshape(2, 2, *SIZE)
+
+    def whole(weights):
+        terms = [losses_of(weights, halves[i], keys[i]).total for i in range(2)]
+        return jnp.mean(jnp.concatenate(terms))
+
+    expected = jax.tree.leaves(jax.jit(jax.grad(whole))(parameters()))
+    for both, part in zip(json.loads(run.stdout), expected, strict=True):
+        for device in both:
+            np.testing.assert_allclose(device, part, rtol=1e-10, atol=1e-12)
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x0", "message"),
+    [
+        (np.zeros(SIZE), r"float images \[B, H, W, C\], got float64 \(6, 5, 2\)"),
+        (np.zeros((3, *SIZE), np.uint8), r"got uint8 \(3, 6, 5, 2\)"),
+    ],
+)
+def test_anything_but_float_images_is_refused(x0, message):
+    with pytest.raises(ValueError, match=message):
+        score_matching_loss(knows(x0), KEY, x0, PATH)

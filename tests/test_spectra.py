@@ -1,0 +1,288 @@
+"""Power spectra of images whose spectrum is known, and the ratio that they recommend."""
+
+import io
+import math
+import tarfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from closed_forms import (
+    GaussianData,
+    blur,
+    eigenvalues,
+    natural_spectrum,
+    transfer,
+)
+from closed_forms import dct as scipy_dct
+
+from warm_diffusion import spectra
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+SIZES = [(16, 16), (12, 20), (20, 12)]
+each_size = pytest.mark.parametrize("size", SIZES)
+
+
+def exact_spectrum(height, width, scale=0.3):
+    """S = c / lambda, for which m_k of eq. (2) is exp(-rho^2 c / 2) in every band; DC: 1."""
+    eigen = eigenvalues(height, width)
+    return np.divide(scale, eigen, out=np.ones_like(eigen), where=eigen > 0)
+
+
+def radii(height, width):
+    """Frequency of every coefficient in cycles per pixel, and its ring, typed anew."""
+    i, j = np.indices((height, width))
+    radius = np.sqrt((i / height) ** 2 + (j / width) ** 2)
+    return radius / 2, np.round(radius * max(height, width)).astype(int)
+
+
+# --- power_spectrum ------------------------------------------------------------------------------
+
+
+def test_power_spectrum_is_the_variance_of_every_coefficient():
+    # Gaussian images of a known spectrum, one mean image in all channels: 4,000 * 2 samples.
+    spectrum = natural_spectrum(6, 5)
+    mean = np.random.default_rng(1).uniform(-1, 1, (6, 5, 1)) * np.ones(2)
+    data = GaussianData(mean, spectrum[:, :, None] * np.ones(2))
+    x = data.draw(np.random.default_rng(0), 4000)
+    measured = np.asarray(spectra.power_spectrum(x))
+    assert np.all(np.abs(measured / spectrum - 1) < 5 * np.sqrt(2 / 8000))
+
+
+def test_power_spectrum_equals_numpys_variance_of_scipys_coefficients():
+    x = np.random.default_rng(0).uniform(-1, 1, (7, 6, 5, 3))
+    expected = np.var(scipy_dct(x), axis=(0, 3))
+    np.testing.assert_allclose(spectra.power_spectrum(x), expected, rtol=1e-11)
+
+
+def test_the_mean_of_the_spectrum_is_the_variance_of_a_pixel():
+    # Parseval; grey images, so that there is one mean image.
+    x = np.random.default_rng(0).uniform(-1, 1, (7, 6, 5, 1))
+    variance = np.mean(np.var(x, axis=0))
+    np.testing.assert_allclose(np.mean(spectra.power_spectrum(x)), variance, rtol=1e-12)
+
+
+# --- radial_mean ---------------------------------------------------------------------------------
+
+
+@each_size
+@pytest.mark.parametrize("exponent", [1.0, 2.2])
+def test_radial_mean_finds_the_slope_of_a_power_law(size, exponent):
+    frequency = radii(*size)[0]
+    spectrum = np.where(frequency > 0, np.maximum(frequency, 1e-9) ** -exponent, 1.0)
+    ring, mean = (np.asarray(part)[2:] for part in spectra.radial_mean(spectrum))
+    slope = np.polyfit(np.log(ring), np.log(mean), 1)[0]
+    assert abs(slope + exponent) < 0.05
+
+
+@each_size
+def test_radial_mean_averages_over_rings_of_equal_frequency(size):
+    spectrum = np.random.default_rng(0).uniform(0, 1, size)
+    radius, ring = radii(*size)
+    frequency, mean = spectra.radial_mean(spectrum)
+    rings = np.unique(ring)
+    expected = [np.mean(spectrum[ring == k]) for k in rings]
+    np.testing.assert_allclose(mean, expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        frequency, [np.mean(radius[ring == k]) for k in rings], rtol=1e-12, atol=1e-15
+    )
+
+
+@each_size
+def test_the_mean_of_the_image_is_alone_in_the_first_ring(size):
+    spectrum = np.zeros(size)
+    spectrum[0, 0] = 3.0
+    frequency, mean = spectra.radial_mean(spectrum)
+    assert frequency[0] == 0
+    assert mean[0] == 3
+    assert np.all(mean[1:] == 0)
+
+
+@each_size
+def test_rings_keep_the_total_power(size):
+    spectrum = np.random.default_rng(0).uniform(0, 1, size)
+    counts = np.unique(radii(*size)[1], return_counts=True)[1]
+    total = np.sum(counts * np.asarray(spectra.radial_mean(spectrum)[1]))
+    np.testing.assert_allclose(total, np.sum(spectrum), rtol=1e-12)
+
+
+@each_size
+def test_rings_reach_from_the_mean_to_the_corner(size):
+    # The corner's frequency is sqrt(2) / 2 cycles per pixel, less one coefficient of each axis.
+    frequency, _ = spectra.radial_mean(np.ones(size))
+    assert np.all(np.diff(frequency) > 0)
+    corner = math.hypot((size[0] - 1) / size[0], (size[1] - 1) / size[1]) / 2
+    assert corner - 1 / max(size) < frequency[-1] <= corner
+
+
+# --- recommend_bnr -------------------------------------------------------------------------------
+
+
+@each_size
+@pytest.mark.parametrize("attenuation", [0.01, 0.05, 0.5])
+def test_recommended_ratio_of_an_exact_power_law_is_analytic(size, attenuation):
+    # 1 - exp(-rho^2 c / 2) = attenuation in every band.
+    expected = math.sqrt(-2 * math.log(1 - attenuation) / 0.3)
+    ratio = spectra.recommend_bnr(exact_spectrum(*size), attenuation)
+    assert isinstance(ratio, float)
+    np.testing.assert_allclose(ratio, expected, rtol=1e-9)
+
+
+def test_the_worst_band_decides():
+    # One ring with four times the power of the law around it: half the ratio.
+    spectrum, ring = exact_spectrum(16, 16), radii(16, 16)[1]
+    louder = np.where(ring == 5, 4 * spectrum, spectrum)
+    np.testing.assert_allclose(
+        spectra.recommend_bnr(louder), spectra.recommend_bnr(spectrum) / 2, rtol=1e-9
+    )
+
+
+def test_the_ratio_is_in_pixels_per_unit_of_noise():
+    # Images of ten times the contrast drown in ten times the noise: a tenth of the ratio.
+    spectrum = natural_spectrum(16, 16)
+    np.testing.assert_allclose(
+        spectra.recommend_bnr(100 * spectrum), spectra.recommend_bnr(spectrum) / 10, rtol=1e-9
+    )
+
+
+def test_the_brightness_of_the_images_does_not_matter():
+    spectrum = natural_spectrum(16, 16)
+    brighter = spectrum.copy()
+    brighter[0, 0] = 1e6
+    assert spectra.recommend_bnr(brighter) == spectra.recommend_bnr(spectrum)
+
+
+def test_more_attenuation_allows_a_larger_ratio():
+    spectrum = natural_spectrum(16, 16)
+    ratios = [spectra.recommend_bnr(spectrum, share) for share in (0.001, 0.01, 0.05, 0.3, 0.9)]
+    assert np.all(np.diff(ratios) > 0)
+
+
+def cifar10_images(archive, every):
+    """Every n-th training image [N, 32, 32, 3] in [-1, 1]: the archive is sorted by class."""
+    image = pytest.importorskip("PIL.Image", reason="reading the images needs Pillow")
+    chosen, count = [], 0
+    with tarfile.open(archive, "r|xz") as members:
+        for member in members:
+            if not member.isfile() or not member.name.startswith("train/"):
+                continue
+            if count % every == 0:
+                with image.open(io.BytesIO(members.extractfile(member).read())) as picture:
+                    chosen.append(np.asarray(picture))
+            count += 1
+            if count == 50_000:
+                break
+    return np.stack(chosen) / 127.5 - 1
+
+
+def test_cifar10_recommends_about_the_papers_best_ratio(shared_folder):
+    # Warm Diffusion finds 0.5 by search; the spectrum of 10,000 images gave 0.53 (method, sec. 5).
+    archive = shared_folder / "data" / "cifar10_jpeg.tar.xz"
+    if not archive.is_file():
+        pytest.skip(f"needs CIFAR-10 as images ({archive}): not there")
+    x = cifar10_images(archive, every=16)
+    assert x.shape == (3125, 32, 32, 3)
+    ratio = spectra.recommend_bnr(spectra.power_spectrum(jnp.asarray(x, jnp.float32)))
+    assert abs(ratio - 0.53) < 0.05
+
+
+# --- spectral_departure --------------------------------------------------------------------------
+
+
+def forward_states(alpha, beta, count=3000):
+    rng = np.random.default_rng(0)
+    spectrum = natural_spectrum(12, 10)
+    x0 = GaussianData(np.zeros((12, 10, 1)), spectrum[:, :, None]).draw(rng, count)
+    return blur(x0, alpha) + beta * rng.standard_normal(x0.shape), spectrum
+
+
+def standard_errors(spectrum, alpha, beta, count=3000):
+    """Of ln(ring's mean power): the ring's mean has variance 2 sum v^2 / (N K^2)."""
+    variance = transfer(alpha, 12, 10)[..., 0] ** 2 * spectrum + beta**2
+    ring = radii(12, 10)[1]
+    return np.array(
+        [
+            math.sqrt(2 / count * np.sum(variance[ring == k] ** 2)) / np.sum(variance[ring == k])
+            for k in np.unique(ring)
+        ]
+    )
+
+
+def test_forward_states_have_not_departed():
+    x, spectrum = forward_states(0.8, 0.3)
+    _, departure = spectra.spectral_departure(x, spectrum, 0.8, 0.3)
+    assert np.all(np.abs(departure) < 5 * standard_errors(spectrum, 0.8, 0.3))
+
+
+@pytest.mark.parametrize("wrong", [(0.8, 0.4), (1.2, 0.3), (0.5, 0.3)])
+def test_states_of_another_level_depart_by_the_ratio_of_powers(wrong):
+    # ln of the ring's true power m^2 S + beta^2 over the one at the level that is claimed.
+    x, spectrum = forward_states(0.8, 0.3)
+    _, departure = spectra.spectral_departure(x, spectrum, *wrong)
+    ring = radii(12, 10)[1]
+    power = [
+        np.array([np.mean(variance[ring == k]) for k in np.unique(ring)])
+        for variance in (
+            transfer(alpha, 12, 10)[..., 0] ** 2 * spectrum + beta**2
+            for alpha, beta in ((0.8, 0.3), wrong)
+        )
+    ]
+    expected = np.log(power[0] / power[1])
+    errors = standard_errors(spectrum, 0.8, 0.3)
+    assert np.all(np.abs(departure - expected) < 5 * errors)
+    assert np.max(np.abs(departure) / errors) > 20
+
+
+def test_departure_is_given_over_the_rings_of_radial_mean():
+    x, spectrum = forward_states(0.8, 0.3, count=4)
+    frequency, departure = jax.jit(spectra.spectral_departure)(x, spectrum, 0.8, 0.3)
+    np.testing.assert_allclose(frequency, spectra.radial_mean(spectrum)[0], rtol=1e-13)
+    assert departure.shape == frequency.shape
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attenuation", [0.0, 1.0, -0.1, math.nan])
+def test_an_attenuation_that_is_no_share_is_refused(attenuation):
+    with pytest.raises(ValueError, match=f"between 0 and 1, got {attenuation}"):
+        spectra.recommend_bnr(exact_spectrum(8, 8), attenuation)
+
+
+@pytest.mark.parametrize(
+    "spectrum",
+    [np.ones(4), np.ones((4, 4, 1)), np.full((4, 4), -1.0), np.full((4, 4), np.nan),
+     np.full((4, 4), np.inf)],
+    ids=["[K]", "[H, W, C]", "negative", "nan", "infinite"],
+)  # fmt: skip
+def test_what_is_no_spectrum_is_refused(spectrum):
+    with pytest.raises(ValueError, match=r"finite spectrum \[H, W\] >= 0, got shape \(4"):
+        spectra.recommend_bnr(spectrum)
+
+
+def test_images_without_detail_are_refused():
+    flat = np.zeros((8, 8))
+    flat[0, 0] = 2.0
+    with pytest.raises(ValueError, match="no detail to blur"):
+        spectra.recommend_bnr(flat)
+
+
+def test_an_attenuation_that_no_blur_reaches_is_refused():
+    # One coefficient of its ring of five varies: no blur removes more than a fifth of that ring.
+    lonely = np.zeros((8, 8))
+    lonely[0, 3] = 1.0
+    assert np.sum(radii(8, 8)[1] == 3) == 5
+    with pytest.raises(ValueError, match="no blur removes more than 0.5 of any band"):
+        spectra.recommend_bnr(lonely, 0.5)
+
+
+def test_power_spectrum_refuses_a_single_image():
+    with pytest.raises(ValueError, match=r"images \[N, H, W, C\], got \(8, 8, 3\)"):
+        spectra.power_spectrum(np.zeros((8, 8, 3)))
+
+
+def test_radial_mean_refuses_channels():
+    with pytest.raises(ValueError, match=r"a spectrum \[H, W\], got \(8, 8, 1\)"):
+        spectra.radial_mean(np.ones((8, 8, 1)))

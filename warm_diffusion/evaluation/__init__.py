@@ -1,0 +1,1 @@
+"""Features, distances between sets of images, and the weights that they need."""

@@ -1,0 +1,30 @@
+"""What `main.py` does, one file a mode: train, sample, evaluate, analyze, info.
+
+Each file is loaded when it is first used: `info` needs no matplotlib, sampling no TensorBoard.
+"""
+
+import importlib
+
+
+class Stopped(Exception):
+    """A run ended before its end for a reason that is not the user's mistake."""
+
+    status = 1  # the exit status of main.py
+
+
+class Interrupted(Stopped):
+    """A signal asked to stop; everything is saved and the same command continues."""
+
+    status = 75
+
+
+class Diverged(Stopped):
+    """Gradients or state were not finite: going on is of no use."""
+
+    status = 3
+
+
+def __getattr__(name: str):
+    if name in ("train", "sample", "evaluate", "analyze", "info"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,50 @@
+"""What a configuration means: the realised keys, the network's parameters and shapes."""
+
+import clu.parameter_overview
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from warm_diffusion import denoiser, factory, settings
+from warm_diffusion.jobs.console import say
+from warm_diffusion.training import devices
+
+
+def describe(config: ConfigDict) -> None:
+    """Prints configuration, parameter table, output shapes and batch sizes; trains nothing.
+
+    Raises:
+      ValueError: what training would refuse.
+    """
+    mesh = devices.make_mesh()
+    devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
+    data = factory.dataset(config)
+    image_shape = data.images.shape[1:]
+    network = factory.model(config, image_shape)
+    factory.sampler(config, network, image_shape, config.sampling.batch_size, mesh)
+    params = jax.eval_shape(
+        lambda: factory.init_params(network, jax.random.key(config.seed), image_shape)
+    )
+    batch = config.training.batch_size
+    images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+    level = jax.ShapeDtypeStruct((batch,), jnp.float32)
+    raw = jax.eval_shape(
+        lambda p, x, a, b: network.apply({"params": p}, x, a, b), params, images, level, level
+    )
+    prediction = jax.eval_shape(
+        lambda p, x, a, b: factory.make_denoiser(config, network, p)(x, a, b),
+        *(params, images, level, level),
+    )
+    say(settings.to_json(config))
+    say(clu.parameter_overview.get_parameter_overview(params, include_stats=False))
+    classes = ", ".join(data.info["class_names"]) or "none"
+    say(f"data       {len(data.images):,} images {image_shape}, classes: {classes}")
+    say(f"cache      {data.path}")
+    kind = mesh.devices.flat[0].device_kind
+    say(f"devices    {mesh.size} x {kind}, {batch // mesh.size} images each")
+    heads = denoiser.num_heads(config.model.parameterization)
+    inputs = f"x {images.shape}, c_noise and c_blur {level.shape}"
+    say(f"network    {inputs} -> {raw.shape}: {heads} head(s)")
+    say(f"denoiser   blurry {prediction.blurry.shape}, residual {prediction.residual.shape}")
+    epochs = config.training.num_steps * batch / len(data.images)
+    say(f"training   {config.training.num_steps:,} steps of {batch} images: {epochs:,.1f} epochs")
