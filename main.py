@@ -20,8 +20,8 @@ CONFIGS = pathlib.Path(__file__).resolve().parent / "configs"
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
     "config",
-    str(CONFIGS / "digits.py"),
-    "Python file, or a run's config.json; sample and eval take that of --checkpoint. "
+    None,  # a default here would be loaded, with all overrides, before errors can be caught
+    "Python file, or a run's config.json [configs/digits.py; sample and eval: --checkpoint's]. "
     "Override any key of configs/default.py by --config.KEY=VALUE.",
 )
 flags.DEFINE_enum("mode", "train", ["train", "sample", "eval", "analyze", "info"], "What to do.")
@@ -37,6 +37,8 @@ flags.DEFINE_bool("debug", False, "Show the libraries' logs, and a traceback for
 
 def fail(message: str, status: int = 2) -> None:
     """Prints one line and exits."""
+    if "Traceback (" in message:  # from inside a config file: what it says in the end
+        message = message.splitlines()[-1]
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
 
@@ -44,21 +46,23 @@ def fail(message: str, status: int = 2) -> None:
 def parse(argv: list[str]) -> list[str]:
     """Reads the flags; a wrong one is one line, not a traceback."""
     try:
-        return FLAGS(settings.resolve_config_argument(argv, CONFIGS))
+        rest = FLAGS(settings.resolve_config_argument(argv, CONFIGS))
+        FLAGS.config.to_dict()  # a file that could not be loaded says so now
+        return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         fail(settings.explain_unknown_key(argv, default.get_config()) or str(error))
 
 
 def main(argv: list[str]) -> None:
     """Runs the mode; a mistake of the user's becomes one line."""
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}; flags look like --mode=train")
-    if not FLAGS.workdir and FLAGS.mode != "info":
-        fail(f"--mode={FLAGS.mode} writes files: set --workdir=DIR")
     logging.set_verbosity(logging.INFO if FLAGS.debug else logging.WARNING)
     config = settings.prepare(FLAGS)
     checkpoint = FLAGS.checkpoint or FLAGS.workdir
     try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}; flags look like --mode=train")
+        if not FLAGS.workdir and FLAGS.mode != "info":
+            raise ValueError(f"--mode={FLAGS.mode} writes files: set --workdir=DIR")
         match FLAGS.mode:
             case "train":
                 jobs.train.train_and_evaluate(config, FLAGS.workdir)

@@ -274,7 +274,7 @@ def test_an_attenuation_that_no_blur_reaches_is_refused():
     lonely = np.zeros((8, 8))
     lonely[0, 3] = 1.0
     assert np.sum(radii(8, 8)[1] == 3) == 5
-    with pytest.raises(ValueError, match="no blur removes more than 0.5 of any band"):
+    with pytest.raises(ValueError, match=r"no blur removes more than 0\.5 of any band"):
         spectra.recommend_bnr(lonely, 0.5)
 
 

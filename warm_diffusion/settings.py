@@ -109,33 +109,31 @@ def explain_unknown_key(argv: Sequence[str], config: ml_collections.ConfigDict) 
 
 
 def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[str]:
-    """Lets `--config` take a run's JSON file, and finds that of `--checkpoint` where none is given.
+    """Makes `--config` a Python file whatever the user gave: that, a run's JSON file, or nothing.
 
     Args:
       argv: the command line.
       configs: folder of the config files; its saved.py reads JSON.
 
     Returns:
-      argv with `--config=configs/saved.py:FILE` where a JSON file is meant.
+      argv, with `--config=configs/saved.py:FILE` where a JSON file is meant: given as such, or
+      beside the checkpoint that another mode than train reads; with neither, `configs/digits.py`.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "mode", "workdir", "checkpoint"):
         parser.add_argument(f"--{name}", f"-{name}")
-    given, _ = parser.parse_known_args(argv[1:])
-    saved = configs / "saved.py"
-    if given.config:
-        if not given.config.endswith(".json"):
-            return list(argv)
-        # The last one wins, as with any flag.
-        return [*argv, f"--config={saved}:{given.config}"]
-    checkpoint = given.checkpoint or given.workdir
-    if given.mode in (None, "train", "info") or not checkpoint:
-        return list(argv)
-    path = pathlib.Path(checkpoint).expanduser().absolute()
-    path = path.parent.parent if path.parent.name == "checkpoints" else path
-    if not (path / "config.json").exists():
-        return list(argv)
-    return [argv[0], f"--config={saved}:{path / 'config.json'}", *argv[1:]]
+    given, others = parser.parse_known_args(argv[1:])
+    config, checkpoint = given.config, given.checkpoint or given.workdir
+    if config is None and checkpoint and given.mode not in (None, "train"):
+        path = pathlib.Path(checkpoint).expanduser().absolute()
+        path = path.parent.parent if path.parent.name == "checkpoints" else path
+        config = str(path / "config.json") if (path / "config.json").exists() else None
+    config = config or str(configs / "digits.py")
+    if config.endswith(".json"):
+        config = f"{configs / 'saved.py'}:{config}"
+    rest = {name: getattr(given, name) for name in ("mode", "workdir", "checkpoint")}
+    flags = [f"--{name}={value}" for name, value in rest.items() if value is not None]
+    return [argv[0], f"--config={config}", *flags, *others]
 
 
 def prepare(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:

@@ -60,7 +60,9 @@ _Chain = list[_Kernel | list[_Kernel]]
 
 class _Block(NamedTuple):
     branches: dict[str, _Chain]  # in the order of their output channels
-    pool: str  # "average" or "maximum" before branch_pool; "reduce": halves the grid, no branch_pool
+    pool: (
+        str  # "average" or "maximum" before branch_pool; "reduce": halves the grid, no branch_pool
+    )
 
 
 def _block_a(pooled: int) -> _Block:
@@ -238,9 +240,7 @@ def _three(x: jax.Array, combine, stride: int) -> jax.Array:
     """`combine` over 3 x 3 windows without padding: by rows, then by columns."""
     for axis in (1, 2):
         stop = x.shape[axis] - 2
-        first, middle, last = (
-            jax.lax.slice_in_dim(x, i, stop + i, stride, axis) for i in range(3)
-        )
+        first, middle, last = (jax.lax.slice_in_dim(x, i, stop + i, stride, axis) for i in range(3))
         x = combine(combine(first, middle), last)
     return x
 

@@ -2,14 +2,14 @@
 
 A pickle is a program that may call anything. This reader lets it name only what a dictionary of
 tensors is made of (`collections.OrderedDict`, the storage types and torch's rebuild function) and
-answers those names with inert stand-ins. Arrays are made after the pickle has ended, from checked
-offsets. Two layouts exist; the serialization notes of torch's documentation describe both:
+answers those names with inert stand-ins; arrays are made after the pickle has ended, from checked
+offsets. Two layouts exist:
 
     zip     since torch 1.6: NAME/data.pkl, and NAME/data/KEY with the bytes of each storage
     legacy  before: five pickles in a row (magic number, protocol 1001, system, object, keys), then
-            for each key the element count as int64 and the bytes
+            for each key the number of elements as int64 and their bytes
 
-Deliberately absent: writing, whole modules, sparse, quantised and bfloat16 tensors, big-endian files.
+Deliberately absent: writing, whole modules, sparse, quantised, bfloat16 and big-endian tensors.
 """
 
 import collections
@@ -20,7 +20,6 @@ import pathlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,17 +37,18 @@ _STORAGES = {
     "ByteStorage": "<u1",
     "BoolStorage": "<?",
 }
-# Whatever a damaged or hostile pickle makes the unpickler or the stand-ins raise.
+# Whatever a damaged or hostile file makes the unpickler, its stand-ins or zipfile raise.
 _BROKEN = (
     pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
     EOFError,
     AttributeError,
     LookupError,
     TypeError,
     OverflowError,
     MemoryError,
-    RecursionError,
-    UnicodeDecodeError,
+    RuntimeError,
 )
 
 
@@ -67,26 +67,26 @@ class _Tensor(NamedTuple):
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """Names resolve to the stand-ins of this module or raise ValueError."""
+    """Resolves names to the stand-ins of this module; any other is a ValueError."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            # Made anew, so that a pickle that alters the function alters nothing but its own copy.
-            return lambda storage, offset, size, stride, *unused: _Tensor(
-                storage, offset, size, stride
+            # Made anew: a pickle that alters the function alters nothing but its own copy.
+            return lambda storage, offset, shape, strides, *_: _Tensor(
+                storage, offset, shape, strides
             )
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
-        raise ValueError(f"it names {module}.{name}, which no dictionary of tensors needs; refused")
+        raise ValueError(f"it names {module}.{name}, which a dictionary of tensors never does")
 
     def persistent_load(self, pid: Any) -> _Storage:
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
             raise ValueError("it refers to something that is not a storage")
         _, dtype, key, _, size = pid[:5]
         if len(pid) == 6 and pid[5] is not None:
-            raise ValueError("it holds a view of a storage (torch before 0.4): save it again")
+            raise ValueError("it holds a view of a storage, of a very old torch: save it anew")
         if dtype not in _STORAGES.values() or not isinstance(key, str) or not _is_count(size):
             raise ValueError("it describes a storage wrongly")
         return _Storage(key, dtype, size)
@@ -96,35 +96,98 @@ def _is_count(number: Any) -> bool:
     return type(number) is int and number >= 0
 
 
-def _unpickle(file: io.BufferedIOBase) -> Any:
-    try:
-        return _RestrictedUnpickler(file).load()
-    except _BROKEN as error:
-        raise ValueError(f"its pickle is damaged ({error})") from error
-
-
-def _to_array(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
-    """A read-only view of the storage, after a check that it stays inside."""
-    numbers = (tensor.offset, *tensor.shape, *tensor.strides)
-    last = tensor.offset
-    if all(map(_is_count, numbers)) and len(tensor.shape) == len(tensor.strides):
-        last += sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
-        size = math.prod(tensor.shape)
-        # A tensor larger than its storage (expanded) may be huge once it is copied.
-        if size == 0:
-            return np.zeros(tensor.shape, storage.dtype)
-        if last < len(storage) and size <= len(storage):
-            strides = [s * storage.itemsize for s in tensor.strides]
-            start = storage[tensor.offset :]
-            return np.lib.stride_tricks.as_strided(start, tensor.shape, strides, writeable=False)
-    raise ValueError("a tensor reaches beyond its storage")
-
-
-def _named_tensors(content: Any) -> dict[str, _Tensor]:
+def _check_tensors(content: Any) -> dict[str, _Tensor]:
     if not isinstance(content, dict) or not content:
         raise ValueError(f"expected a dictionary of tensors, got {type(content).__name__}")
     for name, tensor in content.items():
-        tuples = isinstance(tensor, _Tensor) and isinstance(tensor.storage, _Storage)
-        if not tuples or not isinstance(tensor.shape, tuple) or not isinstance(tensor.strides, tuple):
-            raise ValueError(f"expected a dictionary of tensors, got {type(tensor).__name__} {name}")
+        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
+            raise ValueError(
+                f"expected a dictionary of tensors, got {type(tensor).__name__} under {name!r:.60}"
+            )
+        if not isinstance(tensor.storage, _Storage):
+            raise ValueError(f"tensor {name!r:.60} has no storage")
     return content
+
+
+def _to_array(tensor: _Tensor, data: bytes) -> np.ndarray:
+    """A read-only view of a storage's bytes, after a check that it stays inside."""
+    storage = np.frombuffer(data, tensor.storage.dtype)
+    _, offset, shape, strides = tensor
+    if len(storage) != tensor.storage.size:
+        raise ValueError(f"expected a storage of {tensor.storage.size}, got {len(storage)}")
+    if len(shape) != len(strides) or not all(map(_is_count, (offset, *shape, *strides))):
+        raise ValueError("a tensor has no valid shape")
+    if 0 in shape:
+        return np.zeros(shape, storage.dtype)
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    # A tensor may be larger than its storage (expanded), but then any file can fill the memory.
+    if last >= len(storage) or math.prod(shape) > len(storage):
+        raise ValueError(f"a tensor of shape {shape} reaches beyond its storage")
+    strides = [stride * storage.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides, writeable=False)
+
+
+def _read_zip(file: io.BytesIO) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(file) as archive:
+        # torch compresses nothing: whoever does wants a small file to become a large one.
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("its archive is compressed, which torch's are not")
+        names = archive.namelist()
+        pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(pickles) != 1:
+            raise ValueError("it is an archive, but not torch's: it lacks NAME/data.pkl")
+        root = pickles[0].removesuffix("data.pkl")
+        if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+            raise ValueError("it was written on a big-endian machine")
+        with archive.open(pickles[0]) as entry:
+            tensors = _check_tensors(_RestrictedUnpickler(entry).load())
+        return {
+            name: _to_array(tensor, archive.read(f"{root}data/{tensor.storage.key}"))
+            for name, tensor in tensors.items()
+        }
+
+
+def _read_legacy(file: io.BytesIO) -> dict[str, np.ndarray]:
+    if _RestrictedUnpickler(file).load() != _MAGIC_NUMBER:
+        raise ValueError("it is a pickle, but not torch's")
+    if _RestrictedUnpickler(file).load() != _PROTOCOL:
+        raise ValueError(f"expected protocol version {_PROTOCOL}, got another")
+    if _RestrictedUnpickler(file).load()["little_endian"] is not True:
+        raise ValueError("it was written on a big-endian machine")
+    tensors = _check_tensors(_RestrictedUnpickler(file).load())
+    sizes = {
+        t.storage.key: np.dtype(t.storage.dtype).itemsize * t.storage.size for t in tensors.values()
+    }
+    data = {}
+    for key in _RestrictedUnpickler(file).load():
+        file.read(8)  # the number of elements once more
+        data[key] = file.read(sizes[key])
+    return {name: _to_array(tensor, data[tensor.storage.key]) for name, tensor in tensors.items()}
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of a file that `torch.save` wrote from a state dictionary.
+
+    Args:
+      path: a .pth or .pt file, in torch's zip or legacy layout.
+
+    Returns:
+      Name to read-only array in torch's layout.
+
+    Raises:
+      ValueError: the file names anything but tensors (nothing of it is called), is damaged, or holds
+        something else than one dictionary of tensors.
+      OSError: the file cannot be read.
+    """
+    data = pathlib.Path(path).read_bytes()
+    try:
+        if data.startswith(b"PK"):
+            return _read_zip(io.BytesIO(data))
+        if data.startswith(b"\x80"):
+            return _read_legacy(io.BytesIO(data))
+        raise ValueError("it is no file of torch.save")
+    except _BROKEN as error:
+        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
+        raise ValueError(f"cannot read {path}: it is damaged ({reason})") from error
+    except ValueError as error:
+        raise ValueError(f"cannot read {path}: {error}") from error

@@ -62,7 +62,6 @@ class Checkpoints:
                 preservation_policy=managers.AnyPreservationPolicy(policies),
                 # A reader may look on while the training run writes.
                 cleanup_tmp_directories=not read_only,
-                read_only=read_only,
             ),
         )
 

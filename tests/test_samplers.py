@@ -1,0 +1,446 @@
+"""Samplers: order of convergence per frequency, and against published algorithms typed anew.
+
+The references are EDM's Algorithms 1 and 2 (arXiv 2206.00364), Cold Diffusion's Algorithm 2 (arXiv
+2208.09392), DPM-Solver++(2M) (arXiv 2211.01095), and method section 3 for the path between.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from closed_forms import (
+    blur,
+    dct,
+    edm_times,
+    gaussian_data,
+    idct,
+    transfer,
+    within_standard_errors,
+)
+
+from warm_diffusion import oracle, schedules
+from warm_diffusion.denoiser import Prediction
+from warm_diffusion.samplers import SOLVERS, Churn, initial_noise, sample
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+SIZE = (5, 4, 2)
+DATA = gaussian_data(*SIZE)
+EXACT = oracle.gaussian(DATA.mean, DATA.spectrum)
+RANGE = {"beta_min": 0.05, "beta_max": 10.0}
+WARM = schedules.constant_bnr(0.5, **RANGE)
+HOT = schedules.hot(**RANGE)
+each_solver = pytest.mark.parametrize("solver", SOLVERS)
+
+
+def toy(x, alpha, beta, gain=1.0):
+    """A denoiser that is not linear and whose heads are not consistent; levels are scalars."""
+    blurry = (jnp.tanh(gain * x) + 0.2 * jnp.roll(x, 1, 2)) / (1 + beta)
+    return Prediction(blurry, 0.3 * jnp.cos(x + beta) * (alpha + 0.1) / (1 + alpha))
+
+
+jitted_toy = jax.jit(toy)
+
+
+def heads(x, alpha, beta):
+    """The toy's heads as numpy arrays."""
+    return [np.asarray(part) for part in jitted_toy(x, float(alpha), float(beta))]
+
+
+def normal(count=3, seed=0):
+    return np.random.default_rng(seed).standard_normal((count, *SIZE))
+
+
+def constant_noise(beta):
+    """Cold diffusion: blur falls from 3 pixels to none, the noise level stays."""
+    return schedules.Schedule(
+        alpha=lambda t: jnp.asarray(t, dtype=float),
+        beta=lambda t: jnp.full(jnp.shape(t), beta, dtype=float),
+        t_min=0.2,
+        t_max=3.0,
+        sample_time=lambda key, shape: jnp.ones(shape),
+    )
+
+
+@functools.cache
+def compiled(solver, num_steps, schedule=WARM, denoise=toy, **options):
+    """`sample` with everything but arrays fixed: (noise, key or keys) -> images."""
+
+    def run(noise, key=None):
+        return sample(
+            denoise, noise, schedule, solver=solver, num_steps=num_steps, key=key, **options
+        )
+
+    return jax.jit(run)
+
+
+# --- order of convergence ------------------------------------------------------------------------
+
+
+@functools.cache
+def errors_per_frequency(solver, num_steps):
+    """RMS error at t_min of each DCT coefficient, [2, H, W, C] for BNR 0 and 0.5."""
+
+    def ends(bnr):
+        path = schedules.constant_bnr(bnr, beta_min=0.02, beta_max=80.0)
+        states = sample(
+            EXACT, normal(6), path, solver=solver, num_steps=num_steps + 1, return_trajectory=True
+        )[1]
+        return states[0], states[-2]
+
+    ratios = np.array([0.0, 0.5])
+    errors = []
+    for bnr, first, last in zip(ratios, *jax.jit(jax.vmap(ends))(ratios), strict=True):
+        expected = DATA.flow(first, (80.0 * bnr, 80.0), (0.02 * bnr, 0.02))
+        errors.append(np.sqrt(np.mean(dct(last - expected) ** 2, axis=0)))
+    return np.stack(errors)
+
+
+@pytest.mark.parametrize("bnr", [0.0, 0.5])
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("multistep", 2)])
+def test_the_error_of_every_frequency_falls_with_the_order_of_the_solver(solver, order, bnr):
+    # Against the closed-form flow at t_min (the step to 0 is no step of the flow); slope of the
+    # logarithms between 32 and 128 steps, each frequency by itself: DC feels no blur at all.
+    coarse, fine = (errors_per_frequency(solver, n)[int(bnr > 0)] for n in (32, 128))
+    slopes = np.log(coarse / fine) / np.log(4)
+    np.testing.assert_allclose(slopes, np.full(SIZE, order), atol=0.2)
+
+
+# --- published algorithms, typed anew ------------------------------------------------------------
+
+
+def difference_step(x, blurry, residual, start, end):
+    """Method section 3: x' = x + [B' - B](D + R) + (beta' / beta - 1)(x - D)."""
+    clean = blurry + residual
+    change = blur(clean, end[0]) - blur(clean, start[0])
+    return x + change + (end[1] / start[1] - 1) * (x - blurry)
+
+
+def reference(solver, x, levels):
+    """Method section 3 for one solver; levels [(alpha, beta), ...], the last one (0, 0)."""
+    previous, previous_step = None, None
+    for i, (start, end) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        last = i == len(levels) - 2
+        blurry, residual = heads(x, *start)
+        moved = difference_step(x, blurry, residual, start, end)
+        if solver == "heun" and not last:
+            again = difference_step(moved, *heads(moved, *end), end, end)  # = moved: B' - B' = 0
+            np.testing.assert_allclose(again, moved)
+            blurry_end, residual_end = heads(moved, *end)
+            clean = blurry_end + residual_end
+            second = blur(clean, end[0]) - blur(clean, start[0])
+            second += (end[1] - start[1]) / end[1] * (moved - blurry_end)
+            moved = x + ((moved - x) + second) / 2
+        if solver == "multistep":
+            clean, step = blurry + residual, None if last else np.log(start[1] / end[1])
+            if previous is not None and not last:
+                ahead = (clean - previous) / (2 * previous_step / step)
+                moved = moved + blur(ahead, end[0]) - end[1] / start[1] * blur(ahead, start[0])
+            previous, previous_step = clean, step
+        x = moved
+    return x
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 6])
+@each_solver
+def test_solvers_follow_their_formulas_on_the_blur_noise_path(solver, num_steps):
+    beta = edm_times(0.05, 10.0, num_steps, 7.0)
+    expected = reference(solver, 10.0 * normal(), list(zip(0.5 * beta, beta, strict=True)))
+    np.testing.assert_allclose(compiled(solver, num_steps)(normal()), expected, atol=1e-11)
+
+
+def edm_sampler(x, num_steps, churn=0.0, low=0.0, high=np.inf):
+    """EDM, Algorithm 2 with S_noise = 0; without churn Algorithm 1. Only D of the toy."""
+    t = edm_times(0.05, 10.0, num_steps, 7.0)
+    for i in range(num_steps):
+        gamma = min(churn / num_steps, np.sqrt(2) - 1) if low <= t[i] <= high else 0.0
+        t_hat = t[i] + gamma * t[i]
+        d = (x - heads(x, 0.0, t_hat)[0]) / t_hat
+        x_next = x + (t[i + 1] - t_hat) * d
+        if t[i + 1] != 0:
+            d_next = (x_next - heads(x_next, 0.0, t[i + 1])[0]) / t[i + 1]
+            x_next = x + (t[i + 1] - t_hat) * (d / 2 + d_next / 2)
+        x = x_next
+    return x
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 6])
+def test_without_blur_heun_is_edms_deterministic_sampler(num_steps):
+    expected = edm_sampler(10.0 * normal(), num_steps)
+    np.testing.assert_allclose(compiled("heun", num_steps, HOT)(normal()), expected, atol=1e-11)
+
+
+def test_without_blur_multistep_is_dpm_solver_pp_2m():
+    # Lu et al., Algorithm 2 for sigma_t = beta, alpha_t = 1 with the first and last step of order
+    # one: x' = (beta' / beta) x - (e^-h - 1) D, D = (1 + 1 / 2r) x0_hat - 1 / 2r x0_hat_previous.
+    t, x, previous = edm_times(0.05, 10.0, 6, 7.0), 10.0 * normal(), None
+
+    def denoise(x, alpha, beta):
+        return Prediction(toy(x, alpha, beta).blurry, jnp.zeros_like(x))
+
+    with np.errstate(divide="ignore"):
+        h = -np.diff(np.log(t))
+    for i in range(6):
+        clean = heads(x, 0.0, t[i])[0]
+        ahead = clean
+        if 0 < i < 5:
+            r = h[i - 1] / h[i]
+            ahead = (1 + 1 / (2 * r)) * clean - 1 / (2 * r) * previous
+        x, previous = t[i + 1] / t[i] * x - (t[i + 1] / t[i] - 1) * ahead, clean
+    images = compiled("multistep", 6, HOT, denoise)(normal())
+    np.testing.assert_allclose(images, x, atol=1e-11)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_at_constant_noise_euler_is_cold_diffusions_improved_sampler(beta):
+    # Bansal et al., Algorithm 2: x <- x - B(a_s) x0_hat + B(a_next) x0_hat, down to alpha = 0.
+    path, x = constant_noise(beta), normal(seed=1)
+    images = jax.jit(lambda start: sample(
+        toy, normal(), path, solver="euler", num_steps=5, start=start
+    ))(x)  # fmt: skip
+    alpha = edm_times(0.2, 3.0, 5, 7.0)
+    for a, a_next in zip(alpha[:-1], alpha[1:], strict=True):
+        clean = sum(heads(x, a, beta))
+        x = x - blur(clean, a) + blur(clean, a_next)
+    np.testing.assert_allclose(images, x, atol=1e-12)
+
+
+# --- calls, ends, trajectories -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_steps", [1, 5])
+@pytest.mark.parametrize(
+    ("solver", "calls"),
+    [("heun", lambda n: 2 * n - 1), ("euler", lambda n: n), ("multistep", lambda n: n)],
+)
+def test_the_denoiser_is_called_as_often_as_promised(solver, calls, num_steps):
+    counted = []
+
+    def denoise(x, alpha, beta):
+        jax.debug.callback(lambda: counted.append(1))
+        return toy(x, alpha, beta)
+
+    compiled(solver, num_steps, denoise=denoise)(normal())
+    jax.effects_barrier()
+    assert len(counted) == calls(num_steps)
+
+
+@each_solver
+def test_the_trajectory_runs_from_the_start_to_the_images(solver):
+    images, states = compiled(solver, 4, return_trajectory=True)(normal())
+    assert states.shape == (5, 3, *SIZE)
+    np.testing.assert_allclose(states[0], 10.0 * normal(), rtol=1e-13)
+    np.testing.assert_array_equal(states[-1], images)
+    np.testing.assert_allclose(images, compiled(solver, 4)(normal()), atol=1e-12)
+
+
+@each_solver
+def test_the_last_step_returns_the_denoiser_and_the_missing_detail(solver):
+    # From any state at t_min: D + (I - B)(D + R), also where the heads are not consistent.
+    _, states = compiled(solver, 4, return_trajectory=True)(normal())
+    blurry, residual = heads(np.asarray(states[-2]), 0.5 * 0.05, 0.05)
+    clean = blurry + residual
+    expected = blurry + clean - blur(clean, 0.5 * 0.05)
+    np.testing.assert_allclose(states[-1], expected, atol=1e-12)
+
+
+def test_a_given_start_replaces_the_noise():
+    # beta_max times the noise is the default start.
+    start = 10.0 * normal(seed=1)
+    images = jax.jit(lambda start: sample(toy, normal(), WARM, num_steps=4, start=start))(start)
+    np.testing.assert_allclose(images, compiled("heun", 4)(normal(seed=1)), atol=1e-12)
+
+
+def test_defaults_are_edms_heun_with_eighteen_steps():
+    images = jax.jit(lambda noise: sample(toy, noise, HOT))(normal())
+    np.testing.assert_allclose(images, edm_sampler(10.0 * normal(), 18), atol=1e-11)
+
+
+# --- seeds, batches, compilation -----------------------------------------------------------------
+
+
+def test_initial_noise_is_standard_normal():
+    noise = np.asarray(initial_noise(np.arange(3000), SIZE))
+    within_standard_errors(noise, np.zeros(SIZE), np.ones(SIZE))
+
+
+@each_solver
+def test_images_of_a_seed_do_not_depend_on_the_batch(solver):
+    seeds = np.arange(8)
+    whole = np.asarray(compiled(solver, 4)(initial_noise(seeds, SIZE)))
+    for size in (1, 3):
+        part = compiled(solver, 4)(initial_noise(seeds[5 : 5 + size], SIZE))
+        np.testing.assert_allclose(part, whole[5 : 5 + size], atol=1e-12)
+
+
+@each_solver
+def test_jit_changes_nothing(solver):
+    plain = sample(toy, normal(), WARM, solver=solver, num_steps=4)
+    np.testing.assert_allclose(compiled(solver, 4)(normal()), plain, atol=1e-12)
+
+
+@each_solver
+def test_more_steps_do_not_trace_the_denoiser_more_often(solver):
+    traces = []
+
+    def denoise(x, alpha, beta):
+        traces.append(1)
+        return toy(x, alpha, beta)
+
+    counts = []
+    for num_steps in (3, 30):
+        traces.clear()
+        compiled(solver, num_steps, denoise=denoise).lower(normal())
+        counts.append(len(traces))
+    assert counts[0] == counts[1]
+
+
+@each_solver
+def test_samples_are_differentiable_with_respect_to_the_denoiser(solver):
+    # Central differences in the toy's gain.
+    @jax.jit
+    def total(gain):
+        denoise = functools.partial(toy, gain=gain)
+        return jnp.sum(sample(denoise, normal(), WARM, solver=solver, num_steps=4) ** 2)
+
+    expected = (total(1.0 + 1e-5) - total(1.0 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(jax.jit(jax.grad(total))(1.0), expected, rtol=1e-6)
+
+
+@each_solver
+def test_float32_stays_float32(solver):
+    with jax.enable_x64(False):
+        images = compiled(solver, 2)(jnp.asarray(normal(), jnp.float32))
+    assert images.dtype == jnp.float32
+
+
+# --- churn ---------------------------------------------------------------------------------------
+
+one_step_solvers = pytest.mark.parametrize("solver", ["euler", "heun"])
+
+
+@one_step_solvers
+@pytest.mark.parametrize("churn", [0.0, Churn(0.0), Churn(40.0, s_min=20.0)])
+def test_no_churn_is_the_deterministic_sampler(solver, churn):
+    images = compiled(solver, 4, churn=churn)(normal(), jax.random.key(0))
+    np.testing.assert_allclose(images, compiled(solver, 4)(normal()), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("churn", "low", "high"), [(1.5, 0.0, np.inf), (40.0, 0.0, np.inf), (1.5, 0.2, 4.0)]
+)
+def test_without_blur_churn_raises_the_level_as_edm_does(churn, low, high):
+    # Algorithm 2 with S_noise = 0: all but the noise itself, which is random.
+    run = compiled("heun", 6, HOT, churn=Churn(churn, low, high, s_noise=0.0))
+    expected = edm_sampler(10.0 * normal(), 6, churn, low, high)
+    np.testing.assert_allclose(run(normal(), jax.random.key(0)), expected, atol=1e-11)
+
+
+def churned_moments(num_steps, churn):
+    """Mean and variance of euler's images on Gaussian data with churn: affine maps, per frequency."""
+    t = edm_times(0.05, 10.0, num_steps, 7.0)
+    gamma = min(churn / num_steps, np.sqrt(2) - 1)
+    mean, variance = np.zeros(SIZE), np.full(SIZE, 10.0**2)
+    for start, end in zip(t[:-1], t[1:], strict=True):
+        raised = (1 + gamma) * start
+        r = transfer(0.5 * raised, *SIZE[:2]) / transfer(0.5 * start, *SIZE[:2])
+        mean, variance = r * mean, r**2 * variance + raised**2 - r**2 * start**2
+        levels = (0.5 * raised, raised), (0.5 * end, end)
+
+        def step(coefficients, levels=levels):
+            x = idct(coefficients)[None]
+            return dct(difference_step(x, *DATA.posterior_means(x, *levels[0]), *levels))[0]
+
+        offset = step(np.zeros(SIZE))
+        slope = step(np.ones(SIZE)) - offset
+        mean, variance = slope * mean + offset, slope**2 * variance
+    return mean, variance
+
+
+def test_churned_states_have_the_moments_of_exact_transitions():
+    # Monte Carlo against the recursion above, discretisation included: 5 standard errors.
+    run = compiled("euler", 8, WARM, EXACT, churn=6.0)
+    images = run(normal(3000), jax.random.key(0))
+    within_standard_errors(dct(images), *churned_moments(8, 6.0))
+
+
+def test_churn_keeps_the_marginals_of_the_data():
+    # Heun with 64 steps; 5 standard errors of 3,000 images (13 % of the variance).
+    run = compiled("heun", 64, WARM, EXACT, churn=40.0)
+    images = run(normal(3000), jax.random.key(0))
+    within_standard_errors(dct(images), dct(DATA.mean), DATA.spectrum)
+
+
+def test_churn_noise_is_proportional_to_s_noise():
+    # On Gaussian data every step is affine in the noise.
+    none, one, two = (
+        np.asarray(compiled("euler", 4, WARM, EXACT, churn=Churn(2.0, s_noise=s))(
+            normal(), jax.random.key(0)
+        )) for s in (0.0, 1.0, 2.0)
+    )  # fmt: skip
+    np.testing.assert_allclose(two - none, 2 * (one - none), atol=1e-11)
+
+
+def test_churn_is_random():
+    run = compiled("heun", 4, churn=20.0)
+    first, second = (run(normal(), jax.random.key(seed)) for seed in (0, 1))
+    assert np.all(np.abs(first - second) > 0)
+
+
+def test_churn_draws_anew_for_every_image():
+    same = np.concatenate([normal(1), normal(1)])
+    first, second = compiled("heun", 4, churn=20.0)(same, jax.random.key(0))
+    assert np.all(np.abs(first - second) > 0)
+
+
+def test_keys_per_image_make_churn_independent_of_the_batch():
+    keys, run = jax.random.split(jax.random.key(0), 8), compiled("heun", 4, churn=20.0)
+    whole, part = run(normal(8), keys), run(normal(8)[5:], keys[5:])
+    np.testing.assert_allclose(part, whole[5:], atol=1e-12)
+
+
+def test_one_key_gives_an_image_the_same_noise_in_any_batch():
+    run = compiled("heun", 4, churn=20.0)
+    whole, part = (run(normal(8)[:n], jax.random.key(0)) for n in (8, 3))
+    np.testing.assert_allclose(part, whole[:3], atol=1e-12)
+
+
+def test_old_style_keys_are_keys():
+    run = compiled("heun", 4, churn=20.0)
+    old, new = (run(normal(), make(0)) for make in (jax.random.PRNGKey, jax.random.key))
+    np.testing.assert_array_equal(old, new)
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "rk4"}, "one of euler, heun, multistep, got 'rk4'"),
+        ({"noise": np.zeros(SIZE)}, r"noise must be \[B, H, W, C\], got \(5, 4, 2\)"),
+        ({"start": np.zeros((1, *SIZE))}, r"one shape, got \(1, 5, 4, 2\), \(3, 5, 4, 2\)"),
+        ({"churn": 1.0}, "pass key="),
+        ({"churn": 1.0, "solver": "multistep", "key": jax.random.key(0)}, "not with multistep"),
+        ({"churn": 1.0, "key": jax.random.split(jax.random.key(0), 2)}, r"3 keys, got shape \(2,"),
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+    ],
+)
+def test_mistakes_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        sample(toy, **{"noise": normal(), "schedule": WARM} | options)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["plain", "jit"])
+def test_multistep_refuses_a_path_of_constant_noise(transform):
+    run = transform(lambda noise: sample(toy, noise, schedules.cold(), solver="multistep"))
+    with pytest.raises(ValueError, match="noise level that falls at every step"):
+        run(normal())
+
+
+@pytest.mark.parametrize("seeds", [np.zeros(3), np.zeros((2, 2), int), 7])
+def test_seeds_that_are_no_list_of_integers_are_refused(seeds):
+    with pytest.raises(ValueError, match=r"seeds must be integers \[B\], got"):
+        initial_noise(seeds, SIZE)
