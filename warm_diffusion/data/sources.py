@@ -87,7 +87,8 @@ def _decode(stream: io.BufferedIOBase, name: str) -> Image.Image:
 
 
 def _is_image(path: pathlib.PurePath) -> bool:
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    parts = [part for part in path.parts if part != ".."]
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
     return path.suffix.lower() in _SUFFIXES and not hidden
 
 

@@ -129,9 +129,9 @@ def _to_array(tensor: _Tensor, data: bytes) -> np.ndarray:
 
 def _read_zip(file: io.BytesIO) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as archive:
-        # torch compresses nothing: whoever does wants a small file to become a large one.
-        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise ValueError("its archive is compressed, which torch's are not")
+        # torch compresses nothing: a small archive that unpacks to a large one is none of its own.
+        if sum(info.file_size for info in archive.infolist()) > len(file.getbuffer()):
+            raise ValueError("it is a compressed archive, which torch's are not")
         names = archive.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
@@ -141,10 +141,9 @@ def _read_zip(file: io.BytesIO) -> dict[str, np.ndarray]:
             raise ValueError("it was written on a big-endian machine")
         with archive.open(pickles[0]) as entry:
             tensors = _check_tensors(_RestrictedUnpickler(entry).load())
-        return {
-            name: _to_array(tensor, archive.read(f"{root}data/{tensor.storage.key}"))
-            for name, tensor in tensors.items()
-        }
+        keys = {tensor.storage.key for tensor in tensors.values()}
+        data = {key: archive.read(f"{root}data/{key}") for key in keys}
+    return {name: _to_array(tensor, data[tensor.storage.key]) for name, tensor in tensors.items()}
 
 
 def _read_legacy(file: io.BytesIO) -> dict[str, np.ndarray]:
@@ -155,13 +154,13 @@ def _read_legacy(file: io.BytesIO) -> dict[str, np.ndarray]:
     if _RestrictedUnpickler(file).load()["little_endian"] is not True:
         raise ValueError("it was written on a big-endian machine")
     tensors = _check_tensors(_RestrictedUnpickler(file).load())
-    sizes = {
-        t.storage.key: np.dtype(t.storage.dtype).itemsize * t.storage.size for t in tensors.values()
-    }
+    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
     data = {}
     for key in _RestrictedUnpickler(file).load():
-        file.read(8)  # the number of elements once more
-        data[key] = file.read(sizes[key])
+        (size,) = struct.unpack("<q", file.read(8))
+        if size != storages[key].size:
+            raise ValueError(f"expected a storage of {storages[key].size}, got {size}")
+        data[key] = file.read(size * np.dtype(storages[key].dtype).itemsize)
     return {name: _to_array(tensor, data[tensor.storage.key]) for name, tensor in tensors.items()}
 
 
@@ -175,7 +174,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
       Name to read-only array in torch's layout.
 
     Raises:
-      ValueError: the file names anything but tensors (nothing of it is called), is damaged, or holds
+      ValueError: the file names anything but tensors (nothing of it is called), is damaged, or is
         something else than one dictionary of tensors.
       OSError: the file cannot be read.
     """

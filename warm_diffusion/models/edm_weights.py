@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from warm_diffusion.models.unet import UNet
+from warm_diffusion.models.unet import UNet, scaled_init
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
@@ -57,13 +57,17 @@ def from_edm(model: UNet, arrays: Mapping[str, np.ndarray], key: jax.Array) -> d
     arrays = {name: a for name, a in arrays.items() if not name.endswith("resample_filter")}
     size = model.resolution
     level = jnp.zeros((1,))
-    variables = jax.jit(model.init)(key, jnp.zeros((1, size, size, model.channels)), level, level)
-    params = flax.traverse_util.flatten_dict(variables["params"])
+    shapes = jax.eval_shape(
+        model.init, key, jnp.zeros((1, size, size, model.channels)), level, level
+    )
+    params = flax.traverse_util.flatten_dict(shapes["params"])
     output_layer = f"dec_{size}x{size}_aux_conv"
 
     problems, used = [], set()
     for path, value in params.items():
         if path[0] in ("blur0", "blur1"):
+            init = scaled_init(1.0 if path == ("blur0", "kernel") else 0.0)
+            params[path] = init(key, value.shape)
             continue
         name = _edm_name(path)
         if name not in arrays:

@@ -31,7 +31,7 @@ def _norm(x: jax.Array, name: str) -> jax.Array:
     return norm(x)
 
 
-def _scaled_init(gain: float) -> nn.initializers.Initializer:
+def scaled_init(gain: float) -> nn.initializers.Initializer:
     """Xavier uniform times `gain`; 0 for layers that start switched off."""
     if gain == 0:
         return nn.initializers.zeros_init()
@@ -83,7 +83,7 @@ class Conv(nn.Module):
         if self.features == 0:
             return x
         kernel_shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", _scaled_init(self.gain), kernel_shape)
+        kernel = self.param("kernel", scaled_init(self.gain), kernel_shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         x = jax.lax.conv_general_dilated(
             x,
@@ -117,7 +117,7 @@ class Block(nn.Module):
             skip = conv("skip", kernel_size=1, resample=self.resample)(x)
         x = conv("conv0", resample=self.resample)(nn.silu(_norm(x, "norm0")))
         shift = nn.Dense(
-            self.features, kernel_init=_scaled_init(1.0), dtype=self.dtype, name="affine"
+            self.features, kernel_init=scaled_init(1.0), dtype=self.dtype, name="affine"
         )(embedding)
         x = nn.silu(_norm(x + shift[:, None, None], "norm1"))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -215,7 +215,7 @@ class UNet(nn.Module):
             embedding = _positional_embedding(c_noise, size)
 
         def dense(name: str, features: int, gain: float = 1.0, use_bias: bool = True) -> nn.Dense:
-            return nn.Dense(features, use_bias, kernel_init=_scaled_init(gain), name=name)
+            return nn.Dense(features, use_bias, kernel_init=scaled_init(gain), name=name)
 
         blur = nn.silu(dense("blur0", size)(_positional_embedding(c_blur, size)))
         embedding = embedding + dense("blur1", size, gain=0.0)(blur)

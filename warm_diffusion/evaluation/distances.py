@@ -1,0 +1,302 @@
+"""Distances between two sets of features, in float64 on the host.
+
+    (1)  Frechet     |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^1/2 C2 C1^1/2)^1/2
+                     (Heusel et al. 2017, arXiv 1706.08500, eq. 6); the last trace is the sum of the
+                     singular values of C1^1/2 C2^1/2
+    (2)  kernel      mean k(x, x') + mean k(y, y') - 2 mean k(x, y), k(x, y) = (x . y / D + 1)^3,
+                     the first two over pairs of different examples, so that it is unbiased
+                     (Binkowski et al. 2018, arXiv 1801.01401, sec. 4)
+    (3)  precision   share of generated examples within reach of a real one, whose reach is the
+                     distance of its k-th neighbour; recall exchanges the sets (Kynkaanniemi et al.
+                     2019, arXiv 1904.06991, eq. 1-2)
+    (4)  inception   exp of the mean KL(p(y | x) || p(y)), p(y) the mean of p(y | x)
+         score       (Salimans et al. 2016, arXiv 1606.03498, sec. 4)
+
+Covariances divide by n - 1. (1) is never computed from a square root of a matrix product, whose
+round-off is that of a square root: 1e-8 an eigenvalue, and complex numbers where covariances have
+no full rank. Singular values of a product of square roots keep 1e-16.
+
+Deliberately absent: the features themselves, and corrections of (1) for the size of the sets.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+_BLOCK = 1024  # rows a block: two blocks of features and their distances stay below 100 MB
+
+
+def _check(name: str, values: np.ndarray, *, minimum: int = 1) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != 2 or len(values) < minimum or values.shape[1] == 0:
+        raise ValueError(f"expected {name} [N, D], N at least {minimum}, got {values.shape}")
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"expected numbers as {name}, got {values.dtype}")
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise ValueError(f"{name} are not finite in {len(bad)} rows, the first is {bad[0]}")
+    return values
+
+
+def _check_pair(
+    name_a: str, a: np.ndarray, name_b: str, b: np.ndarray, *, minimum: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    a, b = _check(name_a, a, minimum=minimum), _check(name_b, b, minimum=minimum)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"{name_a} have {a.shape[1]} numbers an example, {name_b} {b.shape[1]}")
+    return a, b
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moments:
+    """Count, mean [D] and scatter [D, D] (sum of outer products around the mean) of features.
+
+    Merging is exact in the count and loses no digits where the mean is large beside the spread
+    (Chan, Golub and LeVeque 1979), unlike sums of squares.
+
+    Example:
+      moments = Moments.of(first_batch)
+      for batch in others:
+        moments = moments.merge(Moments.of(batch))
+    """
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> "Moments":
+        """Moments of features [N, D]; ValueError for another shape or non-finite numbers."""
+        features = _check("features", features).astype(np.float64)
+        mean = features.mean(axis=0)
+        centred = features - mean[None]
+        return cls(len(features), mean, centred.T @ centred)
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Moments of both sets together; ValueError if they have different numbers of features."""
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(f"cannot merge {self.mean.shape} features with {other.mean.shape}")
+        count = self.count + other.count
+        shift = other.mean - self.mean
+        between = np.outer(shift, shift) * (self.count * other.count / count)
+        mean = self.mean + shift * (other.count / count)
+        return Moments(count, mean, self.scatter + other.scatter + between)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Unbiased covariance [D, D]; ValueError for fewer than two examples."""
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 examples, got {self.count}")
+        return self.scatter / (self.count - 1)
+
+
+def _square_root(name: str, covariance: np.ndarray) -> np.ndarray:
+    """R [D, rank] with R R^T = covariance, without directions that are only round-off."""
+    values, vectors = np.linalg.eigh(covariance)
+    floor = len(values) * np.finfo(np.float64).eps * max(abs(values[0]), abs(values[-1]))
+    # Rounding statistics to float32 may make eigenvalues negative by 1e-7 of the largest.
+    if values[0] < -1e-5 * max(values[-1], 0) - floor:
+        raise ValueError(
+            f"{name} is no covariance: its smallest eigenvalue is {values[0]:.3g}, the largest "
+            f"{values[-1]:.3g}"
+        )
+    kept = values > floor
+    return vectors[:, kept] * np.sqrt(values[kept])[None]
+
+
+def frechet(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
+    """Frechet distance between Gaussians, eq. (1); of Inception features: FID.
+
+    Args:
+      mean1: [D].
+      cov1: [D, D], of any rank.
+      mean2: [D].
+      cov2: [D, D].
+
+    Returns:
+      A number >= 0 (a squared distance); equal Gaussians give 0 up to round-off.
+
+    Raises:
+      ValueError: shapes that do not fit, numbers that are not finite, or covariances that are not
+        symmetric or not positive semi-definite.
+    """
+    mean1, cov1, mean2, cov2 = (np.asarray(a, np.float64) for a in (mean1, cov1, mean2, cov2))
+    size = mean1.size
+    shapes = (mean1.shape, cov1.shape, mean2.shape, cov2.shape)
+    if shapes != ((size,), (size, size)) * 2 or size == 0:
+        raise ValueError(f"expected means [D] and covariances [D, D], got {shapes}")
+    names = ("mean1", "cov1", "mean2", "cov2")
+    for name, values in zip(names, (mean1, cov1, mean2, cov2), strict=True):
+        if not np.all(np.isfinite(values)):
+            raise ValueError(f"{name} is not finite")
+        if values.ndim == 2 and not np.allclose(
+            values, values.T, rtol=0, atol=1e-6 * np.abs(values).max()
+        ):
+            raise ValueError(f"{name} is not symmetric")
+    product = _square_root("cov1", cov1).T @ _square_root("cov2", cov2)
+    overlap = np.linalg.svd(product, compute_uv=False).sum() if product.size else 0.0
+    difference = np.sum((mean1 - mean2) ** 2)
+    return float(max(difference + np.trace(cov1) + np.trace(cov2) - 2 * overlap, 0.0))
+
+
+def _unbiased_mmd2(x: np.ndarray, y: np.ndarray) -> float:
+    """Eq. (2) for sets of equal size m, all m^2 cross pairs used."""
+    m, size = x.shape
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / size + 1) ** 3
+
+    within = sum((k.sum() - np.trace(k)) / (m * (m - 1)) for k in (kernel(x, x), kernel(y, y)))
+    return within - 2 * kernel(x, y).mean()
+
+
+def kernel_distance(
+    a: np.ndarray, b: np.ndarray, *, block_size: int = 1000, num_blocks: int = 100, seed: int = 0
+) -> tuple[float, float]:
+    """Kernel distance, eq. (2), over random blocks; of Inception features: KID.
+
+    Args:
+      a: features [N, D].
+      b: features [M, D].
+      block_size: examples a block from each set, drawn without replacement.
+      num_blocks: at least 2.
+      seed: of the blocks.
+
+    Returns:
+      (mean, standard error). The mean is unbiased, so it may be below 0. The standard error covers
+      that blocks of a small set share examples, by Hoeffding's bound for U-statistics,
+      Var(set) <= block_size / n Var(block); for equal distributions it is too large.
+
+    Raises:
+      ValueError: shapes that do not fit, numbers that are not finite, or blocks not smaller than
+        both sets.
+    """
+    a, b = _check_pair("a", a, "b", b, minimum=2)
+    smaller = min(len(a), len(b))
+    if not 2 <= block_size < smaller or num_blocks < 2:
+        raise ValueError(
+            f"expected at least 2 blocks, of 2 to {smaller - 1} examples (fewer than the smaller set, "
+            f"so that blocks differ), got {num_blocks} of {block_size}"
+        )
+    rng = np.random.default_rng(seed)
+    blocks = np.empty(num_blocks)
+    for i in range(num_blocks):
+        x, y = (s[rng.choice(len(s), block_size, replace=False)].astype(np.float64) for s in (a, b))
+        blocks[i] = _unbiased_mmd2(x, y)
+    # Given the set, blocks scatter by Var(block) - Var(set); their mean by Var(set) besides.
+    share = block_size / smaller
+    variance = blocks.var(ddof=1) * (1 / num_blocks + share / (1 - share))
+    return float(blocks.mean()), math.sqrt(variance)
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[N, M]; what round-off alone can produce counts as zero, so copies are at distance 0."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    norms = np.sum(a**2, axis=1)[:, None] + np.sum(b**2, axis=1)[None]
+    squares = norms - 2 * (a @ b.T)
+    squares[squares < a.shape[1] * np.finfo(np.float64).eps * norms] = 0
+    return squares
+
+
+def _slices(count: int) -> Iterator[slice]:
+    return (slice(start, start + _BLOCK) for start in range(0, count, _BLOCK))
+
+
+def _squared_reach(features: np.ndarray, k: int) -> np.ndarray:
+    """Squared distance of each example's k-th neighbour in its own set, itself not counted: [N]."""
+    reach = np.empty(len(features))
+    for rows in _slices(len(features)):
+        nearest = np.empty((len(features[rows]), 0))
+        for columns in _slices(len(features)):
+            squares = _squared_distances(features[rows], features[columns])
+            nearest = np.concatenate([nearest, squares], axis=1)
+            nearest = np.partition(nearest, min(k, nearest.shape[1] - 1), axis=1)[:, : k + 1]
+        reach[rows] = nearest.max(axis=1)  # itself, at distance 0, is among the k + 1
+    return reach
+
+
+def _share_within(a: np.ndarray, b: np.ndarray, squared_reach: np.ndarray) -> float:
+    """Share of `a` within reach of at least one of `b`."""
+    within = np.zeros(len(a), bool)
+    for rows in _slices(len(a)):
+        for columns in _slices(len(b)):
+            squares = _squared_distances(a[rows], b[columns])
+            within[rows] |= np.any(squares <= squared_reach[None, columns], axis=1)
+    return float(within.mean())
+
+
+def precision_recall(real: np.ndarray, generated: np.ndarray, *, k: int = 3) -> tuple[float, float]:
+    """Improved precision and recall, eq. (3): (fidelity, coverage), both in [0, 1].
+
+    Args:
+      real: features [N, D].
+      generated: features [M, D]; both depend on N and M, which results should state.
+      k: neighbour whose distance is an example's reach, at least 1, below N and M.
+
+    Raises:
+      ValueError: shapes that do not fit, numbers that are not finite, or k out of range.
+    """
+    real, generated = _check_pair("real", real, "generated", generated)
+    if not 1 <= k < min(len(real), len(generated)):
+        raise ValueError(
+            f"k must be from 1 to below both {len(real)} and {len(generated)} examples, got {k}"
+        )
+    precision = _share_within(generated, real, _squared_reach(real, k))
+    recall = _share_within(real, generated, _squared_reach(generated, k))
+    return precision, recall
+
+
+def inception_score(logits: np.ndarray, *, splits: int = 10) -> tuple[float, float]:
+    """Inception Score, eq. (4): mean and standard deviation (divided by n) over splits, in order.
+
+    Args:
+      logits: [N, K]; N at least `splits`.
+      splits: at least 1.
+
+    Raises:
+      ValueError: another shape, numbers that are not finite, or fewer examples than splits.
+    """
+    logits = _check("logits", logits).astype(np.float64)
+    if not 1 <= splits <= len(logits):
+        raise ValueError(f"splits must be 1 to {len(logits)} (the examples), got {splits}")
+    logits = logits - logits.max(axis=1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    scores = []
+    for i in range(splits):
+        part = log_p[i * len(log_p) // splits : (i + 1) * len(log_p) // splits]
+        p = np.exp(part)
+        # Where the mean is 0 so is every p: 0 log 0 = 0.
+        marginal = np.log(np.maximum(p.mean(axis=0, keepdims=True), np.finfo(np.float64).tiny))
+        scores.append(np.exp(np.sum(p * (part - marginal), axis=1).mean()))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def nearest_neighbours(generated: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distance and index of the nearest training example for each generated one, both [N].
+
+    Args:
+      generated: features or flattened images [N, D].
+      train: [M, D]; of several equally near the first counts.
+
+    Raises:
+      ValueError: shapes that do not fit, or numbers that are not finite.
+    """
+    generated, train = _check_pair("generated", generated, "train", train)
+    index = np.zeros(len(generated), np.int64)
+    for rows in _slices(len(generated)):
+        best = np.full(len(index[rows]), np.inf)
+        for columns in _slices(len(train)):
+            squares = _squared_distances(generated[rows], train[columns])
+            candidate = squares.argmin(axis=1)
+            value = np.take_along_axis(squares, candidate[:, None], axis=1)[:, 0]
+            closer = value < best
+            index[rows] = np.where(closer, candidate + columns.start, index[rows])
+            best = np.minimum(best, value)
+    # From the difference itself, free of the cancellation in |a|^2 + |b|^2 - 2 a . b.
+    distance = np.empty(len(generated))
+    for rows in _slices(len(generated)):
+        difference = generated[rows].astype(np.float64) - train[index[rows]].astype(np.float64)
+        distance[rows] = np.linalg.norm(difference, axis=1)
+    return distance, index
