@@ -95,7 +95,7 @@ def make_train_step(
             return terms.total.mean(), terms
 
         grads, terms = jax.grad(objective, has_aux=True)(state.params)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm)
         updated = state.apply_gradients(grads=grads)
         images_seen = state.step.astype(jnp.float32) * batch_size

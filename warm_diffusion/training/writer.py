@@ -35,7 +35,8 @@ class Writer:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of numbers; one that is not finite becomes null, since JSON has no NaN."""
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            if math.isfinite(value):
+                self._events.add_scalar(name, value, step)
         row = {"step": step} | {
             name: value if math.isfinite(value) else None for name, value in values.items()
         }

@@ -1,0 +1,167 @@
+"""The other modes of main.py, from a trained workdir."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from warm_diffusion.jobs.analyze import dataset_spectrum
+from warm_diffusion.jobs.sample import parse_seeds
+
+
+def pngs(folder):
+    return {p.stem: np.asarray(Image.open(p)) for p in folder.glob("0*.png")}
+
+
+def sampled(workdir):
+    return next(iter((workdir / "generated").iterdir()))
+
+
+@pytest.fixture(scope="module")
+def samples(app, trained, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("samples")
+    out, err = app.run(
+        "--mode=sample", f"--checkpoint={trained[0]}", f"--workdir={workdir}", "--seeds=0-9",
+        tiny=False,
+    )  # fmt: skip
+    assert err == ""
+    return sampled(workdir), out
+
+
+def test_sampling_writes_a_png_for_each_seed_and_a_grid(samples):
+    folder, out = samples
+    images = pngs(folder)
+    assert set(images) == {f"{seed:06d}" for seed in range(10)}
+    assert all(image.shape == (8, 8) for image in images.values())
+    assert (folder / "grid.png").exists()
+    about = json.loads((folder / "sampling.json").read_text())
+    assert about["network_calls"] == 3  # Heun, two steps: 2 * 2 - 1
+    assert "10 images" in out
+
+
+def test_a_seed_gives_the_same_image_whatever_the_batch_and_the_other_seeds(app, trained, samples):
+    app.run(
+        "--mode=sample", f"--workdir={trained[0]}", "--seeds=9,3", tiny=False,
+    )  # fmt: skip
+    again = pngs(sampled(trained[0]))
+    np.testing.assert_array_equal(again["000009"], pngs(samples[0])["000009"])
+    app.run(
+        "--mode=sample", f"--workdir={trained[0]}", "--seeds=3", "--config.sampling.batch_size=3",
+        tiny=False,
+    )  # fmt: skip
+    # another batch size is another program: the same to one grey level
+    difference = pngs(sampled(trained[0]))["000003"].astype(int) - pngs(samples[0])["000003"]
+    assert np.abs(difference).max() <= 1
+
+
+def test_solver_steps_and_ratio_are_taken_from_the_command_line(app, trained, tmp_path, samples):
+    app.run(
+        "--mode=sample", f"--checkpoint={trained[0]}/checkpoints/3", f"--workdir={tmp_path}",
+        "--seeds=0-1", "--solver=multistep", "--steps=5", "--bnr=0", tiny=False,
+    )  # fmt: skip
+    folder = tmp_path / "generated" / "step3_multistep5_bnr0"
+    about = json.loads((folder / "sampling.json").read_text())
+    assert (about["step"], about["network_calls"]) == (3, 5)
+    assert not np.array_equal(pngs(folder)["000000"], pngs(samples[0])["000000"])
+
+
+def test_evaluation_names_its_protocol_and_its_reference(app, trained, tmp_path):
+    app.run(
+        "--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}",
+        "--config.eval.num_samples=24", tiny=False,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "eval" / "step_00000006.json").read_text())
+    assert report["fd_pixels_24"] > 0
+    assert report["reference"]["count"] == 1797
+    assert report["seeds"] == "0-23"
+    data = json.loads(next((app.folder / "cache").rglob("dataset.json")).read_text())
+    assert report["reference"]["content_sha256"] == data["content_sha256"]
+
+
+def test_the_distance_reported_is_that_of_the_images_drawn(app, trained, tmp_path):
+    """The same number from the PNG files, with numpy and scipy."""
+    scipy_linalg = pytest.importorskip("scipy.linalg")
+    common = (f"--checkpoint={trained[0]}", f"--workdir={tmp_path}")
+    app.run("--mode=eval", *common, "--config.eval.num_samples=70", tiny=False)
+    app.run("--mode=sample", *common, "--seeds=0-69", tiny=False)
+    from sklearn.datasets import load_digits
+
+    real = np.rint(load_digits().images * (255 / 16)).reshape(-1, 64) / 127.5 - 1
+    images = pngs(sampled(tmp_path))
+    drawn = np.stack([images[name] for name in sorted(images)]).reshape(-1, 64) / 127.5 - 1
+    c1, c2 = np.cov(real, rowvar=False), np.cov(drawn, rowvar=False)
+    root = scipy_linalg.sqrtm(c1 @ c2).real
+    expected = np.sum((real.mean(0) - drawn.mean(0)) ** 2) + np.trace(c1 + c2 - 2 * root)
+    report = json.loads((tmp_path / "eval" / "step_00000006.json").read_text())
+    np.testing.assert_allclose(report["fd_pixels_70"], expected, rtol=1e-3)
+
+
+def test_analysis_recommends_a_ratio_and_draws(app, tmp_path):
+    out, err = app.run("--mode=analyze", f"--workdir={tmp_path}")
+    folder = tmp_path / "analysis"
+    report = json.loads((folder / "analysis.json").read_text())
+    assert report["count"] == 1797
+    assert f"recommended {report['recommended_bnr']:.3f}" in out
+    # 8 enlarged to 64; clean and six levels wide, six images high, gaps of 2
+    assert Image.open(folder / "forward.png").size == (7 * 66 - 2, 6 * 66 - 2)
+    assert Image.open(folder / "spectrum.png").size[0] > 500
+    assert err == ""
+
+
+def test_the_spectrum_in_chunks_is_that_of_all_images():
+    """numpy's variance of scipy's DCT over images and channels."""
+    scipy_fft = pytest.importorskip("scipy.fft")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5000, 4, 5, 3), np.uint8)
+    images[2500:] //= 3  # the chunks have different means
+    coefficients = scipy_fft.dctn(images / 127.5 - 1, axes=(1, 2), norm="ortho")
+    expected = coefficients.var(axis=(0, 3))
+    np.testing.assert_allclose(dataset_spectrum(images), expected, rtol=1e-4)
+
+
+def test_info_prints_config_parameters_and_shapes(app):
+    out, _ = app.run("--mode=info")
+    assert '"residual_weight": 1.0' in out
+    assert "dec_8x8_aux_conv/kernel" in out
+    assert "x (16, 8, 8, 1), c_noise and c_blur (16,) -> (16, 8, 8, 2): 2 head(s)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.model.dropuot=1"], "unknown configuration key 'model.dropuot'; did you mean"),
+        (["--config.model.num_blocks=x"], "invalid literal for int"),
+        (["--mode=trian", "--workdir=w"], "should be one of <train|sample|eval|analyze|info>"),
+        (["--mode=train"], "set --workdir=DIR"),
+        (["--mode=sample", "--workdir=nowhere"], "there are no checkpoints in"),
+        (["--config=nowhere.py", "--workdir=w"], "No such file or directory: 'nowhere.py'"),
+        (["--config=nowhere.json", "--workdir=w"], "not a configuration that can be read"),
+        (["train", "--workdir=w"], "unexpected argument 'train'"),
+        (["--workdir=w", "--config.schedule.name=warm"], "schedule.name must be one of hot,"),
+        (["--workdir=w", "--config.model.name=unet"], "model.name must be one of ddpmpp, ncsnpp"),
+        (["--workdir=w", "--config.sampling.solver=rk4"], "solver must be one of euler, heun,"),
+        (["--workdir=w", "--config.data.source=cifar"], "data.source must be digits, folder:DIR"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_2(app, arguments, message):
+    _, err = app.run(*arguments, tiny=False, status=2)
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert err.startswith("error: ")
+
+
+def test_debug_shows_where_a_mistake_was_found(app):
+    _, err = app.run("--workdir=w", "--config.model.name=unet", "--debug", tiny=False, status=1)
+    assert "Traceback" in err
+
+
+def test_seeds_are_ranges_and_lists():
+    assert parse_seeds("3") == [3]
+    assert parse_seeds("0-3,7,9-10") == [0, 1, 2, 3, 7, 9, 10]
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "1-", "-4", "1;2", "0-4294967296"])
+def test_seeds_that_make_no_sense_are_refused(text):
+    with pytest.raises(ValueError, match="--seeds must"):
+        parse_seeds(text)

@@ -1,0 +1,137 @@
+"""Checkpoints: exact, atomic, verified; what is damaged is passed over and kept aside."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from warm_diffusion.training.checkpoints import Checkpoints
+from warm_diffusion.training.state import create_state
+
+
+def state_at(step, seed=0):
+    rng = np.random.default_rng(seed + step)
+    params = {"layer": {"kernel": jnp.asarray(rng.standard_normal((64, 3)), jnp.float32)}}
+    state = create_state(lambda: None, params, optax.adam(1e-3), num_ema=2)
+    return state.replace(step=jnp.asarray(step, jnp.int32))
+
+
+def write(workdir, steps, **options):
+    saved = Checkpoints(workdir, **options)
+    for step in steps:
+        saved.save(state_at(step), {"image_shape": [2, 2, 1]})
+    saved.close()
+
+
+def read(workdir, report=print):
+    saved = Checkpoints(workdir)
+    state = saved.restore_latest(state_at(0), report=report)
+    saved.close()
+    return state
+
+
+def arrays(state):
+    return jax.tree.leaves((state.step, state.params, state.ema, state.opt_state))
+
+
+def largest_file(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def test_what_is_restored_is_what_was_saved_bit_for_bit(tmp_path):
+    write(tmp_path, [5])
+    for got, expected in zip(arrays(read(tmp_path)), arrays(state_at(5)), strict=True):
+        np.testing.assert_array_equal(got, expected)
+        assert got.dtype == expected.dtype
+
+
+def test_no_checkpoint_restores_nothing(tmp_path):
+    assert read(tmp_path) is None
+
+
+def test_the_latest_and_every_kth_are_kept(tmp_path):
+    write(tmp_path, [2, 4, 6, 8, 10, 12, 14], keep_latest=2, keep_every=4)
+    saved = Checkpoints(tmp_path, keep_latest=2, keep_every=4)
+    assert saved.steps() == [4, 8, 12, 14]
+    saved.close()
+
+
+def test_facts_are_kept_beside_the_state(tmp_path):
+    write(tmp_path, [5])
+    saved = Checkpoints(tmp_path)
+    about = saved.about(5)
+    saved.close()
+    assert about["image_shape"] == [2, 2, 1]
+    assert about["step"] == 5
+
+
+def test_saving_a_step_again_is_no_error(tmp_path):
+    write(tmp_path, [5])
+    write(tmp_path, [5])
+
+
+def test_the_state_may_change_while_it_is_being_saved(tmp_path):
+    saved = Checkpoints(tmp_path)
+    state = state_at(3)
+    saved.save(state, {})
+    jax.tree.map(lambda leaf: leaf.delete(), state.params)  # as donation does
+    saved.close()
+    restored = read(tmp_path)
+    np.testing.assert_array_equal(
+        restored.params["layer"]["kernel"], state_at(3).params["layer"]["kernel"]
+    )
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_in_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def delete(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_in_half, delete])
+def test_a_damaged_checkpoint_is_passed_over_reported_and_moved_aside(tmp_path, damage):
+    write(tmp_path, [5, 6], keep_latest=2)
+    damage(largest_file(tmp_path / "checkpoints" / "6"))
+    said = []
+    restored = read(tmp_path, said.append)
+    assert int(restored.step) == 5
+    assert len(said) == 1
+    assert "checkpoint 6 cannot be restored" in said[0]
+    assert (tmp_path / "damaged" / "6").is_dir()
+    # and the run can write that step anew
+    write(tmp_path, [6])
+    assert int(read(tmp_path).step) == 6
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path):
+    write(tmp_path, [5])
+    partial = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"
+    partial.mkdir()
+    (partial / "data").write_bytes(b"half")
+    assert int(read(tmp_path).step) == 5
+    assert not partial.exists()
+
+
+def test_starting_anew_over_unreadable_checkpoints_is_refused(tmp_path):
+    write(tmp_path, [5])
+    cut_in_half(largest_file(tmp_path / "checkpoints" / "5"))
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be restored: tried \[5\]"):
+        read(tmp_path)
+    assert (tmp_path / "checkpoints" / "5").is_dir()  # nothing is lost
+
+
+def test_an_absent_step_is_named_with_those_there_are(tmp_path):
+    write(tmp_path, [5, 6], keep_latest=2)
+    saved = Checkpoints(tmp_path)
+    with pytest.raises(ValueError, match=r"no checkpoint of step 7 .*\[5, 6\]"):
+        saved.restore(7, state_at(0))
+    saved.close()
