@@ -41,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
     schedule.beta_min = 0.002  # hot, constant_bnr: smallest noise level of the sampler
     schedule.beta_max = 80.0  # hot, constant_bnr: noise level at which sampling starts
     schedule.p_mean = -1.2  # hot, constant_bnr: ln beta in training ~ N(p_mean, p_std^2)
-    schedule.p_std = 1.2
+    schedule.p_std = 1.2  # see p_mean
     schedule.cold_alpha_min = 0.5  # cold: smallest blur, in pixels
     schedule.cold_alpha_max = 20.0  # cold: blur at which sampling starts
     schedule.cold_beta = 0.01  # cold: the constant noise level
@@ -53,14 +53,14 @@ def get_config() -> ml_collections.ConfigDict:
     loss.residual_weight = 1.0
 
     config.optimizer = optimizer = ml_collections.ConfigDict()  # Adam
-    optimizer.learning_rate = 2e-3
+    optimizer.learning_rate = 2e-3  # EDM: 1e-3 on CIFAR-10
     optimizer.warmup_images = 20_000  # linear warm-up of the rate; EDM: 10 million
-    optimizer.b1 = 0.9
-    optimizer.b2 = 0.999
-    optimizer.eps = 1e-8
+    optimizer.b1 = 0.9  # decay of Adam's mean of gradients
+    optimizer.b2 = 0.999  # decay of its mean of squared gradients
+    optimizer.eps = 1e-8  # added to the root of the latter
 
     config.training = training = ml_collections.ConfigDict()
-    training.num_steps = 2_000
+    training.num_steps = 2_000  # steps in all; raising it later continues the run
     training.batch_size = 128  # global: over all devices and processes
     training.ema_halflife_images = (20_000,)  # one set of averaged weights for each; EDM: 500,000
     training.ema_rampup = 0.05  # half-life at most this share of the images seen; 0: no ramp-up

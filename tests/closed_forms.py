@@ -1,10 +1,11 @@
-"""Independent numpy formulas that the core is tested against: nothing here imports the package.
+"""Independent numpy formulas that the core is tested against: nothing here imports the core.
 
 The blur goes through scipy's DCT; Gaussian data are diagonal in the DCT basis, so every posterior,
 flow and variance below is a formula per frequency.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 import scipy.fft
@@ -99,6 +100,67 @@ def edm_times(t_min, t_max, num_steps, rho):
             root += i / (num_steps - 1) * (t_min ** (1 / rho) - t_max ** (1 / rho))
         times.append(root**rho)
     return np.array([*times, 0.0])
+
+
+def difference_step(x, blurry, residual, start, end):
+    """Method section 3: x' = x + [B' - B](D + R) + (beta' / beta - 1)(x - D)."""
+    clean = blurry + residual
+    change = blur(clean, end[0]) - blur(clean, start[0])
+    return x + change + (end[1] / start[1] - 1) * (x - blurry)
+
+
+def solve(solver, heads, x, levels):
+    """Method section 3 from x at levels[0] to levels[-1] = (0, 0); heads(x, alpha, beta) = D, R."""
+    previous, previous_step = None, None
+    for start, end in itertools.pairwise(levels):
+        last = end[1] == 0
+        blurry, residual = heads(x, *start)
+        moved = difference_step(x, blurry, residual, start, end)
+        if solver == "heun" and not last:
+            blurry_end, residual_end = heads(moved, *end)
+            clean = blurry_end + residual_end
+            second = blur(clean, end[0]) - blur(clean, start[0])
+            second += (end[1] - start[1]) / end[1] * (moved - blurry_end)
+            moved = x + ((moved - x) + second) / 2
+        if solver == "multistep" and not last:
+            clean, step = blurry + residual, np.log(start[1] / end[1])
+            if previous is not None:
+                ahead = (clean - previous) / (2 * previous_step / step)
+                moved = moved + blur(ahead, end[0]) - end[1] / start[1] * blur(ahead, start[0])
+            previous, previous_step = clean, step
+        x = moved
+    return x
+
+
+def edm_sampler(denoise, x, t, churn=0.0, low=0.0, high=np.inf):
+    """EDM, Algorithm 2 with S_noise = 0, without churn Algorithm 1; denoise(x, sigma) = D."""
+    num_steps = len(t) - 1
+    for i in range(num_steps):
+        gamma = min(churn / num_steps, np.sqrt(2) - 1) if low <= t[i] <= high else 0.0
+        t_hat = t[i] + gamma * t[i]
+        d = (x - denoise(x, t_hat)) / t_hat
+        x_next = x + (t[i + 1] - t_hat) * d
+        if t[i + 1] != 0:
+            d_next = (x_next - denoise(x_next, t[i + 1])) / t[i + 1]
+            x_next = x + (t[i + 1] - t_hat) * (d / 2 + d_next / 2)
+        x = x_next
+    return x
+
+
+def dpm_solver_2m(denoise, x, t):
+    """DPM-Solver++(2M) (arXiv 2211.01095, Algorithm 2), alpha_t = 1, sigma_t = t, denoise = x0.
+
+    x' = (t' / t) x - (e^-h - 1) D with D = (1 + 1 / 2r) x0 - 1 / 2r x0_previous, h = ln(t / t'),
+    r = h_previous / h; D = x0 in the first step and the last one, to 0.
+    """
+    previous = None
+    for i in range(len(t) - 1):
+        clean = ahead = denoise(x, t[i])
+        if previous is not None and t[i + 1] > 0:
+            r = np.log(t[i - 1] / t[i]) / np.log(t[i] / t[i + 1])
+            ahead = (1 + 1 / (2 * r)) * clean - 1 / (2 * r) * previous
+        x, previous = t[i + 1] / t[i] * x - (t[i + 1] / t[i] - 1) * ahead, clean
+    return x
 
 
 def within_standard_errors(samples, mean=None, variance=None, errors=5.0):

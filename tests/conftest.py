@@ -1,5 +1,8 @@
 """Shared settings: JAX on the CPU, no silent rank promotion, float64 where a test asks for it."""
 
+import getpass
+import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -9,12 +12,24 @@ jax.config.update("jax_platforms", "cpu")
 # An [H, W] factor that meets [B, H, W, C] images must fail here, not broadcast along a wrong axis.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Most of the suite's time is compilation, which a second run takes from this cache. Its keys are
+# programs and versions: changed code never meets an old result.
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    _CACHE = Path(tempfile.gettempdir()) / f"warm_diffusion_tests_{getpass.getuser()}"
+    jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
 
 @pytest.fixture
 def x64():
-    """Double precision for one test; a module opts in by `pytest.mark.usefixtures("x64")`."""
+    """Double precision for one test; a module opts in by `pytest.mark.usefixtures("x64")`.
+
+    Programs are compiled without optimisation: each runs once or twice, on tiny images.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -5,17 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
-from closed_forms import dct as scipy_dct
-from closed_forms import eigenvalues, transfer
-from closed_forms import idct as scipy_idct
 
+from tests.closed_forms import dct as scipy_dct
+from tests.closed_forms import eigenvalues, transfer
+from tests.closed_forms import idct as scipy_idct
 from warm_diffusion import dct
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 SHAPES = [(2, 8, 8, 1), (1, 7, 5, 3), (3, 6, 9, 2), (2, 1, 4, 4), (1, 1, 1, 2)]
 
-blur = jax.jit(dct.blur)  # compiled once per shape: the suite stays fast
+# Compiled once per shape: the suite stays fast.
+forward, inverse, blur = jax.jit(dct.dct), jax.jit(dct.idct), jax.jit(dct.blur)
 
 
 def images(shape, seed=0):
@@ -28,39 +29,39 @@ def images(shape, seed=0):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_dct_equals_scipy(shape):
     x = images(shape)
-    np.testing.assert_allclose(dct.dct(x), scipy_dct(x), atol=1e-13)
+    np.testing.assert_allclose(forward(x), scipy_dct(x), atol=1e-13)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_idct_equals_scipy(shape):
     x = images(shape)
-    np.testing.assert_allclose(dct.idct(x), scipy_idct(x), atol=1e-13)
+    np.testing.assert_allclose(inverse(x), scipy_idct(x), atol=1e-13)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_idct_inverts_dct(shape):
     x = images(shape)
-    np.testing.assert_allclose(dct.idct(dct.dct(x)), x, atol=1e-13)
+    np.testing.assert_allclose(inverse(forward(x)), x, atol=1e-13)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_dct_keeps_the_energy_of_every_image_and_channel(shape):
     # Parseval.
     x = images(shape)
-    energy = np.sum(np.square(dct.dct(x)), axis=(1, 2))
+    energy = np.sum(np.square(forward(x)), axis=(1, 2))
     np.testing.assert_allclose(energy, np.sum(x**2, axis=(1, 2)), rtol=1e-13)
 
 
 def test_the_basis_is_orthonormal():
     # V V^T = I, V made from the transforms of all 7 * 5 unit images.
     unit = np.eye(35).reshape(35, 7, 5, 1)
-    basis = np.asarray(dct.dct(unit)).reshape(35, 35)
+    basis = np.asarray(forward(unit)).reshape(35, 35)
     np.testing.assert_allclose(basis @ basis.T, np.eye(35), atol=1e-13)
 
 
 def test_float32_transform_is_accurate_and_stays_float32():
     x = images((2, 32, 48, 3)).astype(np.float32)
-    coefficients = dct.dct(jnp.asarray(x))
+    coefficients = forward(jnp.asarray(x))
     assert coefficients.dtype == jnp.float32
     np.testing.assert_allclose(coefficients, scipy_dct(x), atol=1e-5)
 
@@ -68,7 +69,7 @@ def test_float32_transform_is_accurate_and_stays_float32():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.uint8])
 def test_narrow_types_are_promoted_to_float32(dtype):
     x = jnp.asarray(100 * images((2, 8, 6, 3)) + 100).astype(dtype)
-    coefficients = dct.dct(x)
+    coefficients = forward(x)
     assert coefficients.dtype == jnp.float32
     # scipy on the very values that the narrow type holds; they reach 200, so 1e-5 of that.
     np.testing.assert_allclose(coefficients, scipy_dct(x.astype(jnp.float64)), atol=2e-3)
@@ -76,7 +77,7 @@ def test_narrow_types_are_promoted_to_float32(dtype):
 
 def test_an_image_without_batch_is_transformed_alike():
     x = images((4, 6, 3))
-    np.testing.assert_allclose(dct.dct(x), scipy_dct(x), atol=1e-13)
+    np.testing.assert_allclose(forward(x), scipy_dct(x), atol=1e-13)
 
 
 # --- eigenvalues and transfer --------------------------------------------------------------------
@@ -89,7 +90,7 @@ def test_eigenvalues_follow_the_formula(size):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.7, np.array([0.0, 0.3, 2.0]), np.full((2, 3), 1.5)])
 def test_transfer_follows_the_formula_for_any_shape_of_alpha(alpha):
-    factors = dct.transfer(alpha, 4, 7)
+    factors = jax.jit(dct.transfer, static_argnums=(1, 2))(alpha, 4, 7)
     assert factors.shape == (*np.shape(alpha), 4, 7, 1)
     np.testing.assert_allclose(factors, transfer(alpha, 4, 7), rtol=1e-13)
 
@@ -195,7 +196,7 @@ def test_blur_works_under_vmap_over_single_images():
 def test_the_gradient_of_a_blur_is_a_blur():
     # B is symmetric: the gradient of <y, B x> with respect to x is B y.
     x, y = images((2, 7, 5, 2)), images((2, 7, 5, 2), seed=1)
-    gradient = jax.grad(lambda x: jnp.sum(y * blur(x, 0.7)))(x)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(y * dct.blur(x, 0.7))))(x)
     np.testing.assert_allclose(gradient, blur(y, 0.7), atol=1e-13)
 
 
@@ -208,7 +209,7 @@ def test_the_derivative_with_respect_to_alpha_obeys_the_heat_equation():
 
 def test_blur_works_under_pmap():
     x = images((jax.local_device_count(), 2, 7, 5, 2))
-    blurred = jax.pmap(lambda x: blur(x, 0.7))(x)
+    blurred = jax.pmap(lambda x: dct.blur(x, 0.7))(x)
     np.testing.assert_allclose(blurred[0], blur(x[0], 0.7), atol=1e-13)
 
 

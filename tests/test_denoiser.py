@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closed_forms import blur, dct, eigenvalues, transfer, within_standard_errors
 
+from tests.closed_forms import blur, dct, eigenvalues, transfer, within_standard_errors
 from warm_diffusion.denoiser import (
     PARAMETERIZATIONS,
     Prediction,
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 SIZE = (6, 5, 2)
 SIGMA = 0.5
+share = jax.jit(removed_share, static_argnums=(1, 2))
 each_parameterization = pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 
 
@@ -86,39 +87,40 @@ def test_without_blur_one_head_leaves_no_residual(parameterization):
 
 
 def test_defaults_are_two_heads_and_edms_sigma_data():
-    x = normal(2)
-    prediction = precondition(network("divide"))(x, 0.0, np.array([0.3, 2.0]))
-    np.testing.assert_allclose(prediction.blurry, edm(x, np.array([0.3, 2.0])), rtol=1e-12, atol=1e-13)
+    x, beta = normal(2), np.array([0.3, 2.0])
+    prediction = jax.jit(precondition(network("divide")))(x, 0.0, beta)
+    np.testing.assert_allclose(prediction.blurry, edm(x, beta), rtol=1e-12, atol=1e-13)
 
 
-def test_the_network_sees_unit_variance():
-    # c_in of data ~ N(0, sigma_data^2) with noise of level beta: variance 1.
-    seen = []
-
-    def record(x, c_noise, c_blur):
-        seen.append(x)
-        return jnp.concatenate([x, x], axis=-1)
-
-    rng = np.random.default_rng(0)
-    for beta in (0.02, 0.5, 30.0):
-        x = 0.3 * rng.standard_normal((3000, *SIZE)) + beta * rng.standard_normal((3000, *SIZE))
-        precondition(record, sigma_data=0.3)(x, 0.0, beta)
-        within_standard_errors(np.asarray(seen[-1]), np.zeros(SIZE), np.ones(SIZE))
-
-
-def test_the_network_is_conditioned_on_both_levels():
-    # Method section 2: c_in x, ln(beta) / 4 and log1p(alpha) / 4, one number per image.
+@functools.partial(jax.jit, static_argnames="sigma_data")
+def network_inputs(x, alpha, beta, *, sigma_data):
+    """What the network is given."""
     seen = []
 
     def record(*inputs):
         seen.extend(inputs)
-        return jnp.concatenate([inputs[0]] * 2, axis=-1)
+        return jnp.concatenate([inputs[0], inputs[0]], axis=-1)
 
+    precondition(record, sigma_data=sigma_data)(x, alpha, beta)
+    return seen
+
+
+@pytest.mark.parametrize("beta", [0.02, 0.5, 30.0])
+def test_the_network_sees_unit_variance(beta):
+    # c_in of data ~ N(0, sigma_data^2) with noise of level beta: variance 1.
+    rng = np.random.default_rng(0)
+    x = 0.3 * rng.standard_normal((3000, *SIZE)) + beta * rng.standard_normal((3000, *SIZE))
+    scaled, *_ = network_inputs(x, 0.0, beta, sigma_data=0.3)
+    within_standard_errors(np.asarray(scaled), np.zeros(SIZE), np.ones(SIZE))
+
+
+def test_the_network_is_conditioned_on_both_levels():
+    # Method section 2: c_in x, ln(beta) / 4 and log1p(alpha) / 4, one number per image.
     x, alpha, beta = normal(3), np.array([0.0, 1.0, 20.0]), np.array([0.002, 1.0, 80.0])
-    precondition(record, sigma_data=SIGMA)(x, alpha, beta)
-    np.testing.assert_allclose(seen[0], x / np.sqrt(column(beta) ** 2 + SIGMA**2), rtol=1e-13)
-    np.testing.assert_allclose(seen[1], np.log(beta) / 4, atol=1e-14)
-    np.testing.assert_allclose(seen[2], np.log(1 + alpha) / 4, atol=1e-14)
+    scaled, c_noise, c_blur = network_inputs(x, alpha, beta, sigma_data=SIGMA)
+    np.testing.assert_allclose(scaled, x / np.sqrt(column(beta) ** 2 + SIGMA**2), rtol=1e-13)
+    np.testing.assert_allclose(c_noise, np.log(beta) / 4, atol=1e-14)
+    np.testing.assert_allclose(c_blur, np.log(1 + alpha) / 4, atol=1e-14)
 
 
 @each_parameterization
@@ -132,7 +134,7 @@ def test_a_network_of_zeros_leaves_the_skip(parameterization):
     x, alpha, beta = normal(2), 0.8, np.array([0.1, 3.0])
     skip = x * SIGMA**2 / (column(beta) ** 2 + SIGMA**2)
     expected = blur(skip, alpha) if parameterization == "clean" else skip
-    np.testing.assert_allclose(denoise(x, alpha, beta).blurry, expected, atol=1e-13)
+    np.testing.assert_allclose(jax.jit(denoise)(x, alpha, beta).blurry, expected, atol=1e-13)
 
 
 # --- parameterizations ---------------------------------------------------------------------------
@@ -182,11 +184,11 @@ def test_score_undoes_the_blur_down_to_the_floor():
 
 @pytest.mark.parametrize(("alpha", "expected"), [(0.0, 0.0), (1e3, 1.0)])
 def test_no_blur_removes_nothing_and_endless_blur_everything(alpha, expected):
-    np.testing.assert_allclose(removed_share(alpha, 6, 5), expected, atol=1e-14)
+    np.testing.assert_allclose(share(alpha, 6, 5), expected, atol=1e-14)
 
 
 def test_more_blur_removes_more():
-    assert np.all(np.diff(removed_share(np.geomspace(0.01, 5, 20), 6, 5)) > 0)
+    assert np.all(np.diff(share(np.geomspace(0.01, 5, 20), 6, 5)) > 0)
 
 
 def test_clean_is_the_sum_of_both_parts():

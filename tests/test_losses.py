@@ -11,9 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closed_forms import GaussianData, blur, dct, gaussian_data, idct, natural_spectrum, transfer
 from jax.test_util import check_grads
 
+from tests.closed_forms import (
+    GaussianData,
+    blur,
+    dct,
+    gaussian_data,
+    idct,
+    natural_spectrum,
+    transfer,
+)
 from warm_diffusion import oracle, schedules
 from warm_diffusion.dct import blur as jax_blur
 from warm_diffusion.denoiser import Prediction, precondition
@@ -46,6 +54,13 @@ def knows(x0, blurry_error=0.0, residual_error=0.0):
     return denoise
 
 
+@jax.jit
+def losses_that_know(x0, blurry_error=0.0, residual_error=0.0, t=None, **options):
+    """Losses of such a denoiser, at random times or at the one time t."""
+    denoise = knows(x0, blurry_error, residual_error)
+    return score_matching_loss(denoise, KEY, x0, PATH if t is None else at(t), **options)
+
+
 def network(parameters):
     """A small network with one set of parameters per head, as a denoiser."""
 
@@ -76,7 +91,7 @@ def losses_of(weights, x0, key=KEY, **options):
     return score_matching_loss(network(weights), key, x0, PATH, **options)
 
 
-jitted_losses = jax.jit(losses_of, static_argnames=("residual_weight", "sigma_data"))
+jitted_losses = jax.jit(losses_of)
 
 
 # --- values --------------------------------------------------------------------------------------
@@ -84,7 +99,7 @@ jitted_losses = jax.jit(losses_of, static_argnames=("residual_weight", "sigma_da
 
 def test_exact_targets_cost_nothing():
     x0 = images(4)
-    for term in score_matching_loss(knows(x0), KEY, x0, PATH):
+    for term in losses_that_know(x0):
         np.testing.assert_allclose(term, np.zeros(4), atol=1e-25)
 
 
@@ -100,7 +115,7 @@ def test_the_loss_of_the_exact_denoiser_is_the_posterior_variance(bnr):
 
     exact = oracle.gaussian(DATA.mean, DATA.spectrum)
     path = at(beta, schedules.constant_bnr(bnr))
-    terms = jax.jit(lambda key: score_matching_loss(exact, key, x0, path))(KEY)
+    terms = jax.jit(lambda x0: score_matching_loss(exact, KEY, x0, path))(x0)
     for losses, expected in (
         (terms.denoise, expected_denoise),
         (terms.deblur, expected_deblur),
@@ -112,32 +127,28 @@ def test_the_loss_of_the_exact_denoiser_is_the_posterior_variance(bnr):
 @pytest.mark.parametrize(("beta", "sigma_data"), [(0.1, 0.5), (3.0, 0.5), (0.7, 0.2)])
 def test_the_denoising_weight_undoes_the_output_scale(beta, sigma_data):
     # Every pixel of D off by 1: w_D = 1 / c_out^2 with EDM's c_out = beta s / sqrt(beta^2 + s^2).
-    x0 = images(3)
+    x0 = images(4)
     c_out = beta * sigma_data / np.sqrt(beta**2 + sigma_data**2)
-    terms = score_matching_loss(
-        knows(x0, blurry_error=1.0), KEY, x0, at(beta), sigma_data=sigma_data
-    )
-    np.testing.assert_allclose(terms.denoise, np.full(3, 1 / c_out**2), rtol=1e-12)
-    np.testing.assert_allclose(terms.deblur, np.zeros(3), atol=1e-25)
+    terms = losses_that_know(x0, blurry_error=1.0, t=beta, sigma_data=sigma_data)
+    np.testing.assert_allclose(terms.denoise, np.full(4, 1 / c_out**2), rtol=1e-12)
+    np.testing.assert_allclose(terms.deblur, np.zeros(4), atol=1e-25)
 
 
 @pytest.mark.parametrize(("weight", "sigma_data"), [(1.0, 0.5), (3.0, 0.5), (1.0, 0.2)])
 def test_the_deblurring_weight_is_relative_to_the_variance_of_the_data(weight, sigma_data):
     # Every pixel of R off by 1: w_R = residual_weight / s^2.
-    x0 = images(3)
-    terms = score_matching_loss(
-        knows(x0, residual_error=1.0), KEY, x0, PATH, sigma_data=sigma_data, residual_weight=weight
-    )
-    np.testing.assert_allclose(terms.deblur, np.full(3, weight / sigma_data**2), rtol=1e-12)
-    np.testing.assert_allclose(terms.denoise, np.zeros(3), atol=1e-25)
+    x0 = images(4)
+    terms = losses_that_know(x0, residual_error=1.0, sigma_data=sigma_data, residual_weight=weight)
+    np.testing.assert_allclose(terms.deblur, np.full(4, weight / sigma_data**2), rtol=1e-12)
+    np.testing.assert_allclose(terms.denoise, np.zeros(4), atol=1e-25)
 
 
 def test_squares_are_averaged_over_pixels_and_channels():
     # One wrong pixel of 6 * 5 * 2, in one channel: 1 / 60 of the weight 1 / 0.5^2.
-    x0, error = images(2), np.zeros((1, *SIZE))
+    x0, error = images(4), np.zeros((1, *SIZE))
     error[0, 2, 3, 1] = 1.0
-    terms = score_matching_loss(knows(x0, residual_error=error), KEY, x0, PATH)
-    np.testing.assert_allclose(terms.deblur, np.full(2, 4 / 60), rtol=1e-12)
+    terms = losses_that_know(x0, residual_error=error)
+    np.testing.assert_allclose(terms.deblur, np.full(4, 4 / 60), rtol=1e-12)
 
 
 def test_the_residual_weight_scales_the_deblurring_term_only():
@@ -151,19 +162,18 @@ def test_the_residual_weight_scales_the_deblurring_term_only():
 
 def test_consistency_is_zero_for_exact_posterior_means():
     exact = oracle.gaussian(DATA.mean, DATA.spectrum)
-    terms = score_matching_loss(exact, KEY, images(4), PATH)
+    terms = jax.jit(lambda x0: score_matching_loss(exact, KEY, x0, PATH))(images(4))
     np.testing.assert_allclose(terms.consistency, np.zeros(4), atol=1e-25)
 
 
 @pytest.mark.parametrize("head", ["blurry", "residual"])
 def test_consistency_measures_how_far_d_is_from_the_blurred_sum(head):
     # |D - B (D + R)|^2 with an error e in one head: (1 - m) e of D, m e of R, per frequency.
-    x0, error = images(2), np.random.default_rng(3).standard_normal((1, *SIZE))
-    denoise = knows(x0, **{f"{head}_error": error})
+    x0, error = images(4), np.random.default_rng(3).standard_normal((1, *SIZE))
     m = transfer(0.5 * 0.8, *SIZE[:2])
     left = idct((1 - m if head == "blurry" else m) * dct(error))
-    terms = score_matching_loss(denoise, KEY, x0, at(0.8))
-    np.testing.assert_allclose(terms.consistency, np.full(2, np.mean(left**2)), rtol=1e-10)
+    terms = losses_that_know(x0, **{f"{head}_error": error}, t=0.8)
+    np.testing.assert_allclose(terms.consistency, np.full(4, np.mean(left**2)), rtol=1e-10)
     assert np.all(terms.consistency > 0)
 
 
@@ -173,15 +183,21 @@ def test_consistency_measures_how_far_d_is_from_the_blurred_sum(head):
 @pytest.fixture(scope="module")
 def seen():
     """What the denoiser is given for 4,000 examples: x, alpha, beta and the clean images."""
-    with jax.enable_x64(True):
-        x0, inputs = images(4000), []
+
+    @jax.jit
+    def inputs(x0):
+        seen = []
 
         def record(*args):
-            inputs.extend(np.asarray(arg) for arg in args)
+            seen.extend(args)
             return Prediction(args[0], args[0])
 
         score_matching_loss(record, KEY, x0, PATH)
-        return (*inputs, x0)
+        return seen
+
+    with jax.enable_x64(True):
+        x0 = images(4000)
+        return (*(np.asarray(each) for each in inputs(x0)), x0)
 
 
 def test_levels_lie_on_the_path_and_follow_its_training_distribution(seen):
@@ -223,22 +239,28 @@ def test_an_example_changes_its_own_loss_only():
 
 
 def test_gradients_equal_finite_differences():
-    x0 = images(2)
-    check_grads(lambda p: jnp.mean(losses_of(p, x0).total), (parameters(),), 1, ["rev"])
+    losses = jax.jit(lambda p: jnp.mean(losses_of(p, images(4)).total))
+    check_grads(losses, (parameters(),), 1, ["rev"])
+
+
+@jax.jit
+def gradients(weights, residual_weight):
+    """Of each term's mean, with respect to the parameters."""
+    return jax.jacrev(
+        lambda p: jax.tree.map(jnp.mean, losses_of(p, images(4), residual_weight=residual_weight))
+    )(weights)
 
 
 @pytest.mark.parametrize(
-    ("term", "options", "own", "other"),
+    ("term", "residual_weight", "own", "other"),
     [
-        ("denoise", {}, "denoiser", "deblurrer"),
-        ("deblur", {}, "deblurrer", "denoiser"),
-        ("total", {"residual_weight": 0.0}, "denoiser", "deblurrer"),
+        ("denoise", 1.0, "denoiser", "deblurrer"),
+        ("deblur", 1.0, "deblurrer", "denoiser"),
+        ("total", 0.0, "denoiser", "deblurrer"),
     ],
 )
-def test_the_gradient_of_a_term_touches_its_own_head_only(term, options, own, other):
-    gradient = jax.jit(
-        jax.grad(lambda p: jnp.mean(getattr(losses_of(p, images(2), **options), term)))
-    )(parameters())
+def test_the_gradient_of_a_term_touches_its_own_head_only(term, residual_weight, own, other):
+    gradient = getattr(gradients(parameters(), residual_weight), term)
     assert all(np.all(part != 0) for part in jax.tree.leaves(gradient[own]))
     assert all(np.all(part == 0) for part in jax.tree.leaves(gradient[other]))
 
@@ -279,7 +301,7 @@ def test_the_loss_works_under_vmap_over_keys():
 
 PMAP_SCRIPT = """
 import json, jax, jax.numpy as jnp
-from test_losses import KEY, images, losses_of, parameters
+from tests.test_losses import KEY, images, losses_of, parameters
 jax.config.update("jax_enable_x64", True)
 x0, keys = images(4).reshape(2, 2, 6, 5, 2), jax.random.split(KEY, 2)
 def step(weights, key, x0):
@@ -292,10 +314,10 @@ print(json.dumps([part.tolist() for part in jax.tree.leaves(gradient)]))
 
 def test_gradients_averaged_by_pmap_over_two_devices_are_those_of_the_whole_batch():
     # In a process of its own: the number of CPU devices is fixed when JAX starts.
-    here = Path(__file__).resolve().parent
-    paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # nothing here runs twice
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": os.pathsep.join(paths),
     }

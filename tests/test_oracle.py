@@ -1,9 +1,10 @@
 """Closed-form denoisers against linear-Gaussian conditioning and brute-force posteriors."""
 
+import jax
 import numpy as np
 import pytest
-from closed_forms import blur, dct, gaussian_data, natural_spectrum
 
+from tests.closed_forms import blur, dct, gaussian_data, natural_spectrum
 from warm_diffusion import oracle
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -34,7 +35,7 @@ def test_gaussian_equals_dense_conditioning(alpha, beta, spectrum):
     x = normal(2)
     per_channel = spectrum if spectrum.ndim == 3 else spectrum[:, :, None]
     clean = np.stack([condition(DATA.mean, per_channel, each, alpha, beta) for each in x])
-    prediction = oracle.gaussian(DATA.mean, spectrum)(x, alpha, beta)
+    prediction = jax.jit(oracle.gaussian(DATA.mean, spectrum))(x, alpha, beta)
     np.testing.assert_allclose(prediction.blurry, blur(clean, alpha), atol=1e-9)
     np.testing.assert_allclose(prediction.residual, clean - blur(clean, alpha), atol=1e-9)
 
@@ -50,14 +51,14 @@ def brute_force(images, x, alpha, beta):
 def test_mixture_equals_the_brute_force_posterior(alpha, beta):
     images, x = normal(5, seed=1), normal(2)
     clean = np.stack([brute_force(images, each, alpha, beta) for each in x])
-    prediction = oracle.mixture(images)(x, alpha, beta)
+    prediction = jax.jit(oracle.mixture(images))(x, alpha, beta)
     np.testing.assert_allclose(prediction.blurry, blur(clean, alpha), atol=1e-12)
     np.testing.assert_allclose(prediction.residual, clean - blur(clean, alpha), atol=1e-12)
 
 
 def test_a_mixture_of_one_image_is_that_image():
     image = normal(1, seed=1)
-    prediction = oracle.mixture(image)(normal(2), 0.7, 0.1)
+    prediction = jax.jit(oracle.mixture(image))(normal(2), 0.7, 0.1)
     expected = np.concatenate([image, image])
     np.testing.assert_allclose(prediction.clean, expected, atol=1e-13)
     np.testing.assert_allclose(prediction.blurry, blur(expected, 0.7), atol=1e-13)
@@ -67,7 +68,7 @@ def test_mixture_at_little_noise_is_the_nearest_image():
     # Far from every image all Gaussians are 0 in floating point: the weights must not be 0 / 0.
     images = normal(5, seed=1)
     x = blur(images[3:4], 0.5) + 0.1
-    prediction = oracle.mixture(images)(x, 0.5, 1e-4)
+    prediction = jax.jit(oracle.mixture(images))(x, 0.5, 1e-4)
     np.testing.assert_allclose(prediction.clean, images[3:4], atol=1e-12)
 
 
@@ -77,7 +78,7 @@ def test_mixture_at_little_noise_is_the_nearest_image():
     ids=["gaussian", "mixture"],
 )
 def test_levels_may_differ_between_images(denoise):
-    denoise = denoise(DATA.mean, DATA.spectrum)
+    denoise = jax.jit(denoise(DATA.mean, DATA.spectrum))
     x, alpha, beta = normal(2), np.array([0.3, 1.5]), np.array([2.0, 0.9])
     together = denoise(x, alpha, beta)
     for i in range(2):

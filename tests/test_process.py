@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.fft
-from closed_forms import (
+
+from tests.closed_forms import (
     blur,
     dct,
     eigenvalues,
@@ -14,7 +15,6 @@ from closed_forms import (
     transfer,
     within_standard_errors,
 )
-
 from warm_diffusion import process, schedules
 from warm_diffusion.denoiser import Prediction
 
@@ -209,9 +209,8 @@ def test_velocity_is_the_derivative_of_the_closed_form_flow(path, times):
         return mean + (start - mean_end) * jnp.sqrt(variance / variance_end)
 
     steps = np.broadcast_to(times, 2).astype(float)
-    states, rates = jax.jit(
-        jax.vmap(lambda start, t: jax.jvp(lambda t: flow(start, t), (t,), (1.0,)))
-    )(start, steps)
+    along = jax.jit(jax.vmap(lambda x, t: jax.jvp(lambda t: flow(x, t), (t,), (1.0,))))
+    states, rates = along(start, steps)
     x = idct(states)
     prediction = Prediction(*DATA.posterior_means(x, path.alpha(steps), path.beta(steps)))
     result = velocity(x, prediction, path, times)

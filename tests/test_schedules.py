@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from closed_forms import edm_times
 
+from tests.closed_forms import edm_times
 from warm_diffusion import schedules
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closed_forms import (
+
+from tests.closed_forms import (
     GaussianData,
     blur,
     eigenvalues,
     natural_spectrum,
     transfer,
 )
-from closed_forms import dct as scipy_dct
-
+from tests.closed_forms import dct as scipy_dct
 from warm_diffusion import spectra
 
 pytestmark = pytest.mark.usefixtures("x64")

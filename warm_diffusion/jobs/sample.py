@@ -54,9 +54,9 @@ def parse_seeds(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()) or int(last or first) < int(first):
             raise ValueError(f"--seeds must look like 0-63 or 3,5,8-11, got {text!r}")
+        if int(last or first) >= 2**32:
+            raise ValueError(f"--seeds must be below 2^32, got {last or first}")
         seeds.extend(range(int(first), int(last or first) + 1))
-    if max(seeds) >= 2**32:
-        raise ValueError(f"--seeds must be below 2^32, got {max(seeds)}")
     return seeds
 
 

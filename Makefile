@@ -1,0 +1,41 @@
+# Needs python3 >= 3.11 and nothing else: `make demo` and `make test` create .venv and install.
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/digits
+BIN := $(VENV)/bin
+DEMO := $(BIN)/python main.py --workdir=$(RUN)
+
+.PHONY: help demo test lint benchmarks clean
+
+help:
+	@echo "make demo    train on scikit-learn's digits, sample, evaluate and analyze (minutes on a CPU)"
+	@echo "make test    run the tests (minutes)"
+	@echo "make lint    check the style"
+	@echo "make clean   remove the environment and $(RUN)"
+
+$(VENV)/installed: pyproject.toml requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python3 >= 3.11 is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(DEMO) --config=configs/digits.py
+	$(DEMO) --mode=sample --seeds=0-99
+	$(DEMO) --mode=eval
+	$(DEMO) --mode=analyze
+	@echo
+	@echo "training   $(RUN)/metrics.jsonl, TensorBoard events, $(RUN)/samples/ (grids while training)"
+	@echo "samples    $(RUN)/generated/*/grid.png and one PNG a seed"
+	@echo "evaluation $(RUN)/eval/"
+	@echo "analysis   $(RUN)/analysis/spectrum.png, forward.png"
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) $(RUN)

@@ -1,0 +1,338 @@
+"""Distances between sets of features against closed forms and plain numpy."""
+
+import numpy as np
+import pytest
+
+from warm_diffusion.evaluation import distances
+from warm_diffusion.evaluation.distances import Moments
+
+
+def _features(count, size=5, seed=0, mean=0.0):
+    return np.random.default_rng(seed).standard_normal((count, size)) + mean
+
+
+def _rotation(size, seed=0):
+    return np.linalg.qr(_features(size, size, seed))[0]
+
+
+# --- moments --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [30], [1, 2, 3], [7, 8, 20, 39], list(range(1, 40))])
+def test_merged_moments_are_those_of_the_whole_for_any_partition(cuts):
+    features = _features(40, mean=3.0)
+    first, *others = np.split(features, cuts)
+    moments = Moments.of(first)
+    for part in others:
+        moments = moments.merge(Moments.of(part))
+    assert moments.count == 40
+    np.testing.assert_allclose(moments.mean, np.mean(features, axis=0), rtol=1e-13)
+    np.testing.assert_allclose(moments.covariance, np.cov(features, rowvar=False), atol=1e-13)
+
+
+def test_merging_keeps_a_spread_that_is_small_beside_the_mean():
+    # Sums of squares, 1e18 each, would have no digit left for a variance of about 1.
+    features = _features(200, mean=1e9)
+    moments = Moments.of(features[:90]).merge(Moments.of(features[90:]))
+    np.testing.assert_allclose(moments.covariance, np.cov(features, rowvar=False), atol=1e-6)
+
+
+def test_moments_of_float32_features_are_computed_in_float64():
+    features = _features(1000, mean=100.0).astype(np.float32)
+    moments = Moments.of(features)
+    expected = np.cov(features.astype(np.float64), rowvar=False)
+    np.testing.assert_allclose(moments.covariance, expected, rtol=1e-10)
+
+
+def test_moments_of_different_features_do_not_merge():
+    with pytest.raises(ValueError, match=r"cannot merge \(5,\) features with \(4,\)"):
+        Moments.of(_features(3)).merge(Moments.of(_features(3, size=4)))
+
+
+def test_a_covariance_of_one_example_is_refused():
+    with pytest.raises(ValueError, match="at least 2 examples, got 1"):
+        _ = Moments.of(_features(1)).covariance
+
+
+@pytest.mark.parametrize("shape", [(4,), (0, 4), (4, 0), (2, 3, 4)])
+def test_moments_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"expected features \[N, D\]"):
+        Moments.of(np.zeros(shape))
+
+
+def test_features_that_are_not_finite_are_refused_with_their_row():
+    features = _features(6)
+    features[[2, 4], 1] = np.nan, np.inf
+    with pytest.raises(ValueError, match="not finite in 2 rows, the first is 2"):
+        Moments.of(features)
+
+
+# --- Frechet distance -----------------------------------------------------------------------------
+
+
+def test_frechet_of_diagonal_gaussians():
+    # Closed form: sum (m1 - m2)^2 + sum (s1 - s2)^2, standard deviations s.
+    mean1, mean2, s1, s2 = np.abs(_features(4, size=20, seed=1))
+    expected = np.sum((mean1 - mean2) ** 2) + np.sum((s1 - s2) ** 2)
+    value = distances.frechet(mean1, np.diag(s1**2), mean2, np.diag(s2**2))
+    assert value == pytest.approx(expected, rel=1e-12)
+
+
+def test_frechet_of_covariances_that_commute():
+    # In their common eigenvectors they are diagonal: sum (s1 - s2)^2.
+    s1, s2 = np.abs(_features(2, size=20, seed=2))
+    basis = _rotation(20)
+    cov1, cov2 = (basis * s1**2) @ basis.T, (basis * s2**2) @ basis.T
+    value = distances.frechet(np.zeros(20), cov1, np.zeros(20), cov2)
+    assert value == pytest.approx(np.sum((s1 - s2) ** 2), rel=1e-10)
+
+
+def test_frechet_of_covariances_that_do_not_commute():
+    # Closed form for 2 x 2: tr (C1 C2)^1/2 = sqrt(tr(C1 C2) + 2 sqrt(det(C1 C2))).
+    cov1, cov2 = np.array([[2.0, 1.0], [1.0, 3.0]]), np.array([[1.0, -0.5], [-0.5, 0.5]])
+    product = cov1 @ cov2
+    overlap = np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
+    expected = np.trace(cov1) + np.trace(cov2) - 2 * overlap
+    value = distances.frechet(np.zeros(2), cov1, np.zeros(2), cov2)
+    assert value == pytest.approx(expected, rel=1e-12)
+
+
+def test_frechet_of_covariances_without_full_rank():
+    # Lines: C = a a^T and b b^T give tr = |a|^2 + |b|^2 - 2 |a . b|.
+    a, b = _features(2, size=30, seed=3)
+    value = distances.frechet(np.zeros(30), np.outer(a, a), np.zeros(30), np.outer(b, b))
+    assert value == pytest.approx(a @ a + b @ b - 2 * abs(a @ b), rel=1e-7)
+
+
+def test_frechet_between_gaussians_in_planes_at_right_angles():
+    # C1 C2 = 0: nothing overlaps, and the traces add.
+    cov1, cov2 = np.diag([1.0, 2.0, 0.0, 0.0]), np.diag([0.0, 0.0, 3.0, 4.0])
+    assert distances.frechet(np.zeros(4), cov1, np.zeros(4), cov2) == pytest.approx(10)
+
+
+def test_frechet_to_a_point_is_the_trace():
+    cov = Moments.of(_features(50)).covariance
+    zero = np.zeros((5, 5))
+    for value in (
+        distances.frechet(np.zeros(5), cov, np.ones(5), zero),
+        distances.frechet(np.zeros(5), zero, np.ones(5), cov),
+    ):
+        assert value == pytest.approx(5 + np.trace(cov), rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [20, 500])  # below and above the number of features
+def test_frechet_of_identical_sets_is_zero(count):
+    features = _features(count, size=100) @ np.diag(np.logspace(0, -6, 100)) @ _rotation(100)
+    moments = Moments.of(features)
+    pair = (moments.mean, moments.covariance)
+    assert 0 <= distances.frechet(*pair, *pair) < 1e-6 * np.trace(moments.covariance)
+
+
+def test_frechet_is_symmetric():
+    a, b = Moments.of(_features(40, size=60)), Moments.of(_features(30, size=60, seed=1) * 2)
+    forth = distances.frechet(a.mean, a.covariance, b.mean, b.covariance)
+    back = distances.frechet(b.mean, b.covariance, a.mean, a.covariance)
+    assert forth == pytest.approx(back, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean1": np.zeros(3)}, "expected means"),
+        ({"cov2": np.eye(3)}, "expected means"),
+        ({"cov1": np.zeros(4)}, "expected means"),
+        ({"mean2": np.array([0, np.nan])}, "mean2 is not finite"),
+        ({"cov1": np.diag([1, np.inf])}, "cov1 is not finite"),
+        ({"cov2": np.array([[1.0, 0.5], [0.0, 1.0]])}, "cov2 is not symmetric"),
+        ({"cov1": np.diag([1.0, -1.0])}, "cov1 is no covariance"),
+        ({"cov2": np.diag([1.0, -1.0])}, "cov2 is no covariance"),
+    ],
+)
+def test_frechet_of_anything_but_two_gaussians_is_refused(change, message):
+    arguments = {"mean1": np.zeros(2), "cov1": np.eye(2), "mean2": np.zeros(2), "cov2": np.eye(2)}
+    with pytest.raises(ValueError, match=message):
+        distances.frechet(**(arguments | change))
+
+
+# --- kernel distance ------------------------------------------------------------------------------
+
+
+def _mmd2(x, y):
+    """Unbiased MMD^2 by loops over pairs (Gretton et al. 2012, eq. 3)."""
+
+    def kernel(a, b):
+        return (np.dot(a, b) / len(a) + 1) ** 3
+
+    m, n = len(x), len(y)
+    xx = sum(kernel(x[i], x[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    yy = sum(kernel(y[i], y[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    return xx + yy - 2 * sum(kernel(a, b) for a in x for b in y) / (m * n)
+
+
+def test_kernel_distance_is_the_mean_over_blocks_of_the_brute_force_one():
+    a, b = _features(9, seed=1), _features(7, seed=2, mean=1.0)
+    rng = np.random.default_rng(3)  # blocks: without replacement, a's before b's
+    expected = []
+    for _ in range(4):
+        x, y = a[rng.choice(9, 5, replace=False)], b[rng.choice(7, 5, replace=False)]
+        expected.append(_mmd2(x, y))
+    value, _ = distances.kernel_distance(a, b, block_size=5, num_blocks=4, seed=3)
+    assert value == pytest.approx(np.mean(expected), rel=1e-12)
+
+
+def test_kernel_distance_over_many_blocks_approaches_that_of_the_sets():
+    # The mean over all blocks is the U-statistic of the whole sets, so random ones approach it.
+    a, b = _features(40, seed=1), _features(40, seed=2, mean=0.5)
+    value, _ = distances.kernel_distance(a, b, block_size=20, num_blocks=2000)
+    assert value == pytest.approx(_mmd2(a, b), rel=0.02)
+
+
+def test_kernel_distance_of_equal_distributions_is_zero_on_average():
+    values, errors = [], []
+    for seed in range(20):
+        a, b = _features(400, seed=2 * seed), _features(300, seed=2 * seed + 1)
+        value, error = distances.kernel_distance(a, b, block_size=50, num_blocks=20, seed=seed)
+        values.append(value)
+        errors.append(error)
+    assert abs(np.mean(values)) < 3 * np.std(values, ddof=1) / np.sqrt(20)
+    assert min(values) < 0 < max(values)  # unbiased, unlike the square of a distance
+    assert np.all(np.abs(values) < 3 * np.array(errors))
+
+
+def test_standard_error_of_the_kernel_distance_is_its_scatter_over_data_sets():
+    # Distributions that differ, blocks that overlap (8 of 50 from 100): the scatter between blocks
+    # over sqrt(8) alone would be too small by a factor of about 3.
+    draws = [
+        distances.kernel_distance(
+            _features(100, seed=2 * s), _features(100, seed=2 * s + 1, mean=1.0),
+            block_size=50, num_blocks=8, seed=s,
+        )
+        for s in range(200)
+    ]  # fmt: skip
+    values, errors = np.transpose(draws)
+    # 200 draws fix the scatter to 5 %.
+    assert np.sqrt(np.mean(errors**2)) == pytest.approx(np.std(values, ddof=1), rel=0.25)
+
+
+@pytest.mark.parametrize("block", [(1, 10), (30, 10), (10, 1)])
+def test_blocks_that_cannot_differ_are_refused(block):
+    with pytest.raises(ValueError, match="expected at least 2 blocks, of 2 to 29 examples"):
+        distances.kernel_distance(
+            _features(40), _features(30), block_size=block[0], num_blocks=block[1]
+        )
+
+
+# --- precision, recall and neighbours -------------------------------------------------------------
+
+
+def _brute_distances(a, b):
+    return np.array([[np.sqrt(np.sum((x - y) ** 2)) for y in b] for x in a])
+
+
+def _brute_precision(real, generated, k):
+    # Sorted distances of a real example: itself first, so its k-th neighbour is at index k.
+    reach = np.sort(_brute_distances(real, real), axis=1)[:, k]
+    return np.mean([any(row <= reach) for row in _brute_distances(generated, real)])
+
+
+@pytest.fixture(params=[3, 7, 1024])
+def block_rows(request, monkeypatch):
+    """Blocks smaller than, comparable to and larger than the sets."""
+    monkeypatch.setattr(distances, "_BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("block_rows")
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_precision_and_recall_are_those_of_brute_force(k):
+    real, generated = _features(40, seed=1), _features(25, seed=2, mean=0.8)
+    expected = (_brute_precision(real, generated, k), _brute_precision(generated, real, k))
+    assert distances.precision_recall(real, generated, k=k) == pytest.approx(expected)
+    assert 0 < min(expected) < max(expected)
+
+
+def test_a_dropped_mode_costs_recall_and_an_invented_one_precision():
+    # Two clusters 100 apart: a set that has one of them covers half of the set that has both.
+    near, far = _features(50), _features(50, seed=1, mean=100.0)
+    both, one = np.concatenate([near, far]), _features(50, seed=2)
+    precision, recall = distances.precision_recall(both, one, k=10)
+    assert precision > 0.95
+    assert 0.45 < recall <= 0.5
+    assert distances.precision_recall(one, both, k=10) == (recall, precision)
+
+
+@pytest.mark.usefixtures("block_rows")
+def test_identical_sets_have_full_precision_and_recall_also_with_repeated_examples():
+    # float32 at a large mean: |a|^2 + |b|^2 - 2 a . b of copies is not 0 but round-off.
+    features = np.repeat(_features(8, size=300, mean=1e3).astype(np.float32), 5, axis=0)
+    assert distances.precision_recall(features, features.copy()) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("k", [0, 10])
+def test_a_neighbour_that_does_not_exist_is_refused(k):
+    with pytest.raises(ValueError, match=f"below both 12 and 10 examples, got {k}"):
+        distances.precision_recall(_features(12), _features(10), k=k)
+
+
+@pytest.mark.usefixtures("block_rows")
+def test_nearest_neighbours_are_those_of_brute_force():
+    generated, train = _features(23, seed=1), _features(31, seed=2)
+    distance, index = distances.nearest_neighbours(generated, train)
+    expected = _brute_distances(generated, train)
+    np.testing.assert_array_equal(index, expected.argmin(axis=1))
+    np.testing.assert_allclose(distance, expected.min(axis=1), rtol=1e-12)
+
+
+@pytest.mark.usefixtures("block_rows")
+def test_a_copy_of_a_training_example_is_found_at_distance_zero():
+    train = np.random.default_rng(0).integers(0, 256, (20, 48), np.uint8)
+    distance, index = distances.nearest_neighbours(train[[13, 4, 4]], train)
+    assert list(distance) == [0, 0, 0]
+    assert list(index) == [13, 4, 4]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [distances.kernel_distance, distances.precision_recall, distances.nearest_neighbours],
+)
+def test_sets_of_different_features_are_refused(function):
+    with pytest.raises(ValueError, match=r"5 numbers an example, .* 4"):
+        function(_features(20), _features(20, size=4))
+
+
+# --- Inception Score ------------------------------------------------------------------------------
+
+
+def test_inception_score_of_certain_and_varied_predictions_is_the_number_of_classes():
+    # KL(one-hot || uniform) = log K.
+    logits = np.tile(1000.0 * np.eye(6), (50, 1))
+    assert distances.inception_score(logits) == pytest.approx((6, 0))
+
+
+def test_inception_score_of_equal_predictions_is_one():
+    logits = np.tile(_features(1, size=7), (30, 1))
+    assert distances.inception_score(logits) == pytest.approx((1, 0))
+
+
+def test_inception_score_is_the_mean_and_standard_deviation_over_splits():
+    logits = 3 * _features(23, size=4)
+    scores = []
+    for i in range(5):  # split i: examples i n / 5 up to (i + 1) n / 5
+        p = np.exp(logits[i * 23 // 5 : (i + 1) * 23 // 5])
+        p /= p.sum(axis=1, keepdims=True)
+        marginal = p.mean(axis=0)
+        scores.append(np.exp(np.mean([np.sum(q * np.log(q / marginal)) for q in p])))
+    expected = (np.mean(scores), np.std(scores))
+    assert distances.inception_score(logits, splits=5) == pytest.approx(expected)
+
+
+def test_inception_score_does_not_depend_on_a_shift_of_the_logits():
+    # exp(1e4) overflows: only differences of logits count.
+    logits = _features(20, size=4)
+    expected = distances.inception_score(logits, splits=2)
+    assert distances.inception_score(logits + 1e4, splits=2) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("splits", [0, 6])
+def test_more_splits_than_examples_are_refused(splits):
+    with pytest.raises(ValueError, match=f"splits must be 1 to 5 .*, got {splits}"):
+        distances.inception_score(_features(5), splits=splits)

@@ -1,0 +1,211 @@
+"""The Inception network against torch-fidelity's, and its weights file."""
+
+import hashlib
+import zlib
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from warm_diffusion.evaluation import inception, inception_layers
+
+
+def _golden_array(name, shape):
+    """The weights that anyone can rebuild: the recipe of shared/golden/README.md."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    if name.endswith("running_var"):
+        array = rng.uniform(0.5, 1.5, shape)
+    elif name.endswith(("running_mean", "bias")):
+        array = 0.1 * rng.standard_normal(shape)
+    elif name.endswith("num_batches_tracked"):
+        array = np.zeros(shape)
+    elif ".bn." in name:
+        array = rng.uniform(0.5, 1.5, shape)
+    else:
+        array = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+    return array.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def golden(shared_folder):
+    with np.load(shared_folder / "golden" / "inception_features.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    shapes = inception_layers.array_shapes()
+    return {name: _golden_array(name, shape) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def params(arrays):
+    return inception.params_from_arrays(arrays)
+
+
+@pytest.fixture(scope="module")
+def network(params):
+    jitted = jax.jit(inception.features_and_logits)
+    return lambda images: jitted(params, images)
+
+
+def _relative_error(value, expected):
+    return np.abs(value - expected).max() / np.abs(expected).max()
+
+
+def test_features_and_logits_are_those_of_torch_fidelity(network, golden):
+    # Origin: torch-fidelity 0.4's FeatureExtractorInceptionV3 on the same weights and images.
+    features, logits = network(golden["images32"])
+    assert features.dtype == np.float32
+    assert features.shape == (6, 2048)
+    assert logits.shape == (6, 1008)
+    assert _relative_error(features, golden["pool32"]) < 1e-5
+    assert _relative_error(logits, golden["logits32"]) < 1e-5
+
+
+def test_features_of_an_image_do_not_depend_on_its_batch(network, golden):
+    images = golden["images32"]
+    others = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
+    others[4] = images[1]
+    np.testing.assert_allclose(
+        network(others)[0][4], network(images)[0][1], rtol=0, atol=1e-5 * golden["pool32"].max()
+    )
+
+
+def test_features_or_logits_alone_have_the_shapes_of_the_shared_pass(params):
+    images = np.zeros((2, 8, 12, 3), np.uint8)
+    pool, logits = jax.eval_shape(inception.features_and_logits, params, images)
+    assert jax.eval_shape(inception.features, params, images) == pool
+    assert jax.eval_shape(inception.logits, params, images) == logits
+
+
+def test_every_product_runs_at_full_float32_precision(params):
+    # The default is bfloat16 on TPU and TF32 on recent GPUs; no test on a CPU would notice.
+    images = np.zeros((2, 8, 12, 3), np.uint8)
+    precisions = []
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+                precisions.append(equation.params["precision"])
+            for inner in jax.tree.leaves(list(equation.params.values())):
+                if hasattr(inner, "jaxpr"):
+                    visit(inner.jaxpr)
+
+    visit(jax.make_jaxpr(inception.features_and_logits)(params, images).jaxpr)
+    # 94 convolutions, of which 38 one-by-one share 11 products; 2 to resize, 1 for the logits.
+    assert len(precisions) == 94 - 38 + 11 + 2 + 1
+    assert set(precisions) == {(jax.lax.Precision.HIGHEST,) * 2}
+
+
+def _tf1_bilinear(image, size):
+    """TensorFlow 1's resize_bilinear without align_corners, pixel by pixel (eq. 1)."""
+    height, width, _ = image.shape
+    resized = np.empty((size, size, image.shape[2]))
+    for i in range(size):
+        for j in range(size):
+            y, x = i * height / size, j * width / size
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+            upper = image[top, left] + (image[top, right] - image[top, left]) * (x - left)
+            lower = image[bottom, left] + (image[bottom, right] - image[bottom, left]) * (x - left)
+            resized[i, j] = upper + (lower - upper) * (y - top)
+    return resized
+
+
+def test_the_list_of_arrays_is_torch_fidelitys(golden):
+    theirs = dict(zip(map(str, golden["names"]), map(str, golden["shapes"]), strict=True))
+    ours = {name: ",".join(map(str, s)) for name, s in inception_layers.array_shapes().items()}
+    unused = {"fc.bias"} | {name for name in theirs if name.endswith("num_batches_tracked")}
+    assert ours == {name: shape for name, shape in theirs.items() if name not in unused}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 32), (299, 299), (310, 20)])
+def test_images_are_resized_as_tensorflow_1_did(shape):
+    image = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    expected = (_tf1_bilinear(image.astype(float), 299) - 128) / 128
+    np.testing.assert_allclose(inception._prepare(image[None])[0], expected, rtol=0, atol=2e-6)
+
+
+def test_batch_normalisation_is_folded_into_the_convolution(arrays, params):
+    # batch_norm(conv(x)) is affine in x; for a 1 x 1 kernel and one pixel it is a matrix product.
+    layer = {
+        k.split(".")[-1]: arrays[f"Conv2d_3b_1x1.bn.{k}"].astype(float)
+        for k in ("weight", "bias", "running_mean", "running_var")
+    }
+    weight = arrays["Conv2d_3b_1x1.conv.weight"][:, :, 0, 0].astype(float)
+    x = np.random.default_rng(0).standard_normal(64)
+    normalised = (weight @ x - layer["running_mean"]) / np.sqrt(layer["running_var"] + 0.001)
+    expected = normalised * layer["weight"] + layer["bias"]
+    folded = params["Conv2d_3b_1x1"]
+    value = x @ np.asarray(folded["kernel"])[0, 0] + np.asarray(folded["bias"]).ravel()
+    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-5)
+
+
+def test_arrays_that_do_not_fit_are_named_together(arrays):
+    wrong = {**arrays, "AuxLogits.fc.weight": np.zeros(1)}  # names beyond the needed are ignored
+    del wrong["Mixed_5b.branch1x1.bn.running_mean"]
+    wrong["fc.weight"] = np.zeros((1000, 2048), np.float32)
+    wrong["Conv2d_1a_3x3.bn.bias"] = np.full(32, np.nan)
+    wrong["Conv2d_2a_3x3.bn.running_var"] = np.full(32, -1.0)
+    with pytest.raises(ValueError, match="not the weights of the FID InceptionV3") as error:
+        inception.params_from_arrays(wrong)
+    for part in (
+        "missing Mixed_5b.branch1x1.bn.running_mean",
+        "fc.weight has shape (1000, 2048), expected (1008, 2048)",
+        "Conv2d_1a_3x3.bn.bias has numbers that are not finite",
+        "Conv2d_2a_3x3.bn.running_var has negative variances",
+    ):
+        assert part in str(error.value)
+    assert "AuxLogits" not in str(error.value)
+
+
+def test_other_networks_are_refused_in_a_line_that_stays_short():
+    with pytest.raises(ValueError, match="and 465 more") as error:  # 94 layers x 5 + fc - 6 shown
+        inception.params_from_arrays({})
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 8, 8, 1), np.uint8), "three times"),
+        (np.zeros((8, 8, 3), np.uint8), r"expected images \[B, H, W, 3\], got \(8, 8, 3\)"),
+        (np.zeros((2, 8, 8, 3), np.float32), "expected uint8 images in 0..255, got float32"),
+    ],
+)
+def test_images_of_another_shape_or_type_are_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        inception.features({}, images)
+
+
+def test_a_weights_file_gives_its_params_and_its_sha256(arrays, params, tmp_path):
+    path = tmp_path / "inception.safetensors"
+    safetensors.numpy.save_file(arrays, path)
+    weights = inception.load(path)
+    assert weights.weights_hash == hashlib.sha256(path.read_bytes()).hexdigest()
+    jax.tree.map(np.testing.assert_array_equal, weights.params, params)
+
+
+def test_a_missing_weights_file_says_where_the_weights_come_from(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        inception.load(tmp_path / "inception.safetensors")
+    for part in (inception.PUBLISHED_NAME, "github.com/mseitzer/pytorch-fid", "inception convert"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02}q\x00.", b"PK\x03\x04 an archive"])
+def test_a_pickle_is_refused_with_the_command_that_converts_it(content, tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is a pickle") as error:
+        inception.load(path)
+    assert f"inception convert {path} {tmp_path / 'weights.safetensors'}" in str(error.value)
+
+
+def test_a_damaged_weights_file_is_refused(tmp_path):
+    path = tmp_path / "inception.safetensors"
+    path.write_bytes(b"\x00" * 20)
+    with pytest.raises(ValueError, match="not a safetensors file, or a damaged one"):
+        inception.load(path)
