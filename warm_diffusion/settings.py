@@ -148,14 +148,14 @@ def prepare(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
     if flags.distributed:
         jax.distributed.initialize()
     config = flags.config
-    _enable_compilation_cache(config.compilation_cache_dir)
+    enable_compilation_cache(config.compilation_cache_dir)
     for key, flag in (("bnr", "bnr"), ("solver", "solver"), ("num_steps", "steps")):
         if flags[flag].present:
             config.sampling[key] = flags[flag].value
     return config
 
 
-def _enable_compilation_cache(folder: str) -> None:
+def enable_compilation_cache(folder: str) -> None:
     """Keeps compiled programs for the next start; an environment variable of JAX's goes first."""
     if not folder or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return

@@ -176,8 +176,11 @@ def test_kernel_distance_is_the_mean_over_blocks_of_the_brute_force_one():
     for _ in range(4):
         x, y = a[rng.choice(9, 5, replace=False)], b[rng.choice(7, 5, replace=False)]
         expected.append(_mmd2(x, y))
-    value, _ = distances.kernel_distance(a, b, block_size=5, num_blocks=4, seed=3)
+    value, error = distances.kernel_distance(a, b, block_size=5, num_blocks=4, seed=3)
     assert value == pytest.approx(np.mean(expected), rel=1e-12)
+    # With Var(set) = 5/7 Var(block), s^2 estimates 2/7 Var(block), and the mean of four blocks has
+    # Var(set) + s^2 / 4 = (5/2 + 1/4) s^2.
+    assert error == pytest.approx(np.std(expected, ddof=1) * np.sqrt(5 / 2 + 1 / 4), rel=1e-12)
 
 
 def test_kernel_distance_over_many_blocks_approaches_that_of_the_sets():
@@ -262,9 +265,11 @@ def test_a_dropped_mode_costs_recall_and_an_invented_one_precision():
 
 @pytest.mark.usefixtures("block_rows")
 def test_identical_sets_have_full_precision_and_recall_also_with_repeated_examples():
-    # float32 at a large mean: |a|^2 + |b|^2 - 2 a . b of copies is not 0 but round-off.
-    features = np.repeat(_features(8, size=300, mean=1e3).astype(np.float32), 5, axis=0)
-    assert distances.precision_recall(features, features.copy()) == (1.0, 1.0)
+    # At a large mean |a|^2 + |b|^2 - 2 a . b of copies is not 0 but round-off, of either sign and
+    # depending on the place in the block.
+    features = np.repeat(_features(8, size=300, mean=1e3), 5, axis=0)
+    shuffled = np.random.default_rng(0).permutation(features)
+    assert distances.precision_recall(features, shuffled) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("k", [0, 10])
@@ -285,7 +290,8 @@ def test_nearest_neighbours_are_those_of_brute_force():
 @pytest.mark.usefixtures("block_rows")
 def test_a_copy_of_a_training_example_is_found_at_distance_zero():
     train = np.random.default_rng(0).integers(0, 256, (20, 48), np.uint8)
-    distance, index = distances.nearest_neighbours(train[[13, 4, 4]], train)
+    # Of several copies, here in other blocks, the first counts.
+    distance, index = distances.nearest_neighbours(train[[13, 4, 4]], np.tile(train, (3, 1)))
     assert list(distance) == [0, 0, 0]
     assert list(index) == [13, 4, 4]
 

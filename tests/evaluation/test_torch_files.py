@@ -200,6 +200,7 @@ def test_any_name_that_tensors_do_not_need_is_refused(layout, name, write):
         {"shape": (6,)},
         {"shape": ("2", 3)},
         {"shape": "23"},
+        {"shape": 6},
     ],
 )
 def test_a_tensor_beyond_its_storage_is_refused(layout, changes, write):
@@ -320,7 +321,7 @@ def test_convert_of_a_hostile_file_ends_with_one_line_and_status_2(write, tmp_pa
     )
     assert run.returncode == 2
     assert run.stdout == ""
-    assert run.stderr.startswith(f"error: cannot read {path}: it names posix.system")
+    assert run.stderr.startswith(f"error: cannot read {path}: it names 'posix.system'")
     assert run.stderr.count("\n") == 1
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
@@ -343,6 +344,14 @@ def test_convert_ends_with_one_line_and_status_2(arguments, message, write, tmp_
     assert message in output.err
     assert output.err.count("\n") == 1
     assert not names["out"].exists()
+
+
+def test_convert_that_cannot_write_leaves_nothing_behind(write, tmp_path, capsys):
+    source, destination = write(_inception_file("legacy")[0]), tmp_path / "out.safetensors"
+    destination.mkdir()  # cannot be replaced by a file
+    assert inception.main(["convert", str(source), str(destination)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [destination.name, source.name]
 
 
 @pytest.mark.parametrize("arguments", [[], ["convert"], ["download"]])

@@ -1,8 +1,7 @@
 """Distances between two sets of features, in float64 on the host.
 
     (1)  Frechet     |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^1/2 C2 C1^1/2)^1/2
-                     (Heusel et al. 2017, arXiv 1706.08500, eq. 6); the last trace is the sum of the
-                     singular values of C1^1/2 C2^1/2
+                     (Heusel et al. 2017, arXiv 1706.08500, eq. 6)
     (2)  kernel      mean k(x, x') + mean k(y, y') - 2 mean k(x, y), k(x, y) = (x . y / D + 1)^3,
                      the first two over pairs of different examples, so that it is unbiased
                      (Binkowski et al. 2018, arXiv 1801.01401, sec. 4)
@@ -12,9 +11,8 @@
     (4)  inception   exp of the mean KL(p(y | x) || p(y)), p(y) the mean of p(y | x)
          score       (Salimans et al. 2016, arXiv 1606.03498, sec. 4)
 
-Covariances divide by n - 1. (1) is never computed from a square root of a matrix product, whose
-round-off is that of a square root: 1e-8 an eigenvalue, and complex numbers where covariances have
-no full rank. Singular values of a product of square roots keep 1e-16.
+Covariances divide by n - 1. The roots in (1) come from eigendecompositions of symmetric matrices:
+real, and sound where covariances have no full rank. The usual root of C1 C2 is neither.
 
 Deliberately absent: the features themselves, and corrections of (1) for the size of the sets.
 """
@@ -92,18 +90,27 @@ class Moments:
         return self.scatter / (self.count - 1)
 
 
-def _square_root(name: str, covariance: np.ndarray) -> np.ndarray:
-    """R [D, rank] with R R^T = covariance, without directions that are only round-off."""
-    values, vectors = np.linalg.eigh(covariance)
-    floor = len(values) * np.finfo(np.float64).eps * max(abs(values[0]), abs(values[-1]))
+def _check_definite(name: str, eigenvalues: np.ndarray) -> None:
     # Rounding statistics to float32 may make eigenvalues negative by 1e-7 of the largest.
-    if values[0] < -1e-5 * max(values[-1], 0) - floor:
+    lowest, highest = eigenvalues[0], eigenvalues[-1]
+    if lowest < -1e-5 * abs(highest):
         raise ValueError(
-            f"{name} is no covariance: its smallest eigenvalue is {values[0]:.3g}, the largest "
-            f"{values[-1]:.3g}"
+            f"{name} is no covariance: its eigenvalues reach from {lowest:.3g} to {highest:.3g}"
         )
-    kept = values > floor
-    return vectors[:, kept] * np.sqrt(values[kept])[None]
+
+
+def _overlap(cov1: np.ndarray, cov2: np.ndarray) -> float:
+    """tr (C1^1/2 C2 C1^1/2)^1/2, in the directions that C1 has."""
+    values, vectors = np.linalg.eigh(cov1)
+    _check_definite("cov1", values)
+    # Without those that are only round-off: squared and rooted again they would weigh 1e-8, not 0.
+    kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
+    if not kept.any():
+        return 0.0
+    root = vectors[:, kept] * np.sqrt(values[kept])[None]
+    values = np.linalg.eigvalsh(root.T @ cov2 @ root)
+    _check_definite("cov2", values)
+    return float(np.sqrt(np.maximum(values, 0)).sum())
 
 
 def frechet(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
@@ -135,10 +142,9 @@ def frechet(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.nda
             values, values.T, rtol=0, atol=1e-6 * np.abs(values).max()
         ):
             raise ValueError(f"{name} is not symmetric")
-    product = _square_root("cov1", cov1).T @ _square_root("cov2", cov2)
-    overlap = np.linalg.svd(product, compute_uv=False).sum() if product.size else 0.0
     difference = np.sum((mean1 - mean2) ** 2)
-    return float(max(difference + np.trace(cov1) + np.trace(cov2) - 2 * overlap, 0.0))
+    squared = difference + np.trace(cov1) + np.trace(cov2) - 2 * _overlap(cov1, cov2)
+    return float(max(squared, 0.0))
 
 
 def _unbiased_mmd2(x: np.ndarray, y: np.ndarray) -> float:
@@ -177,7 +183,7 @@ def kernel_distance(
     smaller = min(len(a), len(b))
     if not 2 <= block_size < smaller or num_blocks < 2:
         raise ValueError(
-            f"expected at least 2 blocks, of 2 to {smaller - 1} examples (fewer than the smaller set, "
+            f"expected at least 2 blocks, of 2 to {smaller - 1} examples (below the smaller set's, "
             f"so that blocks differ), got {num_blocks} of {block_size}"
         )
     rng = np.random.default_rng(seed)

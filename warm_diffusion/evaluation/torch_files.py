@@ -18,6 +18,7 @@ import math
 import os
 import pathlib
 import pickle
+import pickletools
 import struct
 import zipfile
 from typing import Any, NamedTuple
@@ -79,7 +80,8 @@ class _RestrictedUnpickler(pickle.Unpickler):
             )
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
-        raise ValueError(f"it names {module}.{name}, which a dictionary of tensors never does")
+        shown = f"{module}.{name}"
+        raise ValueError(f"it names {shown!r:.100}, which a dictionary of tensors never does")
 
     def persistent_load(self, pid: Any) -> _Storage:
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
@@ -90,6 +92,17 @@ class _RestrictedUnpickler(pickle.Unpickler):
         if dtype not in _STORAGES.values() or not isinstance(key, str) or not _is_count(size):
             raise ValueError("it describes a storage wrongly")
         return _Storage(key, dtype, size)
+
+
+def _unpickle(file: io.BytesIO) -> Any:
+    """The next object in the file."""
+    start = file.tell()
+    for opcode, argument, position in pickletools.genops(file):
+        # A memo has one place an opcode; one far beyond would make the unpickler fill the memory.
+        if opcode.name == "LONG_BINPUT" and argument > position:
+            raise ValueError(f"its pickle asks for a memo of {argument} places")
+    file.seek(start)
+    return _RestrictedUnpickler(file).load()
 
 
 def _is_count(number: Any) -> bool:
@@ -139,27 +152,24 @@ def _read_zip(file: io.BytesIO) -> dict[str, np.ndarray]:
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("it was written on a big-endian machine")
-        with archive.open(pickles[0]) as entry:
-            tensors = _check_tensors(_RestrictedUnpickler(entry).load())
+        tensors = _check_tensors(_unpickle(io.BytesIO(archive.read(pickles[0]))))
         keys = {tensor.storage.key for tensor in tensors.values()}
         data = {key: archive.read(f"{root}data/{key}") for key in keys}
     return {name: _to_array(tensor, data[tensor.storage.key]) for name, tensor in tensors.items()}
 
 
 def _read_legacy(file: io.BytesIO) -> dict[str, np.ndarray]:
-    if _RestrictedUnpickler(file).load() != _MAGIC_NUMBER:
+    if _unpickle(file) != _MAGIC_NUMBER:
         raise ValueError("it is a pickle, but not torch's")
-    if _RestrictedUnpickler(file).load() != _PROTOCOL:
+    if _unpickle(file) != _PROTOCOL:
         raise ValueError(f"expected protocol version {_PROTOCOL}, got another")
-    if _RestrictedUnpickler(file).load()["little_endian"] is not True:
+    if _unpickle(file)["little_endian"] is not True:
         raise ValueError("it was written on a big-endian machine")
-    tensors = _check_tensors(_RestrictedUnpickler(file).load())
+    tensors = _check_tensors(_unpickle(file))
     storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
     data = {}
-    for key in _RestrictedUnpickler(file).load():
+    for key in _unpickle(file):
         (size,) = struct.unpack("<q", file.read(8))
-        if size != storages[key].size:
-            raise ValueError(f"expected a storage of {storages[key].size}, got {size}")
         data[key] = file.read(size * np.dtype(storages[key].dtype).itemsize)
     return {name: _to_array(tensor, data[tensor.storage.key]) for name, tensor in tensors.items()}
 
