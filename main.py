@@ -18,13 +18,20 @@ from warm_diffusion import jobs, settings
 
 CONFIGS = pathlib.Path(__file__).resolve().parent / "configs"
 FLAGS = flags.FLAGS
+MODES = {
+    "train": lambda config, workdir, _: jobs.train.train_and_evaluate(config, workdir),
+    "sample": lambda *job: jobs.sample.sample_images(*job, FLAGS.seeds),
+    "eval": lambda *job: jobs.evaluate.evaluate(*job),
+    "analyze": lambda config, workdir, _: jobs.analyze.analyze(config, workdir),
+    "info": lambda config, *_: jobs.info.describe(config),
+}
 config_flags.DEFINE_config_file(
     "config",
     None,  # a default here would be loaded, with all overrides, before errors can be caught
     "Python file, or a run's config.json [configs/digits.py; sample and eval: --checkpoint's]. "
     "Override any key of configs/default.py by --config.KEY=VALUE.",
 )
-flags.DEFINE_enum("mode", "train", ["train", "sample", "eval", "analyze", "info"], "What to do.")
+flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 flags.DEFINE_string("workdir", None, "Where results go; train continues what is there.")
 flags.DEFINE_string("checkpoint", None, "Training workdir or its checkpoints/STEP [--workdir].")
 flags.DEFINE_string("seeds", "0-63", "sample: such as 0-63 or 3,5,8-11.")
@@ -37,8 +44,7 @@ flags.DEFINE_bool("debug", False, "Show the libraries' logs, and a traceback for
 
 def fail(message: str, status: int = 2) -> None:
     """Prints one line and exits."""
-    if "Traceback (" in message:  # from inside a config file: what it says in the end
-        message = message.splitlines()[-1]
+    message = message.splitlines()[-1] if "Traceback (" in message else message  # a config file's
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
 
@@ -57,23 +63,12 @@ def main(argv: list[str]) -> None:
     """Runs the mode; a mistake of the user's becomes one line."""
     logging.set_verbosity(logging.INFO if FLAGS.debug else logging.WARNING)
     config = settings.prepare(FLAGS)
-    checkpoint = FLAGS.checkpoint or FLAGS.workdir
     try:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; flags look like --mode=train")
         if not FLAGS.workdir and FLAGS.mode != "info":
             raise ValueError(f"--mode={FLAGS.mode} writes files: set --workdir=DIR")
-        match FLAGS.mode:
-            case "train":
-                jobs.train.train_and_evaluate(config, FLAGS.workdir)
-            case "sample":
-                jobs.sample.sample_images(config, checkpoint, FLAGS.workdir, FLAGS.seeds)
-            case "eval":
-                jobs.evaluate.evaluate(config, checkpoint, FLAGS.workdir)
-            case "analyze":
-                jobs.analyze.analyze(config, FLAGS.workdir)
-            case "info":
-                jobs.info.describe(config)
+        MODES[FLAGS.mode](config, FLAGS.workdir, FLAGS.checkpoint or FLAGS.workdir)
     except (ValueError, jobs.Stopped) as error:
         if FLAGS.debug:
             raise

@@ -77,8 +77,8 @@ def get_config() -> ml_collections.ConfigDict:
     sampling.rho = 7.0  # spacing of the time grid
     sampling.bnr = -1.0  # ratio of the path sampled along; negative: the schedule trained on
     sampling.s_churn = 0.0  # EDM's stochasticity (heun, euler); 0: deterministic
-    sampling.s_min = 0.0  # noise levels between which it acts
-    sampling.s_max = 1e6
+    sampling.s_min = 0.0  # smallest noise level at which it acts
+    sampling.s_max = 1e6  # largest
     sampling.s_noise = 1.0  # scale of the added noise
     sampling.ema = 0  # which of training.ema_halflife_images; -1: the raw weights
     sampling.batch_size = 256  # global

@@ -66,9 +66,10 @@ def removed_share(alpha: jax.Array, height: int, width: int) -> jax.Array:
     eigen = _dct.eigenvalues(height, width).reshape(-1)[1:]
     if eigen.size == 0:  # a single pixel has nothing to blur
         return jnp.zeros_like(alpha)
-    power = (1 / eigen) / jnp.sum(1 / eigen)
-    removed = jnp.expm1(-eigen * jnp.asarray(alpha)[..., None] ** 2 / 2) ** 2
-    return jnp.sum(removed * power.reshape((1,) * (removed.ndim - 1) + (-1,)), axis=-1)
+    alpha = jnp.asarray(alpha)[..., None]
+    eigen = eigen.reshape((1,) * (alpha.ndim - 1) + (-1,))
+    removed = jnp.expm1(-eigen * alpha**2 / 2) ** 2
+    return jnp.sum(removed / eigen, axis=-1) / jnp.sum(1 / eigen)
 
 
 def precondition(

@@ -23,7 +23,7 @@ _MAX_PIXELS = 4096  # a covariance of this size takes seconds; more needs featur
 _FEW_SAMPLES = 2048
 
 
-def evaluate(config: ConfigDict, checkpoint: str, workdir: str) -> dict:
+def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> dict:
     """Evaluates a checkpoint; writes `workdir`/eval/step_N.json and returns what is in it.
 
     Raises:

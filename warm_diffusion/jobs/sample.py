@@ -60,7 +60,7 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def sample_images(config: ConfigDict, checkpoint: str, workdir: str, seeds: str) -> pathlib.Path:
+def sample_images(config: ConfigDict, workdir: str, checkpoint: str, seeds: str) -> pathlib.Path:
     """Writes one PNG per seed and `grid.png` to a folder under `workdir`/generated; returns it.
 
     Raises:
