@@ -9,7 +9,7 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A 0.4 M-parameter DDPM++ at the paper's ratio, 2,000 steps of 128 images."""
+    """A 0.4 M-parameter DDPM++ at the paper's ratio, 1,500 steps of 128 images."""
     config = default.get_config()
     config.data.source = "digits"
     config.data.resolution = 8

@@ -6,7 +6,9 @@ unless `download` asks for it, and no TensorFlow is imported.
 """
 
 import dataclasses
+import functools
 import hashlib
+import importlib.metadata
 import io
 import pathlib
 import zipfile
@@ -163,29 +165,6 @@ def _zip(path: pathlib.Path) -> Source:
     )
 
 
-def _from_array(
-    images: np.ndarray, labels: np.ndarray | None, name: str, fingerprint: str,
-    class_names: tuple[str, ...] = (),
-) -> Source:  # fmt: skip
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise ValueError(
-            f"{name}: expected uint8 images [N, H, W], [N, H, W, 1] or [N, H, W, 3], "
-            f"got {images.dtype} {images.shape}"
-        )
-    if len(images) == 0:
-        raise ValueError(f"{name}: no image in it")
-
-    def load(index: int) -> tuple[Image.Image, int | None]:
-        image = images[index]
-        label = None if labels is None else int(labels[index])
-        return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image), label
-
-    names = _Numbered(name, len(images))
-    return Source(names, load, fingerprint, class_names)
-
-
 class _Numbered(Sequence):
     """Names `prefix[0]`, `prefix[1]`, ... without keeping millions of strings."""
 
@@ -206,18 +185,45 @@ def _npy(path: pathlib.Path) -> Source:
         raise ValueError(f"npy:{path}: not a readable .npy file ({error})") from error
     if not isinstance(images, np.ndarray):
         raise ValueError(f"npy:{path}: an .npz archive, expected a .npy file of one array")
-    return _from_array(images, None, f"npy:{path}", _file_fingerprint(path))
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(
+            f"npy:{path}: expected uint8 images [N, H, W], [N, H, W, 1] or [N, H, W, 3], "
+            f"got {images.dtype} {images.shape}"
+        )
+    if len(images) == 0:
+        raise ValueError(f"npy:{path}: no image in it")
+
+    def load(index: int) -> tuple[Image.Image, None]:
+        return Image.fromarray(
+            images[index].squeeze(2) if images.shape[3] == 1 else images[index]
+        ), None
+
+    return Source(_Numbered(f"npy:{path}", len(images)), load, _file_fingerprint(path))
 
 
 def _digits() -> Source:
-    import sklearn
-    from sklearn.datasets import load_digits
+    """scikit-learn's 1,797 images, 8x8, 17 grey levels, inside that package: no download."""
 
-    digits = load_digits()  # 8x8, 17 grey levels 0..16, inside scikit-learn: no download
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    class_names = tuple(str(digit) for digit in range(10))
-    fingerprint = f"scikit-learn {sklearn.__version__}"
-    return _from_array(images, digits.target, "digits", fingerprint, class_names)
+    @functools.cache
+    def arrays() -> tuple[np.ndarray, np.ndarray]:
+        # Not needed once the cache is made, and slower to import than all else.
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target
+
+    def load(index: int) -> tuple[Image.Image, int]:
+        images, labels = arrays()
+        return Image.fromarray(images[index]), int(labels[index])
+
+    return Source(
+        names=_Numbered("digits", 1_797),
+        load=load,
+        fingerprint=f"scikit-learn {importlib.metadata.version('scikit-learn')}",
+        class_names=tuple(str(digit) for digit in range(10)),
+    )
 
 
 def _tfds(argument: str, data_dir: str, download: bool) -> Source:
