@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from warm_diffusion import dct as _dct
 from warm_diffusion.denoiser import Denoiser
+from warm_diffusion.process import image_keys
 from warm_diffusion.schedules import Schedule
 
 
@@ -48,7 +49,7 @@ def score_matching_loss(
 
     Args:
       denoise: the denoiser with its parameters closed over; called once.
-      key: a JAX PRNG key; the levels and the noise come from it.
+      key: a JAX PRNG key, or one per image; level and noise of image i come from its own stream.
       x0: clean images [B, H, W, C] in [-1, 1].
       schedule: the path; its `sample_time` draws the levels.
       sigma_data: standard deviation of the data, the same as in `denoiser.precondition`.
@@ -63,10 +64,10 @@ def score_matching_loss(
     x0 = jnp.asarray(x0)
     if x0.ndim != 4 or not jnp.issubdtype(x0.dtype, jnp.floating):
         raise ValueError(f"x0 must be float images [B, H, W, C], got {x0.dtype} {x0.shape}")
-    time_key, noise_key = jax.random.split(key)
-    t = schedule.sample_time(time_key, x0.shape[:1])
+    time_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(image_keys(key, len(x0)))
+    t = jax.vmap(lambda key: schedule.sample_time(key, ()))(time_keys)
     alpha, beta = schedule.alpha(t), schedule.beta(t)
-    noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+    noise = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], x0.dtype))(noise_keys)
     blurry = _dct.blur(x0, alpha)
     prediction = denoise(blurry + _dct.expand_like(beta, x0) * noise, alpha, beta)
 

@@ -43,6 +43,25 @@ def _check_same_shape(x: jax.Array, noise: jax.Array) -> None:
         )
 
 
+def image_keys(key: jax.Array, batch_size: int) -> jax.Array:
+    """One stream of random numbers an image [batch_size], so that the batch does not matter.
+
+    Args:
+      key: one PRNG key, of which image i gets fold_in(key, i), or one per image, kept as they are.
+      batch_size: number of images.
+
+    Raises:
+      ValueError: another number of keys.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # a raw uint32 key
+        key = jax.random.wrap_key_data(key)
+    if key.ndim == 0:
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))
+    if key.shape != (batch_size,):
+        raise ValueError(f"expected one key or {batch_size} keys, got shape {key.shape}")
+    return key
+
+
 def perturb(x0: jax.Array, noise: jax.Array, alpha: jax.Array, beta: jax.Array) -> jax.Array:
     """A blurred and noised image, B(alpha) x0 + beta noise, eq. (1).
 

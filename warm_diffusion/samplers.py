@@ -25,7 +25,7 @@ import numpy as np
 
 from warm_diffusion import dct as _dct
 from warm_diffusion.denoiser import Denoiser, Prediction
-from warm_diffusion.process import transition
+from warm_diffusion.process import image_keys, transition
 from warm_diffusion.schedules import Schedule, time_grid
 
 SOLVERS = ("euler", "heun", "multistep")
@@ -172,18 +172,6 @@ def _multistep_solve(
     return x, states
 
 
-def _sample_keys(key: jax.Array | None, batch_size: int) -> jax.Array:
-    if key is None:
-        raise ValueError("churn draws noise at each step: pass key=, one key or one per image")
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # a raw uint32 key
-        key = jax.random.wrap_key_data(key)
-    if key.ndim == 0:
-        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))
-    if key.shape != (batch_size,):
-        raise ValueError(f"expected one key or {batch_size} keys, got shape {key.shape}")
-    return key
-
-
 def sample(
     denoise: Denoiser,
     noise: jax.Array,
@@ -238,6 +226,8 @@ def sample(
         keys = None
         if churn is not None:
             churn = Churn(*churn) if isinstance(churn, tuple) else Churn(churn)
-            keys = _sample_keys(key, len(noise))
+            if key is None:
+                raise ValueError("churn draws noise at each step: pass key=, one or one per image")
+            keys = image_keys(key, len(noise))
         end, states = _one_step_solve(denoise, x, levels, schedule, solver, churn, keys)
     return (end, jnp.concatenate([x[None], states])) if return_trajectory else end

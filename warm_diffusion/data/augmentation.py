@@ -40,6 +40,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from warm_diffusion.process import image_keys
+
 TRANSFORMS = ("x_flip", "y_flip", "scale", "rotate", "anisotropy", "translate")
 NUM_LABELS = 9
 
@@ -70,7 +72,7 @@ def draw(
     others take part.
 
     Args:
-      key: a PRNG key.
+      key: a PRNG key, or one per image.
       batch: number of images, B.
       probability: chance in [0, 1] of each transform but x_flip, which is always enabled. Enabled
         flips then happen to half of the images.
@@ -108,8 +110,7 @@ def draw(
             y_shift=enabled[5] * normal[3],
         )
 
-    # fold_in, not split: the draws of one image must not hang on the size of its batch.
-    return jax.vmap(lambda i: one(jax.random.fold_in(key, i)))(jnp.arange(batch))
+    return jax.vmap(one)(image_keys(key, batch))
 
 
 def labels(parameters: Parameters) -> jax.Array:
@@ -302,7 +303,7 @@ def augment(
       ((8, 9, 7, 3), (8, 9))
 
     Args:
-      key: a PRNG key, a new one each step.
+      key: a PRNG key, or one per image; new ones each step.
       images: [B, H, W, C] in [-1, 1], floating point; H and W may differ.
       probability: chance of each transform but x_flip, which happens to half of the images
         whatever it is; EDM: 0.12 for CIFAR-10, 0.15 for FFHQ.
