@@ -33,7 +33,15 @@ def get_config() -> ml_collections.ConfigDict:
     model.num_blocks = 1  # residual blocks a level
     model.attention_resolutions = (4,)  # heights at which blocks attend
     model.dropout = 0.0  # EDM: 0.13 on CIFAR-10, 0.05 on FFHQ
+    model.num_classes = 0  # classes that the network is told, as many as the data have; 0: none
+    model.label_dropout = 0.0  # share of training without the class, for guidance (0.1 is usual)
+    model.remat = False  # compute blocks anew for their gradient: less memory, a third more work
     model.dtype = "float32"  # of the convolutions: float32 | bfloat16; the rest stays float32
+
+    config.augment = augment = ml_collections.ConfigDict()
+    # x_flip, y_flip, scale, rotate, anisotropy, translate, or none; the network is told which.
+    augment.transforms = ()
+    augment.probability = 0.12  # of each but x_flip, which half of the images have; EDM, CIFAR-10
 
     config.schedule = schedule = ml_collections.ConfigDict()
     schedule.name = "constant_bnr"  # hot (BNR 0: EDM) | constant_bnr | cold (blur, little noise)
@@ -58,10 +66,12 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.b1 = 0.9  # decay of Adam's mean of gradients
     optimizer.b2 = 0.999  # decay of its mean of squared gradients
     optimizer.eps = 1e-8  # added to the root of the latter
+    optimizer.grad_clip = 0.0  # largest norm of the gradient; 0: not clipped, as EDM
 
     config.training = training = ml_collections.ConfigDict()
     training.num_steps = 1_500  # steps in all; raising it later continues the run
     training.batch_size = 128  # global: over all devices and processes
+    training.grad_accumulation = 1  # slices of a batch, one after the other: less memory
     training.ema_halflife_images = (20_000,)  # one set of averaged weights for each; EDM: 500,000
     training.ema_rampup = 0.05  # half-life at most this share of the images seen; 0: no ramp-up
     training.log_every = 100  # steps between reports
@@ -81,6 +91,8 @@ def get_config() -> ml_collections.ConfigDict:
     sampling.s_max = 1e6  # largest
     sampling.s_noise = 1.0  # scale of the added noise
     sampling.ema = 0  # which of training.ema_halflife_images; -1: the raw weights
+    sampling.guidance = 1.0  # weight of the class (model.label_dropout); 1: not guided
+    sampling.label = -1  # class to draw; negative: seed modulo number of classes
     sampling.batch_size = 256  # global
 
     config.eval = evaluation = ml_collections.ConfigDict()

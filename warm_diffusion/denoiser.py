@@ -121,3 +121,22 @@ def precondition(
         return Prediction(blurry, _dct.idct((undo - 1) * _dct.dct(blurry)))
 
     return denoise
+
+
+def guided(conditional: Denoiser, unconditional: Denoiser, weight: float) -> Denoiser:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): both heads extrapolated.
+
+    Args:
+      conditional: a denoiser that knows the class.
+      unconditional: the same, without.
+      weight: 0 is unconditional, 1 conditional; above 1 exaggerates what the class adds.
+
+    Returns:
+      The denoiser u + weight (c - u), at two network calls each time.
+    """
+
+    def denoise(x: jax.Array, alpha: jax.Array, beta: jax.Array) -> Prediction:
+        with_class, without = conditional(x, alpha, beta), unconditional(x, alpha, beta)
+        return Prediction(*(u + weight * (c - u) for c, u in zip(with_class, without, strict=True)))
+
+    return denoise

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from warm_diffusion import denoiser, losses, models, samplers, schedules
-from warm_diffusion.data import Dataset, load_dataset
+from warm_diffusion.data import Dataset, augmentation, load_dataset
 from warm_diffusion.data.images import from_uint8
 from warm_diffusion.training import devices
 from warm_diffusion.training import state as train_state
@@ -75,7 +75,10 @@ def model(config: ConfigDict, image_shape: tuple[int, int, int]) -> models.UNet:
         num_blocks=options.num_blocks,
         attention_resolutions=options.attention_resolutions,
         dropout=options.dropout,
-        augment_dim=0,
+        num_classes=options.num_classes,
+        label_dropout=options.label_dropout,
+        augment_dim=augmentation.NUM_LABELS if config.augment.transforms else 0,
+        remat=options.remat,
         heads=denoiser.num_heads(options.parameterization),
         dtype=_choose("model.dtype", options.dtype, _DTYPES),
     )
@@ -89,15 +92,41 @@ def init_params(network: models.UNet, key: jax.Array, image_shape: tuple[int, in
     return network.init(key, jnp.zeros((1, *image_shape)), level, level)["params"]
 
 
+def labels(config: ConfigDict, data: Dataset) -> np.ndarray | None:
+    """The classes of a data set's images, int32 [N], if the network is told them.
+
+    Raises:
+      ValueError: the data have no classes, or another number than `config.model.num_classes`.
+    """
+    expected, names = config.model.num_classes, data.info["class_names"]
+    if expected == 0:
+        return None
+    if len(names) != expected:
+        raise ValueError(
+            f"model.num_classes is {expected}, but {config.data.source} has {len(names)} classes"
+        )
+    if int(data.labels.min()) < 0:
+        raise ValueError(f"an image of {config.data.source} has no class: put all in sub-folders")
+    return data.labels
+
+
 def make_denoiser(
-    config: ConfigDict, network: models.UNet, params: dict, dropout_key: jax.Array | None = None
+    config: ConfigDict,
+    network: models.UNet,
+    params: dict,
+    *,
+    labels: jax.Array | None = None,
+    augment_labels: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
 ) -> denoiser.Denoiser:
     """The preconditioned network; with a dropout key it is in training mode."""
     train = dropout_key is not None
     rngs = {"dropout": dropout_key} if train else None
 
     def apply(x, c_noise, c_blur):
-        return network.apply({"params": params}, x, c_noise, c_blur, train=train, rngs=rngs)
+        return network.apply(
+            {"params": params}, x, c_noise, c_blur, labels, augment_labels, train=train, rngs=rngs
+        )
 
     return denoiser.precondition(
         apply,
@@ -107,17 +136,30 @@ def make_denoiser(
 
 
 def loss(config: ConfigDict, network: models.UNet) -> train_state.LossFn:
-    """(params, key, uint8 images) -> LossTerms of the training objective."""
-    path = schedule(config)
+    """(params, keys [B], Batch) -> LossTerms of the training objective."""
+    path, augment = schedule(config), config.augment
     divides = config.model.parameterization != "score"
     residual_weight = config.loss.residual_weight if divides else 0.0
 
-    def loss_fn(params, key, images):
-        loss_key, dropout_key = jax.random.split(key)
+    def loss_fn(params, keys, batch):
+        loss_keys, augment_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        images, augment_labels = from_uint8(batch.images), None
+        if augment.transforms:
+            images, augment_labels = augmentation.augment(
+                augment_keys, images, augment.probability, augment.transforms
+            )
+        denoise = make_denoiser(
+            config,
+            network,
+            params,
+            labels=batch.labels,
+            augment_labels=augment_labels,
+            dropout_key=jax.random.fold_in(keys[0], 2),
+        )
         return losses.score_matching_loss(
-            make_denoiser(config, network, params, dropout_key),
-            loss_key,
-            from_uint8(images),
+            denoise,
+            loss_keys,
+            images,
             path,
             sigma_data=config.loss.sigma_data,
             residual_weight=residual_weight,
@@ -135,6 +177,8 @@ def initial_state(
         options.learning_rate, options.warmup_images, config.training.batch_size
     )
     optimizer = optax.adam(rate, b1=options.b1, b2=options.b2, eps=options.eps)
+    if options.grad_clip > 0:
+        optimizer = optax.chain(optax.clip_by_global_norm(options.grad_clip), optimizer)
 
     def make():
         params = init_params(network, jax.random.key(config.seed), image_shape)
@@ -147,6 +191,27 @@ def initial_state(
         jax.eval_shape(make),
     )
     return jax.jit(make, out_shardings=sharding), abstract
+
+
+def _sampling_denoiser(
+    config: ConfigDict, network: models.UNet, params: dict, seeds: jax.Array
+) -> denoiser.Denoiser:
+    """The denoiser of each seed's class (its remainder, or the one asked for), guided."""
+    num_classes, guidance, label = (
+        config.model.num_classes, config.sampling.guidance, config.sampling.label,
+    )  # fmt: skip
+    if num_classes == 0:
+        if guidance != 1.0 or label >= 0:
+            raise ValueError("sampling.guidance and sampling.label need a network with classes")
+        return make_denoiser(config, network, params)
+    if label >= num_classes:
+        raise ValueError(f"sampling.label must be below {num_classes}, got {label}")
+    seeds = seeds.astype(jnp.uint32)
+    labels = (seeds % num_classes if label < 0 else jnp.full_like(seeds, label)).astype(jnp.int32)
+    conditional = make_denoiser(config, network, params, labels=labels)
+    if guidance == 1.0:
+        return conditional
+    return denoiser.guided(conditional, make_denoiser(config, network, params), guidance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +256,7 @@ def sampler(
     def draw(params, seeds, start):
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
         return samplers.sample(
-            make_denoiser(config, network, params),
+            _sampling_denoiser(config, network, params, seeds),
             samplers.initial_noise(seeds, image_shape),
             path,
             solver=options.solver,
@@ -208,6 +273,7 @@ def sampler(
     jax.eval_shape(draw, params, seeds, None)
     everywhere, split = devices.replicated(mesh), devices.split(mesh)
     calls = 2 * options.num_steps - 1 if options.solver == "heun" else options.num_steps
+    calls *= 1 if options.guidance == 1.0 else 2
     jitted = jax.jit(draw, in_shardings=(everywhere, split, split), out_shardings=everywhere)
     needs_start = options.bnr < 0 and config.schedule.name == "cold"
     return Sampler(jitted, batch_size, calls, path, needs_start)

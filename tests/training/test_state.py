@@ -10,6 +10,7 @@ import pytest
 
 from warm_diffusion.losses import LossTerms
 from warm_diffusion.training.state import (
+    Batch,
     TrainMetrics,
     create_state,
     ema_decay,
@@ -21,25 +22,36 @@ from warm_diffusion.training.state import (
 BATCH = 4
 
 
-def quadratic_loss(params, key, images):
-    """(w - mean of the image)^2 for each image, with a little noise from the key; NaN for 255s."""
-    x = images.astype(jnp.float32).mean(axis=(1, 2, 3)) / 255
-    noise = 0.01 * jax.random.normal(key, x.shape)
+def normals(keys):
+    return jax.vmap(lambda key: jax.random.normal(key, ()))(keys)
+
+
+def quadratic_loss(params, keys, batch):
+    """(w - mean of the image)^2 for each image, with a little noise from its key; NaN for 255s."""
+    x = batch.images.astype(jnp.float32).mean(axis=(1, 2, 3)) / 255
+    noise = 0.01 * normals(keys)
     error = (params["w"].reshape(1) - x - noise) ** 2
     error = error * jnp.where(x == 1, jnp.nan, 1.0)
     return LossTerms(error, error / 4, 3 * error / 4, jnp.zeros_like(error))
 
 
 def batch(value):
-    return jnp.full((BATCH, 2, 2, 1), value, jnp.uint8)
+    return Batch(jnp.full((BATCH, 2, 2, 1), value, jnp.uint8))
 
 
-def make(rate=0.1, halflives=(8.0,), rampup=0.0, warmup_images=0):
+def noise_of_step(n):
+    """What the loss adds: image i of step n has the key fold_in(fold_in(seed key, n), i)."""
+    key = jax.random.fold_in(jax.random.key(7), n)
+    keys = jnp.stack([jax.random.fold_in(key, i) for i in range(BATCH)])
+    return 0.01 * np.asarray(normals(keys), np.float64)
+
+
+def make(rate=0.1, halflives=(8.0,), rampup=0.0, warmup_images=0, grad_accumulation=1):
     optimizer = optax.adam(warmup_schedule(rate, warmup_images, BATCH))
     state = create_state(lambda: None, {"w": jnp.asarray(0.5)}, optimizer, len(halflives))
     step = make_train_step(
         quadratic_loss, jax.random.key(7), batch_size=BATCH, ema_halflives=halflives,
-        ema_rampup=rampup,
+        ema_rampup=rampup, grad_accumulation=grad_accumulation,
     )  # fmt: skip
     return state, jax.jit(step)
 
@@ -49,9 +61,7 @@ def test_a_step_is_adam_with_warm_up_and_an_exponential_average():
     state, step = make(rampup=0.5, warmup_images=10)
     metrics, w, m, v, ema = TrainMetrics.empty(), 0.5, 0.0, 0.0, 0.5
     for n in range(3):
-        key = jax.random.fold_in(jax.random.key(7), n)
-        noise = 0.01 * np.asarray(jax.random.normal(key, (BATCH,)), np.float64)
-        gradient = np.mean(2 * (w - 51 * (n + 1) / 255 - noise))
+        gradient = np.mean(2 * (w - 51 * (n + 1) / 255 - noise_of_step(n)))
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
         rate = 0.1 * min(n * BATCH / 10, 1)
         w -= rate * (m / (1 - 0.9 ** (n + 1))) / (np.sqrt(v / (1 - 0.999 ** (n + 1))) + 1e-8)
@@ -92,6 +102,28 @@ def test_several_half_lives_are_averaged_at_once():
     assert together.ema[0]["w"] != together.ema[1]["w"]
 
 
+@pytest.mark.parametrize("slices", [2, 4])
+def test_slices_of_a_batch_add_up_to_the_batch(slices):
+    whole, step = make()
+    sliced, sliced_step = make(grad_accumulation=slices)
+    metrics = sliced_metrics = TrainMetrics.empty()
+    images = jnp.arange(3 * BATCH * 4, dtype=jnp.uint8).reshape(3, BATCH, 2, 2, 1)
+    for n in range(3):
+        whole, metrics = step(whole, metrics, Batch(images[n]))
+        sliced, sliced_metrics = sliced_step(sliced, sliced_metrics, Batch(images[n]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+        (whole.params, whole.ema, whole.opt_state, metrics.compute()),
+        (sliced.params, sliced.ema, sliced.opt_state, sliced_metrics.compute()),
+    )
+
+
+@pytest.mark.parametrize("slices", [0, 3])
+def test_slices_that_do_not_divide_the_batch_are_refused(slices):
+    with pytest.raises(ValueError, match=f"must divide the batch of {BATCH}, got {slices}"):
+        make(grad_accumulation=slices)
+
+
 def test_a_non_finite_gradient_changes_nothing_but_step_and_counters():
     state, step = make()
     state, metrics = step(state, TrainMetrics.empty(), batch(100))
@@ -115,8 +147,7 @@ def test_metrics_are_means_over_the_steps_since_they_were_emptied():
     state, step = make(rate=0.0)
     metrics, expected = TrainMetrics.empty(), []
     for n, value in enumerate((0, 51, 102)):
-        noise = 0.01 * jax.random.normal(jax.random.fold_in(jax.random.key(7), n), (BATCH,))
-        expected.append(np.mean((0.5 - value / 255 - noise) ** 2))
+        expected.append(np.mean((0.5 - value / 255 - noise_of_step(n)) ** 2))
         state, metrics = step(state, metrics, batch(value))
     computed = metrics.compute()
     np.testing.assert_allclose(computed["loss"], np.mean(expected), rtol=1e-5)

@@ -22,7 +22,13 @@ from warm_diffusion.jobs.trained import choose_weights
 from warm_diffusion.training import devices
 from warm_diffusion.training.checkpoints import Checkpoints
 from warm_diffusion.training.signals import stop_requests
-from warm_diffusion.training.state import TrainMetrics, TrainState, is_finite, make_train_step
+from warm_diffusion.training.state import (
+    Batch,
+    TrainMetrics,
+    TrainState,
+    is_finite,
+    make_train_step,
+)
 from warm_diffusion.training.writer import Writer
 
 _GRID_IMAGES = 64
@@ -108,26 +114,31 @@ def _make_advance(config: ConfigDict, network, data: Dataset, mesh: Mesh) -> Adv
         batch_size=config.training.batch_size,
         ema_halflives=config.training.ema_halflife_images,
         ema_rampup=config.training.ema_rampup,
+        grad_accumulation=config.training.grad_accumulation,
     )
+    labels = factory.labels(config, data)
     everywhere, split = devices.replicated(mesh), devices.split(mesh)
     options = dict(donate_argnums=(0, 1), out_shardings=everywhere)
     if not _fits_device(config, data):
         step = jax.jit(train_step, in_shardings=(everywhere, everywhere, split), **options)
 
         def advance(state, metrics, indices):
-            images = data.images[devices.process_slice(indices)]
-            return step(state, metrics, devices.put_split(images, mesh))
+            local = devices.process_slice(indices)
+            batch = Batch(data.images[local], None if labels is None else labels[local])
+            return step(state, metrics, devices.put_split(batch, mesh))
 
         return advance
 
-    images = devices.put_replicated(np.asarray(data.images), mesh)
+    stored = devices.put_replicated(Batch(np.asarray(data.images), labels), mesh)
     step = jax.jit(
-        lambda state, metrics, images, indices: train_step(state, metrics, images[indices]),
+        lambda state, metrics, stored, indices: train_step(
+            state, metrics, jax.tree.map(lambda leaf: leaf[indices], stored)
+        ),
         in_shardings=(everywhere, everywhere, everywhere, split),
         **options,
     )
     return lambda state, metrics, indices: step(
-        state, metrics, images, devices.put_split(devices.process_slice(indices), mesh)
+        state, metrics, stored, devices.put_split(devices.process_slice(indices), mesh)
     )
 
 

@@ -35,9 +35,10 @@ def process_slice(array: np.ndarray) -> np.ndarray:
     return array[jax.process_index() * share : (jax.process_index() + 1) * share]
 
 
-def put_split(local: np.ndarray, mesh: Mesh) -> jax.Array:
-    """A global array of the parts that each process holds (`process_slice`)."""
-    return jax.make_array_from_process_local_data(split(mesh), local)
+def put_split(local, mesh: Mesh):
+    """Global arrays of the parts that each process holds (`process_slice`)."""
+    sharding = split(mesh)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), local)
 
 
 def put_replicated(tree, mesh: Mesh):

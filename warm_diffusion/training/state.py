@@ -3,11 +3,15 @@
     (1)  ema      <- params + d (ema - params),   d = 0.5^(batch / halflife)
          halflife <- min(halflife, rampup * images seen)                         EDM, sec. 5
 
+A step may run as several slices whose gradients add up, for batches that memory cannot hold. Loss
+keys are an image's own, so slicing changes nothing but the dropout masks.
+
 A gradient that is not finite changes neither weights nor averages nor optimizer: the decision is
 made inside the step, so all devices agree on it.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import flax
 import jax
@@ -17,8 +21,17 @@ from clu import metrics as clu_metrics
 from flax.training import train_state
 
 from warm_diffusion.losses import LossTerms
+from warm_diffusion.process import image_keys
 
-LossFn = Callable[[dict, jax.Array, jax.Array], LossTerms]  # (params, key, uint8 images)
+
+class Batch(NamedTuple):
+    """Images as they are stored, uint8 [B, H, W, C], and their classes, int [B] or None."""
+
+    images: jax.Array
+    labels: jax.Array | None = None
+
+
+LossFn = Callable[[dict, jax.Array, Batch], LossTerms]  # (params, keys [B], batch)
 
 
 class TrainState(train_state.TrainState):
@@ -68,6 +81,22 @@ class TrainMetrics(clu_metrics.Collection):
     grad_norm: clu_metrics.Average.from_output("grad_norm")
 
 
+def _slice_gradients(gradients: Callable, params: dict, batch: tuple, slices: int):
+    """Means over the slices of what `gradients` returns: (gradients, LossTerms of all images)."""
+    if slices == 1:
+        return gradients(params, *batch)
+    # Slice j is every image j, j + slices, ...: each device works on images that it holds.
+    parts = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, slices, *leaf.shape[1:]).swapaxes(0, 1), batch
+    )
+
+    def add(total, part):
+        new, terms = gradients(params, *part)
+        return jax.tree.map(lambda t, g: t + g / slices, total, new), terms
+
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+
+
 def make_train_step(
     loss_fn: LossFn,
     key: jax.Array,
@@ -75,26 +104,39 @@ def make_train_step(
     batch_size: int,
     ema_halflives: Sequence[float],
     ema_rampup: float,
-) -> Callable[[TrainState, TrainMetrics, jax.Array], tuple[TrainState, TrainMetrics]]:
+    grad_accumulation: int = 1,
+) -> Callable[[TrainState, TrainMetrics, Batch], tuple[TrainState, TrainMetrics]]:
     """The training step, to be jitted with the state and the metrics donated.
 
     Args:
-      loss_fn: (params, key, images) -> LossTerms, one number an image.
-      key: seed key of the run; step n uses fold_in(key, n), so no random state is kept.
+      loss_fn: (params, keys [B], batch) -> LossTerms, one number an image.
+      key: seed key of the run; image i of step n has the key fold_in(fold_in(key, n), i), so no
+        random state is kept.
       batch_size: global number of images a step.
       ema_halflives: in images, one per set of averaged weights.
       ema_rampup: see eq. (1).
+      grad_accumulation: slices that a batch is divided into, one after the other.
 
     Returns:
-      (state, metrics, uint8 images [B, H, W, C]) -> (state, metrics).
-    """
+      (state, metrics, batch) -> (state, metrics).
 
-    def train_step(state, metrics, images):
-        def objective(params):
-            terms = loss_fn(params, jax.random.fold_in(key, state.step), images)
+    Raises:
+      ValueError: a batch that the slices cannot share evenly.
+    """
+    if grad_accumulation < 1 or batch_size % grad_accumulation:
+        raise ValueError(
+            f"training.grad_accumulation must divide the batch of {batch_size}, "
+            f"got {grad_accumulation}"
+        )
+
+    def train_step(state, metrics, batch):
+        def objective(params, keys, part):
+            terms = loss_fn(params, keys, part)
             return terms.total.mean(), terms
 
-        grads, terms = jax.grad(objective, has_aux=True)(state.params)
+        keys = image_keys(jax.random.fold_in(key, state.step), batch_size)
+        gradients = jax.grad(objective, has_aux=True)
+        grads, terms = _slice_gradients(gradients, state.params, (keys, batch), grad_accumulation)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm)
         updated = state.apply_gradients(grads=grads)

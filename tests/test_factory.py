@@ -1,0 +1,248 @@
+"""What a configuration becomes: loss with labels, augmentation, dropout, slices, narrow types."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import default
+from warm_diffusion import factory, losses, samplers
+from warm_diffusion.data import Dataset, augmentation
+from warm_diffusion.data.images import from_uint8
+from warm_diffusion.training.devices import make_mesh
+from warm_diffusion.training.state import Batch, TrainMetrics, make_train_step
+
+SHAPE = (8, 8, 1)
+
+
+def make_config(**overrides):
+    config = default.get_config()
+    config.model.model_channels = 8
+    config.model.channel_mult = (1,)
+    config.model.attention_resolutions = (8,)
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+def random_params(network, seed=0):
+    """Parameters of which none is zero, so that every input reaches the output."""
+    params = factory.init_params(network, jax.random.key(seed), SHAPE)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    leaves = [
+        leaf + 0.05 * jax.random.normal(key, leaf.shape)
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, leaves)
+
+
+def random_batch(size=8, classes=0):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(0, 256, (size, *SHAPE)), jnp.uint8)
+    return Batch(images, jnp.arange(size) % classes if classes else None)
+
+
+def keys(size=8):
+    return jax.random.split(jax.random.key(5), size)
+
+
+def mean_gradient(config, params, batch, network=None):
+    network = network or factory.model(config, SHAPE)
+    loss_fn = factory.loss(config, network)
+    objective = lambda p: loss_fn(p, keys(len(batch.images)), batch).total.mean()  # noqa: E731
+    return jax.jit(jax.value_and_grad(objective))(params)
+
+
+def largest_difference(a, b):
+    norms = jax.tree.map(lambda x, y: jnp.abs(x - y).max() / (jnp.abs(y).max() + 1e-6), a, b)
+    return max(float(x) for x in jax.tree.leaves(norms))
+
+
+def test_the_plain_loss_is_score_matching_on_the_images():
+    config = make_config()
+    network = factory.model(config, SHAPE)
+    params, batch = random_params(network), random_batch()
+    terms = factory.loss(config, network)(params, keys(), batch)
+    loss_keys = jax.vmap(jax.random.split, out_axes=1)(keys())[0]
+    expected = losses.score_matching_loss(
+        factory.make_denoiser(config, network, params),
+        loss_keys,
+        from_uint8(batch.images),
+        factory.schedule(config),
+    )
+    np.testing.assert_allclose(terms.total, expected.total, rtol=1e-5)
+
+
+def test_augmentation_reaches_the_images_and_the_network():
+    config = make_config(**{"augment.transforms": augmentation.TRANSFORMS})
+    config.augment.probability = 1.0
+    network = factory.model(config, SHAPE)
+    assert network.augment_dim == 9
+    params, batch = random_params(network), random_batch()
+    terms = factory.loss(config, network)(params, keys(), batch)
+    loss_keys, augment_keys = jax.vmap(jax.random.split, out_axes=1)(keys())
+    images, labels = augmentation.augment(augment_keys, from_uint8(batch.images), 1.0)
+
+    def denoise(x, alpha, beta, labels=labels):
+        return factory.make_denoiser(config, network, params, augment_labels=labels)(x, alpha, beta)
+
+    path = factory.schedule(config)
+    expected = losses.score_matching_loss(denoise, loss_keys, images, path)
+    untold = losses.score_matching_loss(
+        lambda *levels: denoise(*levels, labels=None), loss_keys, images, path
+    )
+    np.testing.assert_allclose(terms.total, expected.total, rtol=1e-5)
+    assert np.abs(terms.total - untold.total).max() > 1e-4
+
+
+def test_each_image_is_told_its_own_class():
+    config = make_config(**{"model.num_classes": 4})
+    network = factory.model(config, SHAPE)
+    params, batch = random_params(network), random_batch(classes=4)
+    loss_fn = jax.jit(factory.loss(config, network))
+    changed = Batch(batch.images, batch.labels.at[3].set(0))
+    difference = loss_fn(params, keys(), batch).total - loss_fn(params, keys(), changed).total
+    assert np.flatnonzero(np.asarray(difference)).tolist() == [3]
+
+
+def dataset(names, labels, tmp_path):
+    images = np.zeros((len(labels), *SHAPE), np.uint8)
+    return Dataset(images, np.asarray(labels, np.int32), {"class_names": names}, tmp_path)
+
+
+def test_classes_that_the_data_do_not_have_are_refused(tmp_path):
+    config = make_config(**{"model.num_classes": 4})
+    with pytest.raises(ValueError, match="num_classes is 4, but digits has 2 classes"):
+        factory.labels(config, dataset(["a", "b"], [0, 1], tmp_path))
+    with pytest.raises(ValueError, match="has no class"):
+        factory.labels(config, dataset(list("abcd"), [0, -1], tmp_path))
+    config.model.num_classes = 0
+    assert factory.labels(config, dataset(["a"], [0], tmp_path)) is None
+
+
+def test_slices_of_a_batch_give_the_gradient_of_the_batch():
+    config = make_config(**{"augment.transforms": ("x_flip", "scale")})
+    network, mesh = factory.model(config, SHAPE), make_mesh()
+    make_state, _ = factory.initial_state(config, network, SHAPE, mesh)
+    updates = []
+    for slices in (1, 4):
+        step = make_train_step(
+            factory.loss(config, network),
+            jax.random.key(0),
+            batch_size=8,
+            ema_halflives=(100.0,),
+            ema_rampup=0.0,
+            grad_accumulation=slices,
+        )
+        state = make_state().replace(tx=optax.sgd(1.0), opt_state=optax.sgd(1.0).init({}))
+        before = state.params
+        after, metrics = jax.jit(step)(state, TrainMetrics.empty(), random_batch())
+        updates.append(jax.tree.map(jnp.subtract, after.params, before))
+    assert largest_difference(*updates) < 1e-4
+
+
+def test_remat_changes_memory_and_not_the_gradient():
+    config = make_config()
+    params, batch = random_params(factory.model(config, SHAPE)), random_batch()
+    plain = mean_gradient(config, params, batch)
+    config.model.remat = True
+    again = mean_gradient(config, params, batch)
+    np.testing.assert_allclose(plain[0], again[0], rtol=1e-6)
+    assert largest_difference(again[1], plain[1]) < 1e-4
+
+
+def test_a_bfloat16_network_has_float32_weights_and_nearly_the_same_gradient():
+    config = make_config()
+    network = factory.model(config, SHAPE)
+    params, batch = random_params(network), random_batch()
+    value, gradient = mean_gradient(config, params, batch)
+    config.model.dtype = "bfloat16"
+    narrow = factory.model(config, SHAPE)
+    narrow_params = factory.init_params(narrow, jax.random.key(0), SHAPE)
+    assert {leaf.dtype for leaf in jax.tree.leaves(narrow_params)} == {jnp.dtype("float32")}
+    narrow_value, narrow_gradient = mean_gradient(config, params, batch, narrow)
+    assert narrow_value.dtype == jnp.float32
+    # bfloat16 keeps 8 bits, 0.4 % a rounding; over some 20 layers a few percent of the whole.
+    np.testing.assert_allclose(narrow_value, value, rtol=0.02)
+    flat, narrow_flat = (
+        jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+        for tree in (gradient, narrow_gradient)
+    )
+    assert float(optax.safe_norm(flat - narrow_flat, 0.0) / optax.safe_norm(flat, 0.0)) < 0.05
+    assert float(jnp.abs(flat - narrow_flat).max()) > 0  # it did run in bfloat16
+
+
+def test_dropout_masks_differ_from_step_to_step():
+    config = make_config(**{"model.dropout": 0.5})
+    network = factory.model(config, SHAPE)
+    params, batch = random_params(network), random_batch()
+    loss_fn = jax.jit(factory.loss(config, network))
+    other_dropout = keys().at[0].set(jax.random.key(99))
+    one, other = (loss_fn(params, k, batch).total for k in (keys(), other_dropout))
+    assert np.all(np.asarray(one[1:]) != np.asarray(other[1:]))
+
+
+def sample(config, params, network, seeds):
+    sampler = factory.sampler(config, network, SHAPE, len(seeds), make_mesh())
+    return np.asarray(sampler.draw(params, np.asarray(seeds, np.uint32), None)), sampler.num_calls
+
+
+def test_a_seed_is_drawn_in_its_class_or_the_one_asked_for():
+    config = make_config(**{"model.num_classes": 3, "sampling.num_steps": 2})
+    network = factory.model(config, SHAPE)
+    params = random_params(network)
+    by_seed, _ = sample(config, params, network, [4, 5])  # classes 1 and 2
+    for index, label in enumerate((1, 2)):
+        config.sampling.label = label
+        asked, _ = sample(config, params, network, [4, 5])
+        np.testing.assert_allclose(asked[index], by_seed[index], atol=1e-5)
+        assert np.abs(asked[1 - index] - by_seed[1 - index]).max() > 1e-4
+
+
+def test_guidance_extrapolates_from_no_class_to_the_class():
+    """Two Euler steps retyped with the guided heads u + w (c - u)."""
+    config = make_config(**{"model.num_classes": 3, "sampling.num_steps": 2})
+    config.sampling.solver, config.sampling.guidance, config.sampling.label = "euler", 2.5, 1
+    network = factory.model(config, SHAPE)
+    params = random_params(network)
+    drawn, num_calls = sample(config, params, network, [7])
+    assert num_calls == 4
+
+    def heads(x, alpha, beta):
+        both = [
+            factory.make_denoiser(config, network, params, labels=labels)(x, alpha, beta)
+            for labels in (jnp.array([1]), None)
+        ]
+        return type(both[0])(*(u + 2.5 * (c - u) for c, u in zip(*both, strict=True)))
+
+    noise = samplers.initial_noise(jnp.array([7]), SHAPE)
+    expected = samplers.sample(heads, noise, factory.schedule(config), solver="euler", num_steps=2)
+    np.testing.assert_allclose(drawn, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("key", ["guidance", "label"])
+def test_guidance_without_classes_is_refused(key):
+    config = make_config()
+    config.sampling[key] = 2 if key == "label" else 2.0
+    with pytest.raises(ValueError, match="need a network with classes"):
+        factory.sampler(config, factory.model(config, SHAPE), SHAPE, 2, make_mesh())
+
+
+def test_a_clipped_gradient_has_the_norm_asked_for():
+    """Adam's first mean is 0.1 of the gradient it is given."""
+    config = make_config(**{"optimizer.grad_clip": 0.01})
+    network = factory.model(config, SHAPE)
+    make_state, _ = factory.initial_state(config, network, SHAPE, make_mesh())
+    step = make_train_step(
+        factory.loss(config, network), jax.random.key(0), batch_size=8, ema_halflives=(9.0,),
+        ema_rampup=0.0,
+    )  # fmt: skip
+    state, metrics = jax.jit(step)(make_state(), TrainMetrics.empty(), random_batch())
+    assert metrics.compute()["grad_norm"] > 0.01
+    (adam,) = (
+        s
+        for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu"))
+        if hasattr(s, "mu")
+    )
+    np.testing.assert_allclose(optax.tree.norm(adam.mu), 0.1 * 0.01, rtol=1e-4)
