@@ -137,7 +137,7 @@ def test_slices_of_a_batch_give_the_gradient_of_the_batch():
         )
         state = make_state().replace(tx=optax.sgd(1.0), opt_state=optax.sgd(1.0).init({}))
         before = state.params
-        after, metrics = jax.jit(step)(state, TrainMetrics.empty(), random_batch())
+        after, _ = jax.jit(step)(state, TrainMetrics.empty(), random_batch())
         updates.append(jax.tree.map(jnp.subtract, after.params, before))
     assert largest_difference(*updates) < 1e-4
 
@@ -240,9 +240,5 @@ def test_a_clipped_gradient_has_the_norm_asked_for():
     )  # fmt: skip
     state, metrics = jax.jit(step)(make_state(), TrainMetrics.empty(), random_batch())
     assert metrics.compute()["grad_norm"] > 0.01
-    (adam,) = (
-        s
-        for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu"))
-        if hasattr(s, "mu")
-    )
-    np.testing.assert_allclose(optax.tree.norm(adam.mu), 0.1 * 0.01, rtol=1e-4)
+    mean = optax.tree.get(state.opt_state, "mu")
+    np.testing.assert_allclose(optax.tree.norm(mean), 0.1 * 0.01, rtol=1e-4)
