@@ -1,0 +1,71 @@
+"""Every configuration builds: network, loss with gradient, and sampler, by shapes alone."""
+
+import importlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from warm_diffusion import factory
+from warm_diffusion.training.devices import make_mesh
+from warm_diffusion.training.state import Batch
+
+
+def build(name, *arguments):
+    module = importlib.import_module(f"configs.{name}")
+    return module, module.get_config(*arguments)
+
+
+def parameter_count(config, shape):
+    network = factory.model(config, shape)
+    params = jax.eval_shape(lambda: factory.init_params(network, jax.random.key(0), shape))
+    return network, params, sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("default", ()),
+        ("digits", ()),
+        ("cifar10", ()),
+        ("cifar10", ("cond",)),
+        ("cifar10", ("hot,small",)),
+        ("ffhq64", ()),
+        ("lsun_church128", ()),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else value,
+)
+def test_a_configuration_builds(name, arguments):
+    _, config = build(name, *arguments)
+    size = config.data.resolution or 8
+    shape = (size, size, config.data.channels or 1)
+    network, params, _ = parameter_count(config, shape)
+    loss_fn = factory.loss(config, network)
+    batch = Batch(
+        jax.ShapeDtypeStruct((2, *shape), jnp.uint8),
+        jax.ShapeDtypeStruct((2,), jnp.int32) if config.model.num_classes else None,
+    )
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    objective = lambda params, *rest: loss_fn(params, *rest).total.mean()  # noqa: E731
+    gradient = jax.eval_shape(jax.grad(objective), params, keys, batch)
+    assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, params)
+    sampler = factory.sampler(config, network, shape, 2 * make_mesh().size, make_mesh())
+    # Heun calls the network twice a step but the last (EDM, algorithm 1)
+    assert sampler.num_calls == 2 * config.sampling.num_steps - 1
+
+
+@pytest.mark.parametrize("name", ["cifar10", "ffhq64", "lsun_church128"])
+def test_the_cost_that_a_configuration_states_is_its_own(name):
+    module, config = build(name)
+    size = config.data.resolution
+    _, _, count = parameter_count(config, (size, size, 3))
+    stated, megabytes = re.search(r"([\d.]+) M parameters \((\d+) MB", module.__doc__).groups()
+    np.testing.assert_allclose(float(stated), count / 1e6, atol=0.05)
+    np.testing.assert_allclose(float(megabytes), 4 * count / 1e6, atol=0.5)
+
+
+def test_an_unknown_variant_is_named():
+    with pytest.raises(ValueError, match="no variant 'hott': cond, hot"):
+        build("cifar10", "hott")
