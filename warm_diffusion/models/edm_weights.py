@@ -1,89 +1,122 @@
-"""EDM's network weights in this project's networks.
+"""Turns a file of EDM's weights into initial parameters of a warm model, for `config.init_from`.
 
-EDM stores torch arrays (convolutions OIHW, linear layers OI) under names like
-`model.enc.32x32_block0.conv0.weight`. Blocks and layers carry the same names here, so the mapping
-is mechanical. The second head and the blur embedding have no counterpart and start at zero.
+    python -m warm_diffusion.models.edm_weights FILE [--out OUT]
+
+FILE is a .safetensors or .npz file with EDM's parameters under its own names, torch layouts. The
+network is read off their shapes: DDPM++ or NCSN++, widths, blocks, attention, class labels,
+augmentation labels. At BNR 0 the model in OUT is EDM's; its deblurrer and blur embedding start at
+zero. Exit status: 0 written; 2 a file that cannot be used, and one line that says why.
+
+Deliberately absent: unpickling. What torch saves (.pkl, .pth) may run anything when loaded, so the
+arrays are to be taken out where that file is trusted.
 """
 
-import re
-from collections.abc import Mapping
+import argparse
+import os
+import pathlib
+import sys
+import zipfile
 
-import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
+import safetensors
+import safetensors.numpy
 
-from warm_diffusion.models.unet import UNet, scaled_init
+from warm_diffusion.models.edm import edm_hyperparameters, from_edm, make_network
+from warm_diffusion.models.initial import save_initial
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-
-
-def _edm_name(path: tuple[str, ...]) -> str:
-    """EDM's name of one of our parameters: ("enc_8x8_block0", "conv0", "kernel") and so on."""
-    if path == ("frequencies",):
-        return "map_noise.freqs"
-    module = re.sub(r"^(enc|dec)_", r"\1.", path[0])
-    return ".".join([module, *path[1:-1], _LEAVES[path[-1]]])
+_PICKLES = (".pkl", ".pickle", ".pth", ".pt", ".ckpt", ".bin")
 
 
-def _to_edm_layout(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-    if path[-1] != "kernel":
-        return array
-    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-
-
-def _from_edm_layout(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-    if path[-1] != "kernel":
-        return array
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-
-
-def from_edm(model: UNet, arrays: Mapping[str, np.ndarray], key: jax.Array) -> dict:
-    """Variables of `model` with EDM's weights in the trunk and the denoiser head.
-
-    Args:
-      model: a network of the same shape as EDM's.
-      arrays: EDM's parameters under its own names (a leading `model.` is optional), torch layouts;
-        its fixed `resample_filter` buffers are ignored.
-      key: PRNG key for what EDM lacks (the first layer of the blur embedding).
-
-    Returns:
-      {"params": ...} for `model.apply`.
+def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of a .npz or .safetensors file; nothing in it is unpickled.
 
     Raises:
-      ValueError: missing, extra or misshaped arrays, which it names.
+      ValueError: another kind of file, a damaged one, or arrays that are not finite real numbers.
     """
-    arrays = {name.removeprefix("model."): np.asarray(array) for name, array in arrays.items()}
-    arrays = {name: a for name, a in arrays.items() if not name.endswith("resample_filter")}
-    size = model.resolution
-    level = jnp.zeros((1,))
-    shapes = jax.eval_shape(
-        model.init, key, jnp.zeros((1, size, size, model.channels)), level, level
-    )
-    params = flax.traverse_util.flatten_dict(shapes["params"])
-    output_layer = f"dec_{size}x{size}_aux_conv"
+    path = pathlib.Path(path)
+    suffix = path.suffix.lower()
+    if suffix in _PICKLES:
+        raise ValueError(
+            f"{path} is a pickle, which is never loaded here: loading it once in EDM's own "
+            "environment, write the arrays with numpy.savez('edm.npz', **{name: tensor.cpu()"
+            ".numpy() for name, tensor in pickle.load(file)['ema'].state_dict().items()}) and "
+            "convert edm.npz"
+        )
+    if suffix not in (".npz", ".safetensors"):
+        raise ValueError(f"{path}: expected a .npz or .safetensors file, got {suffix or 'neither'}")
+    try:
+        if suffix == ".safetensors":
+            arrays = safetensors.numpy.load(path.read_bytes())
+        else:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+    # numpy and safetensors report damage and types they lack (bfloat16) by all of these.
+    except (
+        OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile,
+        safetensors.SafetensorError,
+    ) as error:  # fmt: skip
+        raise ValueError(f"cannot read {path}: {type(error).__name__}: {error}") from error
+    bad = [
+        name
+        for name, array in arrays.items()
+        if array.dtype.kind != "f" or not np.all(np.isfinite(array))
+    ]
+    if bad:
+        raise ValueError(f"{path}: not finite floating-point numbers: {', '.join(bad)}")
+    return arrays
 
-    problems, used = [], set()
-    for path, value in params.items():
-        if path[0] in ("blur0", "blur1"):
-            init = scaled_init(1.0 if path == ("blur0", "kernel") else 0.0)
-            params[path] = init(key, value.shape)
-            continue
-        name = _edm_name(path)
-        if name not in arrays:
-            problems.append(f"missing {name}")
-            continue
-        used.add(name)
-        target = np.zeros(value.shape, np.float32)
-        # The output layer holds both heads; EDM's is the first, the denoiser's.
-        part = target[..., : model.channels] if path[0] == output_layer else target
-        expected = _to_edm_layout(path, part).shape
-        if arrays[name].shape != expected:
-            problems.append(f"{name} has shape {arrays[name].shape}, expected {expected}")
-            continue
-        part[...] = _from_edm_layout(path, arrays[name])
-        params[path] = jnp.asarray(target)
-    problems += [f"unknown {name}" for name in sorted(set(arrays) - used)]
-    if problems:
-        raise ValueError("EDM weights do not fit the network: " + "; ".join(problems))
-    return {"params": flax.traverse_util.unflatten_dict(params)}
+
+def convert(
+    source: str | os.PathLike, target: str | os.PathLike, *, heads: int = 2, seed: int = 0
+) -> dict:
+    """Writes the warm model of EDM's weights in `source` to `target`.
+
+    Args:
+      source: .npz or .safetensors file of EDM's parameters.
+      target: file to write, read by `initial.load_initial`.
+      heads: images that the network puts out; 2 for parameterization `divide`, else 1.
+      seed: of the blur embedding's first layer, the one thing drawn at random.
+
+    Returns:
+      Name and arguments of the network, to be set in the configuration that starts from `target`.
+
+    Raises:
+      ValueError: a file that cannot be used; missing, extra and misshaped arrays are named.
+      OSError: `target` cannot be written.
+    """
+    if pathlib.Path(source).resolve() == pathlib.Path(target).resolve():
+        raise ValueError(f"{target} would replace the weights that it is made from: name another")
+    arrays = read_arrays(source)
+    network = {**edm_hyperparameters(arrays), "heads": heads}
+    params = from_edm(make_network(network), arrays, jax.random.key(seed))["params"]
+    save_initial(target, params, network)
+    return network
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m warm_diffusion.models.edm_weights", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("file", type=pathlib.Path, help=".npz or .safetensors of EDM's parameters")
+    parser.add_argument("--out", type=pathlib.Path, help="file to write [FILE.init.safetensors]")
+    parser.add_argument(
+        "--heads", type=int, choices=(1, 2), default=2, help="2: divide; 1: clean or score [2]"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the blur embedding's first layer")
+    options = parser.parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")  # converting needs no accelerator
+    out = options.out or options.file.with_suffix(".init.safetensors")
+    try:
+        network = convert(options.file, out, heads=options.heads, seed=options.seed)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"network  {', '.join(f'{key}={value}' for key, value in network.items())}")
+    print(f"wrote    {out}: start from it with config.init_from={out} and that config.model")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
