@@ -1,12 +1,16 @@
 """The other modes of main.py, from a trained workdir."""
 
+import contextlib
+import io
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import cifar10
 from warm_diffusion.jobs.analyze import dataset_spectrum
+from warm_diffusion.jobs.info import describe
 from warm_diffusion.jobs.sample import parse_seeds
 
 
@@ -125,6 +129,22 @@ def test_info_prints_config_parameters_and_shapes(app):
     assert '"residual_weight": 1.0' in out
     assert "dec_8x8_aux_conv/kernel" in out
     assert "x (16, 8, 8, 1), c_noise and c_blur (16,) -> (16, 8, 8, 2): 2 head(s)" in out
+
+
+def test_info_says_what_is_added_to_edms_network(tmp_path):
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    config = cifar10.get_config()
+    config.data.source, config.training.batch_size = f"npy:{tmp_path / 'x.npy'}", 8
+    np.save(tmp_path / "x.npy", images)
+    config.data.cache_dir, config.sampling.batch_size = str(tmp_path), 8
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        describe(config)
+    # EDM's CIFAR-10 network has 55,732,739 parameters. Added: two layers of 128^2 + 128 for the blur
+    # level, a head of 3 * (9 * 256 + 1), and 9 * 128 for the augmentation labels.
+    assert (
+        "55,732,739 EDM's network, 33,024 blur embedding, 6,915 second head, "
+        "1,152 augmentation input\n"
+    ) in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ def describe(config: ConfigDict) -> None:
     )
     say(settings.to_json(config))
     say(clu.parameter_overview.get_parameter_overview(params, include_stats=False))
+    parts = _parts(params, denoiser.num_heads(config.model.parameterization))
+    say("parameters " + ", ".join(f"{count:,} {name}" for name, count in parts.items() if count))
     classes = ", ".join(data.info["class_names"]) or "none"
     say(f"data       {len(data.images):,} images {image_shape}, classes: {classes}")
     say(f"cache      {data.path}")
@@ -48,3 +50,20 @@ def describe(config: ConfigDict) -> None:
     say(f"denoiser   blurry {prediction.blurry.shape}, residual {prediction.residual.shape}")
     epochs = config.training.num_steps * batch / len(data.images)
     say(f"training   {config.training.num_steps:,} steps of {batch} images: {epochs:,.1f} epochs")
+
+
+def _parts(params: dict, heads: int) -> dict[str, int]:
+    """Parameters of EDM's network and of what is added to it."""
+
+    def count(*prefixes: str) -> int:
+        chosen = {name: tree for name, tree in params.items() if name.startswith(prefixes)}
+        return clu.parameter_overview.count_parameters(chosen) if chosen else 0
+
+    (last,) = (tree for name, tree in params.items() if name.endswith("aux_conv"))
+    added = {
+        "blur embedding": count("blur"),
+        "second head": clu.parameter_overview.count_parameters(last) * (heads - 1) // heads,
+        "augmentation input": count("map_augment"),
+        "class input": count("map_label"),
+    }
+    return {"EDM's network": count("") - sum(added.values())} | added
