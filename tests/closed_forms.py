@@ -50,6 +50,21 @@ def natural_spectrum(height, width, channels=None):
     return spectrum[:, :, None] * (1 + 0.5 * np.arange(channels))
 
 
+def rings(height, width):
+    """The ring of frequencies of every coefficient."""
+    i, j = np.indices((height, width))
+    return np.round(np.hypot(i / height, j / width) * max(height, width)).astype(int)
+
+
+def rough_spectrum(height=12, width=10):
+    """A spectrum that falls and rises, and has rings of frequencies without any variance."""
+    spectrum = natural_spectrum(height, width)
+    spectrum *= np.random.default_rng(0).uniform(0.02, 2.0, spectrum.shape)
+    spectrum[rings(height, width) == 4] = 0.0
+    spectrum[rings(height, width) > 9] = 0.0
+    return spectrum
+
+
 @dataclasses.dataclass(frozen=True)
 class GaussianData:
     """x0 ~ N(mean, spectrum), diagonal in the DCT basis; method section 7."""

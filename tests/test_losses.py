@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from jax.test_util import check_grads
 
 from tests.closed_forms import (
@@ -207,6 +208,28 @@ def test_levels_lie_on_the_path_and_follow_its_training_distribution(seen):
     logs = np.log(beta)
     assert abs(logs.mean() + 1.2) < 5 * 1.2 / np.sqrt(4000)
     assert abs(logs.std() / 1.2 - 1) < 5 / np.sqrt(2 * 4000)
+
+
+def test_over_a_range_of_ratios_every_example_has_its_own():
+    # ln bnr uniform over the range, a share of exactly 0 (method section 4), apart from the noise.
+    @jax.jit
+    def levels(x0):
+        seen = []
+
+        def record(x, alpha, beta):
+            seen.extend((alpha, beta))
+            return Prediction(x, x)
+
+        score_matching_loss(record, KEY, x0, schedules.any_bnr(0.5, (0.2, 5.0), hot_share=0.25))
+        return seen
+
+    alpha, beta = (np.asarray(level) for level in levels(images(4000)))
+    ratios = alpha / beta
+    assert abs(np.mean(ratios == 0) - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 4000)
+    share = np.log(ratios[ratios > 0] / 0.2) / np.log(25.0)
+    assert len(np.unique(share)) == share.size
+    assert scipy.stats.kstest(share, "uniform").pvalue > 1e-4
+    assert scipy.stats.kstest(np.log(beta), "norm", args=(-1.2, 1.2)).pvalue > 1e-4
 
 
 def test_the_denoiser_sees_the_blurred_image_with_noise_of_its_level(seen):

@@ -1,7 +1,7 @@
 """Score matching on both heads.
 
-With t from the schedule's training distribution, eps ~ N(0, I) and x = B(alpha) x0 + beta eps
-(Warm Diffusion, sec. 3.2; EDM's weighting):
+With (alpha, beta) from the schedule's training distribution, eps ~ N(0, I) and
+x = B(alpha) x0 + beta eps (Warm Diffusion, sec. 3.2; EDM's weighting):
 
     (1)  L   = E[ w_D |D - B x0|^2 + w_R |R - (I - B) x0|^2 ]
     (2)  w_D = (beta^2 + s^2) / (beta s)^2      = 1 / c_out^2
@@ -51,7 +51,7 @@ def score_matching_loss(
       denoise: the denoiser with its parameters closed over; called once.
       key: a JAX PRNG key, or one per image; level and noise of image i come from its own stream.
       x0: clean images [B, H, W, C] in [-1, 1].
-      schedule: the path; its `sample_time` draws the levels.
+      schedule: the path; its `sample_levels` draws the levels.
       sigma_data: standard deviation of the data, the same as in `denoiser.precondition`.
       residual_weight: weight of the residual head; 0 trains the denoiser alone.
 
@@ -65,8 +65,7 @@ def score_matching_loss(
     if x0.ndim != 4 or not jnp.issubdtype(x0.dtype, jnp.floating):
         raise ValueError(f"x0 must be float images [B, H, W, C], got {x0.dtype} {x0.shape}")
     time_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(image_keys(key, len(x0)))
-    t = jax.vmap(lambda key: schedule.sample_time(key, ()))(time_keys)
-    alpha, beta = schedule.alpha(t), schedule.beta(t)
+    alpha, beta = jax.vmap(lambda key: schedule.sample_levels(key, ()))(time_keys)
     noise = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], x0.dtype))(noise_keys)
     blurry = _dct.blur(x0, alpha)
     prediction = denoise(blurry + _dct.expand_like(beta, x0) * noise, alpha, beta)

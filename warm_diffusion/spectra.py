@@ -64,6 +64,24 @@ def radial_mean(spectrum: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(frequency), total / np.bincount(band.ravel())
 
 
+def check_spectrum(spectrum: jax.Array, attenuation: float) -> np.ndarray:
+    """The spectrum [H, W] in float64, if a path can be chosen by it.
+
+    Raises:
+      ValueError: attenuation out of range, no spectrum, or images without any detail.
+    """
+    spectrum = np.asarray(spectrum, np.float64)
+    if not 0 < attenuation < 1:
+        raise ValueError(f"attenuation must lie between 0 and 1, got {attenuation}")
+    if spectrum.ndim != 2 or not np.all(np.isfinite(spectrum)) or np.any(spectrum < 0):
+        raise ValueError(f"expected a finite spectrum [H, W] >= 0, got shape {spectrum.shape}")
+    if not np.any(spectrum.ravel()[1:] > 0):
+        raise ValueError(
+            "the images have no detail to blur: every DCT coefficient but DC is constant"
+        )
+    return spectrum
+
+
 def recommend_bnr(spectrum: jax.Array, attenuation: float = 0.05) -> float:
     """Largest ratio at which blur removes at most `attenuation` of what noise has not yet hidden.
 
@@ -77,16 +95,8 @@ def recommend_bnr(spectrum: jax.Array, attenuation: float = 0.05) -> float:
     Raises:
       ValueError: attenuation out of range, or images without any detail (no variance beyond DC).
     """
-    spectrum = np.asarray(spectrum, np.float64)
-    if not 0 < attenuation < 1:
-        raise ValueError(f"attenuation must lie between 0 and 1, got {attenuation}")
-    if spectrum.ndim != 2 or not np.all(np.isfinite(spectrum)) or np.any(spectrum < 0):
-        raise ValueError(f"expected a finite spectrum [H, W] >= 0, got shape {spectrum.shape}")
+    spectrum = check_spectrum(spectrum, attenuation)
     exponent = np.asarray(_dct.eigenvalues(*spectrum.shape), np.float64) * spectrum / 2
-    if not np.any(exponent > 0):
-        raise ValueError(
-            "the images have no detail to blur: every DCT coefficient but DC is constant"
-        )
     band, _ = _bands(*spectrum.shape)
     counts = np.bincount(band.ravel())
 
