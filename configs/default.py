@@ -16,7 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.compilation_cache_dir = "~/.cache/warm_diffusion/compiled"
 
     config.data = data = ml_collections.ConfigDict()
-    data.source = "digits"  # digits | folder:DIR | zip:FILE | npy:FILE | tfds:NAME[:SPLIT]
+    # digits | folder:DIR | zip:FILE | npy:FILE | lmdb:DIR | tfds:NAME[:SPLIT]
+    data.source = "digits"
     data.resolution = 0  # crop and resize to this height and width; 0: the images' own size
     data.channels = 0  # 1 (grey) or 3 (RGB) converts; 0: the images' own
     data.resize = "lanczos"  # lanczos | box (area average)

@@ -1,8 +1,9 @@
 """A source, read once into a memory-mapped uint8 array.
 
-The recipe of preparation, version 1: an image of another size than asked for is cropped to its
+The recipe of preparation, version 2: an image of another size than asked for is cropped to its
 largest centred square, then resized in uint8 by PIL (`lanczos`, or `box`, which averages areas;
-both antialias and round to nearest). Images are never enlarged. The recipe, the source and its
+both antialias, columns first, and round each pass to nearest). Images are never enlarged. Version 1
+let `lanczos` look at pixels beyond the crop. The recipe, the source and its
 fingerprint make up the key of the cache, and the folder appears under its name only when complete.
 """
 
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from warm_diffusion.data.sources import Source, open_source
 
-_RECIPE_VERSION = 1
+_RECIPE_VERSION = 2
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
 _CHANNELS = {"L": 1, "RGB": 3}
 _CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel
@@ -197,7 +198,8 @@ def _fit(
             )
         left, top = (image.width - side) // 2, (image.height - side) // 2
         box = (left, top, left + side, top + side)
-        image = image.resize((resolution, resolution), resample, box=box)
+        # resize(box=) would let the filter reach over the border of the crop.
+        image = image.crop(box).resize((resolution, resolution), resample)
     array = np.asarray(image, np.uint8)
     return (array[..., None] if array.ndim == 2 else array), label
 

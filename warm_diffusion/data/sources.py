@@ -1,4 +1,4 @@
-"""Where images come from: digits, folder:DIR, zip:FILE, npy:FILE, tfds:NAME[:SPLIT].
+"""Where images come from: digits, folder:DIR, zip:FILE, npy:FILE, lmdb:DIR, tfds:NAME[:SPLIT].
 
 A source is a numbered set of images that can be decoded one by one, and a fingerprint of what is in
 it, so that a cache made from it is not used after it changes. Nothing here touches the network
@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import io
 import pathlib
+import weakref
 import zipfile
 from collections.abc import Callable, Sequence
 
@@ -41,7 +42,8 @@ def open_source(spec: str, *, data_dir: str = "", download: bool = False) -> Sou
     """Opens a source by its specification.
 
     Args:
-      spec: `digits`, `folder:DIR`, `zip:FILE`, `npy:FILE` or `tfds:NAME[:SPLIT]`.
+      spec: `digits`, `folder:DIR`, `zip:FILE`, `npy:FILE`, `lmdb:DIR` (LSUN's) or
+        `tfds:NAME[:SPLIT]`.
       data_dir: where TensorFlow Datasets keeps prepared sets; empty for its default.
       download: whether `tfds:` may download and prepare a missing set.
 
@@ -53,16 +55,17 @@ def open_source(spec: str, *, data_dir: str = "", download: bool = False) -> Sou
         return _digits()
     if kind == "tfds" and argument:
         return _tfds(argument, data_dir, download)
-    openers = {"folder": _folder, "zip": _zip, "npy": _npy}
+    openers = {"folder": _folder, "zip": _zip, "npy": _npy, "lmdb": _lmdb}
     if kind not in openers or not argument:
         raise ValueError(
-            "data.source must be digits, folder:DIR, zip:FILE, npy:FILE or tfds:NAME[:SPLIT], "
-            f"got {spec!r}"
+            "data.source must be digits, folder:DIR, zip:FILE, npy:FILE, lmdb:DIR or "
+            f"tfds:NAME[:SPLIT], got {spec!r}"
         )
     path = pathlib.Path(argument).expanduser().resolve()
-    if kind == "folder" and not path.is_dir():
+    is_folder = kind in ("folder", "lmdb")
+    if is_folder and not path.is_dir():
         raise ValueError(f"{spec}: there is no folder {path}")
-    if kind != "folder" and not path.is_file():
+    if not is_folder and not path.is_file():
         raise ValueError(f"{spec}: there is no file {path}")
     return openers[kind](path)
 
@@ -201,6 +204,57 @@ def _npy(path: pathlib.Path) -> Source:
         ), None
 
     return Source(_Numbered(f"npy:{path}", len(images)), load, _file_fingerprint(path))
+
+
+class _KeyNames(Sequence):
+    """Names `prefix[key]` of the entries of an LMDB, whose keys are bytes."""
+
+    def __init__(self, prefix: str, keys: Sequence[bytes]):
+        self._prefix, self._keys = prefix, keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> str:
+        return f"{self._prefix}[{self._keys[index].decode('ascii', 'backslashreplace')}]"
+
+
+# One process can open an LMDB only once; sources that live at the same time share it.
+_ENVIRONMENTS = weakref.WeakValueDictionary()
+
+
+def _lmdb(path: pathlib.Path) -> Source:
+    """LSUN's format: each value is an encoded image (WebP), in the order of the keys; no labels."""
+    try:
+        import lmdb
+    except ImportError as error:
+        raise ValueError(f"lmdb:{path} needs lmdb: pip install 'warm-diffusion[lmdb]'") from error
+    if not (path / "data.mdb").is_file():
+        raise ValueError(f"lmdb:{path}: no data.mdb in it; name the folder that holds that file")
+    fingerprint = _file_fingerprint(path / "data.mdb")
+    environment = _ENVIRONMENTS.get(fingerprint)
+    try:
+        if environment is None:
+            # Without lock nothing is written: a lock file would be, even by a reader.
+            environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+            _ENVIRONMENTS[fingerprint] = environment
+        with environment.begin() as transaction:
+            keys = list(transaction.cursor().iternext(keys=True, values=False))
+    except lmdb.Error as error:
+        raise ValueError(f"lmdb:{path}: not a readable LMDB ({error})") from error
+    if not keys:
+        raise ValueError(f"lmdb:{path}: no image in it")
+    names = _KeyNames(f"lmdb:{path}", keys)
+
+    def load(index: int) -> tuple[Image.Image, None]:
+        try:
+            with environment.begin() as transaction:
+                value = transaction.get(keys[index])
+        except lmdb.Error as error:
+            raise ValueError(f"{names[index]}: cannot be read ({error})") from error
+        return _decode(io.BytesIO(value), names[index]), None
+
+    return Source(names, load, fingerprint)
 
 
 def _digits() -> Source:
