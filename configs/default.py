@@ -11,6 +11,9 @@ def get_config() -> ml_collections.ConfigDict:
     """A small network on scikit-learn's digits, with the paper's process and EDM's recipe."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of weights, noise and the order of images
+    # Initial weights of a new run: a file of `python -m warm_diffusion.models.edm_weights`; empty:
+    # random ones.
+    config.init_from = ""
     # Where compiled programs are kept for the next start; empty turns that off. The environment
     # variable JAX_COMPILATION_CACHE_DIR goes before it.
     config.compilation_cache_dir = "~/.cache/warm_diffusion/compiled"
@@ -97,5 +100,13 @@ def get_config() -> ml_collections.ConfigDict:
     sampling.batch_size = 256  # global
 
     config.eval = evaluation = ml_collections.ConfigDict()
-    evaluation.num_samples = 0  # seeds 0 .. n - 1; 0: as many as the data set has images
+    evaluation.checkpoint = "latest"  # latest | every | best (of eval's reports so far) | a step
+    evaluation.num_samples = 0  # images a round; 0: as many as the reference has
+    evaluation.seed_ranges = 3  # rounds: seeds 0 to n - 1, n to 2 n - 1, ...; papers report the best
+    # pixels (images of up to 4,096 values) | inception (FID) | MODULE:FUNCTION, a function of yours
+    # from uint8 images [B, H, W, C] to features [B, D]
+    evaluation.features = "pixels"
+    evaluation.inception_weights = ""  # safetensors file; without one, inception says how to get it
+    evaluation.reference = ""  # statistics that --mode=fid_stats wrote; empty: made from data
+    evaluation.split = ""  # what data's images are, in metric names; empty: tfds's split, or train
     return config.lock()

@@ -139,8 +139,8 @@ def test_info_says_what_is_added_to_edms_network(tmp_path):
     config.data.cache_dir, config.sampling.batch_size = str(tmp_path), 8
     with contextlib.redirect_stdout(io.StringIO()) as out:
         describe(config)
-    # EDM's CIFAR-10 network has 55,732,739 parameters. Added: two layers of 128^2 + 128 for the blur
-    # level, a head of 3 * (9 * 256 + 1), and 9 * 128 for the augmentation labels.
+    # EDM's CIFAR-10 network has 55,732,739 parameters. Added: two layers of 128^2 + 128 for the
+    # blur level, a head of 3 * (9 * 256 + 1), and 9 * 128 for the augmentation labels.
     assert (
         "55,732,739 EDM's network, 33,024 blur embedding, 6,915 second head, "
         "1,152 augmentation input\n"

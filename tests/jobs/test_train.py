@@ -218,3 +218,35 @@ def test_a_library_user_gets_the_final_state(tmp_path, monkeypatch):
     config.training.num_steps, config.training.batch_size = 2, 8
     state = train_and_evaluate(config, str(tmp_path / "run"))
     assert int(state.step) == 2
+
+
+def test_a_run_starts_from_the_weights_it_is_given(app, tmp_path):
+    """A learning rate of 0 keeps them: the saved state is the file, averages included."""
+    import jax
+
+    from warm_diffusion import models
+    from warm_diffusion.models.initial import save_initial
+
+    network = models.ddpmpp(8, 1, 8, (1,), 1, (8,), 0.0, augment_dim=0)
+    levels = np.zeros((1,), np.float32)
+    params = network.init(jax.random.key(3), np.zeros((1, 8, 8, 1), np.float32), levels, levels)
+    save_initial(tmp_path / "initial.safetensors", params["params"], {"name": "ddpmpp"})
+    flags = ["--config.training.num_steps=1", "--config.optimizer.learning_rate=0"]
+    flags.append(f"--config.init_from={tmp_path / 'initial.safetensors'}")
+    app.run(f"--workdir={tmp_path / 'run'}", *flags)
+    saved = final_arrays(tmp_path / "run", step=1)
+    expected = jax.tree_util.tree_leaves_with_path(params["params"])
+    for path, leaf in expected:
+        name = jax.tree_util.keystr(path)
+        for place in ("['params']", "['ema'][0]"):
+            np.testing.assert_array_equal(saved[place + name], leaf, err_msg=place + name)
+
+
+def test_weights_of_another_network_are_refused_before_anything_is_written(app, tmp_path):
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    _, err = app.run(
+        f"--workdir={tmp_path / 'run'}", f"--config.init_from={tmp_path / 'other.npz'}", status=2
+    )
+    assert "cannot start from" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 
 import clu.parameter_overview
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import factory, settings
+from warm_diffusion import factory, models, settings
 from warm_diffusion.data import Dataset, batch_indices
 from warm_diffusion.data.images import grid, save_png
 from warm_diffusion.jobs import Diverged, Interrupted
@@ -56,8 +57,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     image_shape = data.images.shape[1:]
     network = factory.model(config, image_shape)
     make_state, abstract = factory.initial_state(config, network, image_shape, mesh)
-    # All that can be wrong is wrong by here: nothing has been written yet.
+    advance = _make_advance(config, network, data, mesh)
     grids = factory.sampler(config, network, image_shape, _grid_size(mesh), mesh)
+    initial = None if _has_checkpoint(workdir) else _initial_params(config, network)
+    # All that can be wrong is wrong by here: nothing has been written yet.
     for change in settings.write_or_compare(config, workdir / "config.json"):
         say(f"config   changed since this run began: {change}")
     _describe(config, data, abstract, mesh)
@@ -68,16 +71,36 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     try:
         state = saved.restore_latest(abstract, report=say)
         if state is None:
-            state = make_state()
+            state = _start_from(make_state(), initial, mesh)
             say(f"run      new, in {workdir}")
         else:
             images = int(state.step) * config.training.batch_size
             say(f"run      continues at step {int(state.step):,} ({images:,} images), in {workdir}")
-        advance = _make_advance(config, network, data, mesh)
         loop = _Loop(config, workdir, saved, grids, data, mesh)
         return loop.run(state, advance)
     finally:
         saved.close()
+
+
+def _has_checkpoint(workdir: pathlib.Path) -> bool:
+    return any((workdir / "checkpoints").glob("[0-9]*"))
+
+
+def _initial_params(config: ConfigDict, network: models.UNet) -> dict | None:
+    if not config.init_from:
+        return None
+    say(f"weights  from {config.init_from}")
+    return models.load_initial(pathlib.Path(config.init_from).expanduser(), network)
+
+
+def _start_from(state: TrainState, params: dict | None, mesh: Mesh) -> TrainState:
+    """The state with other weights, in the averages too; the optimizer starts afresh."""
+    if params is None:
+        return state
+    params = devices.put_replicated(jax.tree.map(np.asarray, params), mesh)
+    # Copies: the step donates the state, and one buffer cannot be donated twice.
+    ema = tuple(jax.tree.map(jnp.copy, params) for _ in state.ema)
+    return state.replace(params=params, ema=ema)
 
 
 def _grid_size(mesh: Mesh) -> int:
