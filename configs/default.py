@@ -5,6 +5,7 @@ beta the noise level, BNR = alpha / beta. "EDM" is Karras et al. 2022 (arXiv 220
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -48,12 +49,21 @@ def get_config() -> ml_collections.ConfigDict:
     augment.probability = 0.12  # of each but x_flip, which half of the images have; EDM, CIFAR-10
 
     config.schedule = schedule = ml_collections.ConfigDict()
-    schedule.name = "constant_bnr"  # hot (BNR 0: EDM) | constant_bnr | cold (blur, little noise)
-    schedule.bnr = 0.5  # constant_bnr: pixels of blur per unit of noise; the paper's best
-    schedule.beta_min = 0.002  # hot, constant_bnr: smallest noise level of the sampler
-    schedule.beta_max = 80.0  # hot, constant_bnr: noise level at which sampling starts
-    schedule.p_mean = -1.2  # hot, constant_bnr: ln beta in training ~ N(p_mean, p_std^2)
+    # hot (BNR 0: EDM) | constant_bnr (the paper) | any_bnr (one network for all ratios) | spectral
+    # (blur as the data's spectrum allows at each noise level) | blurring_diffusion (t in [0, 1];
+    # sample it with sampling.rho=1) | cold (blur, little noise)
+    schedule.name = "constant_bnr"
+    # constant_bnr, and the path that any_bnr samples along: pixels of blur per unit of noise, the
+    # paper's best; or "auto": from the data's spectrum (the number goes into the run's config.json)
+    schedule.bnr = config_dict.FieldReference(0.5, field_type=object)
+    schedule.attenuation = 0.05  # bnr=auto, spectral: share of a band blur takes before noise does
+    schedule.bnr_range = (0.1, 10.0)  # any_bnr: ln BNR in training is uniform between these
+    schedule.hot_share = 0.1  # any_bnr: share of training at BNR 0
+    schedule.beta_min = 0.002  # all but blurring_diffusion, cold: smallest noise level sampled
+    schedule.beta_max = 80.0  # the same: noise level at which sampling starts
+    schedule.p_mean = -1.2  # the same: ln beta in training ~ N(p_mean, p_std^2)
     schedule.p_std = 1.2  # see p_mean
+    schedule.sigma_blur_max = 20.0  # blurring_diffusion: blur at t = 1, in pixels (CIFAR-10: 20)
     schedule.cold_alpha_min = 0.5  # cold: smallest blur, in pixels
     schedule.cold_alpha_max = 20.0  # cold: blur at which sampling starts
     schedule.cold_beta = 0.01  # cold: the constant noise level
@@ -102,7 +112,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.checkpoint = "latest"  # latest | every | best (of eval's reports so far) | a step
     evaluation.num_samples = 0  # images a round; 0: as many as the reference has
-    evaluation.seed_ranges = 3  # rounds: seeds 0 to n - 1, n to 2 n - 1, ...; papers report the best
+    evaluation.seed_ranges = 3  # rounds: seeds 0 to n - 1, n to 2 n - 1, ...; papers give the best
     # pixels (images of up to 4,096 values) | inception (FID) | MODULE:FUNCTION, a function of yours
     # from uint8 images [B, H, W, C] to features [B, D]
     evaluation.features = "pixels"

@@ -160,6 +160,25 @@ def test_more_attenuation_allows_a_larger_ratio():
     assert np.all(np.diff(ratios) > 0)
 
 
+@pytest.mark.parametrize("bnr", [0.0, 0.5, 2.0])
+def test_what_is_kept_when_noise_takes_over_is_that_of_the_blur_at_this_noise(bnr):
+    # At beta = S_k^1/2 the path's blur is bnr beta: its transfer, typed anew, averaged over rings.
+    spectrum = natural_spectrum(12, 10)
+    i, j = np.indices(spectrum.shape)
+    kept = transfer(bnr * np.sqrt(spectrum.ravel()), 12, 10)[np.arange(120), i.ravel(), j.ravel()]
+    ring = radii(12, 10)[1].ravel()
+    expected = [kept[ring == k].mean() for k in np.unique(ring)]
+    np.testing.assert_allclose(
+        spectra.kept_at_takeover(spectrum, bnr)[1], np.ravel(expected), rtol=1e-12
+    )
+
+
+def test_at_the_recommended_ratio_the_worst_ring_keeps_the_rest_of_the_attenuation():
+    spectrum = natural_spectrum(16, 16)
+    ratio = spectra.recommend_bnr(spectrum, 0.1)
+    np.testing.assert_allclose(spectra.kept_at_takeover(spectrum, ratio)[1].min(), 0.9, rtol=1e-9)
+
+
 def cifar10_images(archive, every):
     """Every n-th training image [N, 32, 32, 3] in [-1, 1]: the archive is sorted by class."""
     image = pytest.importorskip("PIL.Image", reason="reading the images needs Pillow")

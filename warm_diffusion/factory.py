@@ -4,6 +4,7 @@ Everything below takes plain arguments; `configs/default.py` explains every key.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -13,9 +14,10 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import denoiser, losses, models, samplers, schedules
+from warm_diffusion import denoiser, losses, models, samplers, schedules, spectra
 from warm_diffusion.data import Dataset, augmentation, load_dataset
 from warm_diffusion.data.images import from_uint8
+from warm_diffusion.data.spectrum import coefficient_moments
 from warm_diffusion.training import devices
 from warm_diffusion.training import state as train_state
 
@@ -29,11 +31,40 @@ def _choose(key: str, name: str, choices: dict):
     return choices[name]
 
 
-def dataset(config: ConfigDict) -> Dataset:
-    """The prepared images of `config.data`."""
+def _data_options(config: ConfigDict) -> dict:
     options = config.data.to_dict()
     options.pop("device_megabytes")
-    return load_dataset(options.pop("source"), **options)
+    return options
+
+
+def dataset(config: ConfigDict) -> Dataset:
+    """The prepared images of `config.data`."""
+    return load_dataset(**_data_options(config))
+
+
+@functools.lru_cache(maxsize=4)
+def _moments(**options) -> tuple[np.ndarray, np.ndarray]:
+    with jax.ensure_compile_time_eval():  # numbers, also where a path is built inside jit
+        return coefficient_moments(load_dataset(**options).images)
+
+
+def spectrum(config: ConfigDict) -> np.ndarray:
+    """Variance of each DCT coefficient of the data [H, W]; computed once in a process."""
+    return _moments(**_data_options(config))[1]
+
+
+def bnr(config: ConfigDict) -> float:
+    """The number that `config.schedule.bnr` means; for "auto" rounded to three decimals.
+
+    Raises:
+      ValueError: neither a number nor "auto", or data without detail.
+    """
+    value = config.schedule.bnr
+    if value == "auto":
+        return round(spectra.recommend_bnr(spectrum(config), config.schedule.attenuation), 3)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"schedule.bnr must be a number or auto, got {value!r}")
+    return float(value)
 
 
 def schedule(config: ConfigDict) -> schedules.Schedule:
@@ -42,7 +73,14 @@ def schedule(config: ConfigDict) -> schedules.Schedule:
     levels = {name: options[name] for name in ("beta_min", "beta_max", "p_mean", "p_std")}
     choices = {
         "hot": lambda: schedules.hot(**levels),
-        "constant_bnr": lambda: schedules.constant_bnr(options.bnr, **levels),
+        "constant_bnr": lambda: schedules.constant_bnr(bnr(config), **levels),
+        "any_bnr": lambda: schedules.any_bnr(
+            bnr(config), options.bnr_range, options.hot_share, **levels
+        ),
+        "spectral": lambda: schedules.spectral(spectrum(config), options.attenuation, **levels),
+        "blurring_diffusion": lambda: schedules.blurring_diffusion(
+            sigma_blur_max=options.sigma_blur_max
+        ),
         "cold": lambda: schedules.cold(
             alpha_min=options.cold_alpha_min,
             alpha_max=options.cold_alpha_max,
@@ -275,5 +313,11 @@ def sampler(
     calls = 2 * options.num_steps - 1 if options.solver == "heun" else options.num_steps
     calls *= 1 if options.guidance == 1.0 else 2
     jitted = jax.jit(draw, in_shardings=(everywhere, split, split), out_shardings=everywhere)
+
+    def draw_split(params, seeds, start):
+        """Every process passes the whole batch, computes its part and gets all images."""
+        local = jax.tree.map(lambda array: devices.process_slice(np.asarray(array)), (seeds, start))
+        return jitted(params, *devices.put_split(local, mesh))
+
     needs_start = options.bnr < 0 and config.schedule.name == "cold"
-    return Sampler(jitted, batch_size, calls, path, needs_start)
+    return Sampler(draw_split, batch_size, calls, path, needs_start)

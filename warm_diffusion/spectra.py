@@ -82,6 +82,20 @@ def check_spectrum(spectrum: jax.Array, attenuation: float) -> np.ndarray:
     return spectrum
 
 
+def kept_at_takeover(spectrum: jax.Array, bnr: float) -> tuple[jax.Array, jax.Array]:
+    """What blur has left of each ring of frequencies when noise takes over, eq. (2).
+
+    Args:
+      spectrum: S_k [H, W] of images in [-1, 1].
+      bnr: blur-to-noise ratio of the path.
+
+    Returns:
+      (frequency, kept), both [K]: m_k averaged over the rings of `radial_mean`; 1: untouched.
+    """
+    spectrum = jnp.asarray(spectrum, dtype=float)
+    return radial_mean(jnp.exp(-_dct.eigenvalues(*spectrum.shape) * bnr**2 * spectrum / 2))
+
+
 def recommend_bnr(spectrum: jax.Array, attenuation: float = 0.05) -> float:
     """Largest ratio at which blur removes at most `attenuation` of what noise has not yet hidden.
 

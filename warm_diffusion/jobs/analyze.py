@@ -10,34 +10,11 @@ from ml_collections import ConfigDict
 
 from warm_diffusion import dct, factory, plots, process, spectra
 from warm_diffusion.data.images import from_uint8, grid, save_png, to_uint8
-from warm_diffusion.jobs.console import progress, say
+from warm_diffusion.jobs.console import say
+from warm_diffusion.jobs.ratio import least_kept, say_curve
 from warm_diffusion.schedules import Schedule
 
-_RATIOS = (0.1, 0.3, 0.5, 0.65, 1.0, 2.0, 10.0)  # the paper's
-_LEVELS, _STRIPS, _CHUNK = 6, 6, 2048
-
-
-def dataset_spectrum(images: np.ndarray) -> np.ndarray:
-    """`spectra.power_spectrum` of any number of uint8 images [N, H, W, C], merged by chunks."""
-
-    @jax.jit
-    def chunk_moments(chunk):
-        coefficients = dct.dct(from_uint8(chunk))
-        return coefficients.mean(axis=(0, 3)), coefficients.var(axis=(0, 3))
-
-    count, mean, scatter = 0, 0.0, 0.0
-    with progress(len(images), "spectrum", " images") as bar:
-        for first in range(0, len(images), _CHUNK):
-            chunk = np.asarray(images[first : first + _CHUNK])
-            new_mean, variance = (np.asarray(a, np.float64) for a in chunk_moments(chunk))
-            added, difference = len(chunk) * chunk.shape[3], new_mean - mean
-            # Chan et al.: the scatter of two groups is theirs plus that between their means.
-            scatter = scatter + variance * added
-            scatter = scatter + difference**2 * count * added / (count + added)
-            mean = mean + difference * added / (count + added)
-            count += added
-            bar.update(len(chunk))
-    return scatter / count
+_LEVELS, _STRIPS = 6, 6
 
 
 def path_times(schedule: Schedule) -> np.ndarray:
@@ -54,8 +31,9 @@ def analyze(config: ConfigDict, workdir: str) -> dict:
     """
     data = factory.dataset(config)
     schedule = factory.sampling_schedule(config)
-    spectrum = dataset_spectrum(data.images)
-    recommended = spectra.recommend_bnr(spectrum)
+    spectrum = factory.spectrum(config)
+    attenuation = config.schedule.attenuation
+    recommended = spectra.recommend_bnr(spectrum, attenuation)
     frequency, power = (np.asarray(a) for a in spectra.radial_mean(spectrum))
     folder = pathlib.Path(workdir).expanduser().absolute() / "analysis"
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,27 +53,20 @@ def analyze(config: ConfigDict, workdir: str) -> dict:
         "content_sha256": data.info["content_sha256"],
         "pixel_std": float(np.sqrt(spectrum.mean())),
         "recommended_bnr": recommended,
-        "attenuation": 0.05,
-        "least_kept_by_bnr": {str(bnr): _least_kept(spectrum, bnr) for bnr in _RATIOS},
+        "attenuation": attenuation,
+        "least_kept_by_bnr": least_kept(spectrum),
         "frequency": frequency.tolist(),
         "power": power.tolist(),
     }
     (folder / "analysis.json").write_text(json.dumps(report, indent=2) + "\n")
     say(f"spectrum {len(data.images):,} images, pixel standard deviation {report['pixel_std']:.3f}")
-    kept = ", ".join(f"{bnr}: {value:.3f}" for bnr, value in report["least_kept_by_bnr"].items())
-    say(f"kept     of the worst band where noise takes over, by BNR: {kept}")
+    say_curve(report["least_kept_by_bnr"])
     say(
-        f"BNR      recommended {recommended:.3f}: no band loses more than 5 % before noise hides it"
+        f"BNR      recommended {recommended:.3f}: no band loses more than {100 * attenuation:g} % "
+        "before noise hides it"
     )
     say(f"analysis spectrum.png, forward.png and analysis.json in {folder}")
     return report
-
-
-def _least_kept(spectrum: np.ndarray, bnr: float) -> float:
-    """m_k of the worst ring when noise takes over: spectra.py, eq. (2)."""
-    eigen = np.asarray(dct.eigenvalues(*spectrum.shape), np.float64)
-    kept = np.exp(-eigen * bnr**2 * spectrum / 2)
-    return float(np.min(np.asarray(spectra.radial_mean(kept)[1])))
 
 
 def _film_strips(images: np.ndarray, schedule: Schedule) -> np.ndarray:

@@ -18,6 +18,7 @@ from warm_diffusion.data import Dataset, batch_indices
 from warm_diffusion.data.images import grid, save_png
 from warm_diffusion.jobs import Diverged, Interrupted
 from warm_diffusion.jobs.console import progress, say
+from warm_diffusion.jobs.ratio import realise_bnr
 from warm_diffusion.jobs.sample import generate
 from warm_diffusion.jobs.trained import choose_weights
 from warm_diffusion.training import devices
@@ -51,6 +52,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
       Diverged: gradients or state were not finite; the checkpoints are from before.
     """
     workdir = pathlib.Path(workdir).expanduser().absolute()
+    config = realise_bnr(config, workdir)
     mesh = devices.make_mesh()
     devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
     data = factory.dataset(config)
@@ -60,7 +62,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     advance = _make_advance(config, network, data, mesh)
     grids = factory.sampler(config, network, image_shape, _grid_size(mesh), mesh)
     initial = None if _has_checkpoint(workdir) else _initial_params(config, network)
-    # All that can be wrong is wrong by here: nothing has been written yet.
+    # All that can be wrong is wrong by here: nothing of the run has been written yet.
     for change in settings.write_or_compare(config, workdir / "config.json"):
         say(f"config   changed since this run began: {change}")
     _describe(config, data, abstract, mesh)
