@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import sys
 
 import numpy as np
@@ -132,6 +133,34 @@ def test_eight_devices_continue_what_one_began(app, uninterrupted):
     assert "continues at step 4 (64 images)" in out
     for one, moved in zip(rows(uninterrupted), rows(workdir), strict=True):
         np.testing.assert_allclose(moved["loss"], one["loss"], rtol=1e-4)
+
+
+def test_two_processes_train_draw_and_save_as_one_does(app, uninterrupted):
+    """Started as Slurm starts them; JAX reads who is who from the environment."""
+    workdir = app.folder / "processes"
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    slurm |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
+    flags = ["--distributed", f"--workdir={workdir}", *STEPS, "--config.training.sample_every=8"]
+    processes = [
+        app.start(
+            *flags, environment={**slurm, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}.items()
+        )
+        for rank in "01"
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "2 x cpu, batch 16 in all, 8 a device" in outputs[0][0]
+    assert "step 8/8" not in outputs[1][0]  # one process reports
+    for one, two in zip(rows(uninterrupted), rows(workdir), strict=True):
+        np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
+    assert (workdir / "samples" / "step_00000008.png").is_file()
+    one, two = final_arrays(uninterrupted), final_arrays(workdir)
+    for name in (name for name in one if "params" in name or "ema" in name):
+        # as between devices, above
+        np.testing.assert_allclose(two[name], one[name], atol=5e-4, err_msg=name)
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(app, tmp_path):
