@@ -1,0 +1,141 @@
+"""Feature extractors: names, refusals, and that arrival and devices do not matter."""
+
+import hashlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from warm_diffusion.evaluation import features
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+
+def images(count, shape=(8, 8, 3), seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), np.uint8)
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch):
+    """A module of a user's, importable by its name."""
+    path = tmp_path / "my_features.py"
+    path.write_text(
+        "import numpy as np\n"
+        "def mean_and_max(images):\n"
+        "    flat = images.reshape(len(images), -1).astype(float)\n"
+        "    return np.stack([flat.mean(1), flat.max(1)], 1)\n"
+        "def one_number(images):\n"
+        "    return np.zeros(len(images))\n"
+        "seven = 7\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield path
+    sys.modules.pop("my_features", None)
+
+
+def test_pixels_are_the_values_between_minus_one_and_one():
+    # u / 127.5 - 1 for u = 0, 51, 102, 255: -1, -0.6, -0.2, 1
+    image = np.array([[[[0], [51]], [[102], [255]]]], np.uint8)
+    found = features.extractor("pixels")(image)
+    np.testing.assert_allclose(found.values, [[-1, -0.6, -0.2, 1]], atol=1e-6)
+    assert found.logits is None
+
+
+def test_pixels_of_large_images_are_refused():
+    with pytest.raises(ValueError, match=r"up to 4096 values, got \(64, 64, 3\)"):
+        features.extractor("pixels")(images(1, (64, 64, 3)))
+
+
+def test_a_users_function_keeps_its_name_and_the_hash_of_its_file(user_module):
+    extract = features.extractor("my_features:mean_and_max")
+    assert extract.name == "my_features:mean_and_max"
+    assert extract.weights_hash == hashlib.sha256(user_module.read_bytes()).hexdigest()
+    x = images(130)  # three batches, the last one filled up
+    flat = x.reshape(130, -1).astype(float)
+    expected = np.stack([flat.mean(1), flat.max(1)], 1)
+    np.testing.assert_allclose(extract(x).values, expected, rtol=1e-6)
+
+
+def test_a_function_that_returns_no_features_is_refused(user_module):
+    with pytest.raises(ValueError, match=r"one_number must return features \[B, D\], B = 64 here"):
+        features.extractor("my_features:one_number")(images(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet", "pixels, inception or MODULE:FUNCTION, got 'resnet'"),
+        ("no_such_module:f", "cannot be imported: No module named 'no_such_module'"),
+        ("my_features:missing", "cannot be imported: module 'my_features' has no attribute"),
+        ("my_features:seven", "is no function, but int"),
+        ("inception", "python -m warm_diffusion.evaluation.inception convert pt_inception"),
+    ],
+)
+def test_features_that_cannot_be_had_are_refused(user_module, name, message):
+    with pytest.raises(ValueError, match=message):
+        features.extractor(name)
+
+
+def test_a_missing_weights_file_is_named_with_the_way_out(tmp_path):
+    with pytest.raises(ValueError, match=r"no Inception weights at .*gone.safetensors: get"):
+        features.extractor("inception", weights=str(tmp_path / "gone.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)],
+)
+def test_what_is_no_batch_of_uint8_images_is_refused(wrong):
+    with pytest.raises(ValueError, match="expected uint8 images"):
+        features.extractor("pixels")(wrong)
+
+
+def test_grey_images_are_refused_for_inception(inception_weights):
+    extract = features.extractor("inception", weights=str(inception_weights))
+    with pytest.raises(ValueError, match=r"RGB images .* got grey ones \(8, 8, 1\)"):
+        extract(images(2, (8, 8, 1)))
+
+
+def test_inception_features_depend_neither_on_arrival_nor_on_batch_nor_on_devices(
+    inception_weights, tmp_path
+):
+    """In a process that is made to see eight devices; the images come whole and in pieces."""
+    program = f"""
+import jax, numpy as np
+from jax.sharding import Mesh
+from warm_diffusion.evaluation import features
+assert jax.device_count() == 8
+images = np.load({str(tmp_path / "images.npy")!r})
+features._BATCH = 8
+path = {str(inception_weights)!r}
+one = features.extractor("inception", weights=path)
+many = features.extractor("inception", weights=path, mesh=Mesh(np.array(jax.devices()), ("data",)))
+features._BATCH = 5
+five = features.extractor("inception", weights=path)
+assert [one.batch_size, many.batch_size, five.batch_size] == [8, 8, 5]
+parts = features.concatenate([one(images[:3]), one(images[3:4]), one(images[4:])])
+for name, found in (("one", one(images)), ("parts", parts), ("many", many(images)),
+                    ("five", five(images))):
+    np.savez({str(tmp_path)!r} + f"/{{name}}.npz", values=found.values, logits=found.logits)
+"""
+    np.save(tmp_path / "images.npy", images(11, (16, 16, 3)))
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()
+    found = {path.stem: np.load(path) for path in tmp_path.glob("*.npz")}
+    for key, size in (("values", 2048), ("logits", 1008)):
+        expected = found["one"][key]
+        assert expected.shape == (11, size)
+        assert np.abs(expected[0] - expected[1]).max() > 0.01 * np.abs(expected).max()
+        np.testing.assert_array_equal(found["parts"][key], expected)  # the same program
+        for name in ("many", "five"):
+            np.testing.assert_allclose(
+                found[name][key], expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+            )

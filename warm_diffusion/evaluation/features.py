@@ -1,0 +1,170 @@
+"""Named features of images: what a Frechet distance is a distance between.
+
+    pixels            values in [-1, 1], flattened; sound for small images, and no FID
+    inception         2048 pool features of the FID network (`inception.py`), with its logits
+    MODULE:FUNCTION   a user's function, uint8 images [B, H, W, C] -> [B, D]
+
+The name is part of every metric's name, and the hash of the weights (of the user's source file)
+part of every result: numbers of different features never meet.
+
+Images pass in batches of one size, the last one filled up, so that all come from the same compiled
+program: features do not depend on how the images arrive.
+
+Deliberately absent: resizing other than Inception's own, and any conversion of grey to colour.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import math
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from warm_diffusion.evaluation import inception
+
+MAX_PIXELS = 4096  # a covariance of this size takes seconds; larger images need other features
+_BATCH = 64
+
+
+class Features(NamedTuple):
+    """Features [N, D] of N images, and Inception's logits [N, 1008] or None."""
+
+    values: np.ndarray
+    logits: np.ndarray | None = None
+
+
+def concatenate(parts: list[Features]) -> Features:
+    """The features of all parts, in order."""
+    logits = [part.logits for part in parts]
+    return Features(
+        np.concatenate([part.values for part in parts]),
+        None if logits[0] is None else np.concatenate(logits),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+    """Features by name; call it with uint8 images [N, H, W, C], any N.
+
+    Attributes:
+      name: pixels, inception or MODULE:FUNCTION.
+      weights_hash: SHA-256 of the weights file or of the user's source file; empty for pixels.
+      batch_size: images that pass at once.
+    """
+
+    name: str
+    weights_hash: str
+    batch_size: int
+    _extract: Callable[[np.ndarray], Features]
+
+    def __call__(self, images: np.ndarray) -> Features:
+        """Features of uint8 images [N, H, W, C], float32.
+
+        Raises:
+          ValueError: other images than these features are for, or features that are not [N, D].
+        """
+        images = np.asarray(images)
+        if images.ndim != 4 or images.dtype != np.uint8 or len(images) == 0:
+            raise ValueError(
+                f"expected uint8 images [N, H, W, C], N at least 1, got {images.dtype} "
+                f"{images.shape}"
+            )
+        parts = []
+        for first in range(0, len(images), self.batch_size):
+            batch = images[first : first + self.batch_size]
+            filled = np.resize(batch, (self.batch_size, *batch.shape[1:]))
+            part = self._extract(filled)
+            if part.values.ndim != 2 or len(part.values) != self.batch_size:
+                raise ValueError(
+                    f"{self.name} must return features [B, D], B = {self.batch_size} here, got "
+                    f"{part.values.shape}"
+                )
+            parts.append(Features(*(None if a is None else a[: len(batch)] for a in part)))
+        return concatenate(parts)
+
+
+def extractor(name: str, *, weights: str = "", mesh: Mesh | None = None) -> Extractor:
+    """The extractor of a name.
+
+    Args:
+      name: pixels, inception or MODULE:FUNCTION (a module that can be imported).
+      weights: Inception's safetensors file (`inception.convert` makes it).
+      mesh: devices to divide Inception's batches over; None for the default device.
+
+    Raises:
+      ValueError: an unknown name, weights missing or damaged, a function that cannot be imported.
+    """
+    if name == "pixels":
+        return Extractor(name, "", 1024, _pixels)
+    if name == "inception":
+        return _inception(weights, mesh)
+    if ":" in name:
+        return _user_function(name)
+    raise ValueError(f"features must be pixels, inception or MODULE:FUNCTION, got {name!r}")
+
+
+def _pixels(images: np.ndarray) -> Features:
+    size = math.prod(images.shape[1:])
+    if size > MAX_PIXELS:
+        raise ValueError(
+            f"distances between pixels are for images of up to {MAX_PIXELS} values, got "
+            f"{images.shape[1:]}: use features=inception, or smaller images"
+        )
+    return Features(images.reshape(len(images), size).astype(np.float32) / 127.5 - 1)
+
+
+def _inception(path: str, mesh: Mesh | None) -> Extractor:
+    if not path:
+        raise ValueError(
+            "features=inception needs its weights, a safetensors file "
+            f"(config.eval.inception_weights): get {inception.PUBLISHED_NAME} from the release "
+            "fid_weights of github.com/mseitzer/pytorch-fid and run "
+            f"python -m warm_diffusion.evaluation.inception convert {inception.PUBLISHED_NAME} "
+            "inception.safetensors"
+        )
+    try:
+        params, weights_hash = inception.load(pathlib.Path(path).expanduser())
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
+    options, batch_size = {}, _BATCH
+    if mesh is not None:
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        params = jax.device_put(params, everywhere)
+        options = {"in_shardings": (everywhere, split), "out_shardings": everywhere}
+        batch_size = math.ceil(_BATCH / mesh.size) * mesh.size
+    network = jax.jit(inception.features_and_logits, **options)
+
+    def extract(images: np.ndarray) -> Features:
+        if images.shape[3] != 3:
+            raise ValueError(
+                "features=inception are of RGB images [B, H, W, 3], got grey ones "
+                f"{images.shape[1:]}: use features=pixels, or data with data.channels=3"
+            )
+        return Features(*(np.asarray(a) for a in network(params, images)))
+
+    return Extractor("inception", weights_hash, batch_size, extract)
+
+
+def _user_function(name: str) -> Extractor:
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+        function = getattr(module, function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"features={name} cannot be imported: {error}") from error
+    if not callable(function):
+        raise ValueError(f"features={name} is no function, but {type(function).__name__}")
+    source = getattr(module, "__file__", None)
+    weights_hash = hashlib.sha256(pathlib.Path(source).read_bytes()).hexdigest() if source else ""
+    return Extractor(
+        name,
+        weights_hash,
+        _BATCH,
+        lambda images: Features(np.asarray(function(images), np.float32)),
+    )

@@ -1,0 +1,194 @@
+"""Reference statistics: moments of a data set's features, with where they come from.
+
+The file is an .npz without pickles:
+
+    mean [D], covariance [D, D]   float64, of all images (no augmentation, none dropped)
+    kept [K, D]                   float32, features of up to 10,000 of them: kernel distances,
+                                  precision and recall need examples
+    provenance                    JSON, see `describe`
+
+Statistics of unknown origin are behind many a FID that nobody could reproduce; so the origin is in
+the file, and `check` refuses statistics that are not of the same features, images and recipe.
+
+Deliberately absent: reading other projects' .npz files, which hold no origin.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from warm_diffusion.evaluation.distances import Moments
+from warm_diffusion.evaluation.features import Extractor
+
+FORMAT = 1
+KEPT = 10_000
+_CHUNK = 1024
+_FACTS = (
+    "format", "count", "split", "source", "data_sha256", "recipe", "image_shape", "features",
+    "weights_hash",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Statistics:
+    """Mean [D], covariance [D, D] and some features [K, D] of a set; `provenance` as `describe`."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    kept: np.ndarray
+    provenance: dict
+
+
+def describe(
+    extract: Extractor,
+    *,
+    count: int,
+    image_shape: Sequence[int],
+    split: str,
+    source: str,
+    data_sha256: str,
+    recipe: str,
+) -> dict:
+    """What statistics are of.
+
+    Args:
+      extract: the features; their name and weights hash.
+      count: number of images.
+      image_shape: (H, W, C).
+      split: which part of the data, as metric names call it: train, test...
+      source: where the images were read.
+      data_sha256: hash of their pixels, in order.
+      recipe: how they were cropped and resized.
+    """
+    return {
+        "format": FORMAT,
+        "count": count,
+        "split": split,
+        "source": source,
+        "data_sha256": data_sha256,
+        "recipe": recipe,
+        "image_shape": list(image_shape),
+        "features": extract.name,
+        "weights_hash": extract.weights_hash,
+    }
+
+
+def collect(
+    extract: Extractor,
+    images: np.ndarray,
+    provenance: dict,
+    report: Callable[[int], None] = lambda count: None,
+) -> Statistics:
+    """Statistics of all images [N, H, W, C], uint8, read in chunks.
+
+    Args:
+      extract: the features.
+      images: at least 2; may be memory-mapped.
+      provenance: of `describe`; its count must be N.
+      report: is told how many more images are done.
+
+    Raises:
+      ValueError: images that the features are not for, or another number of them.
+    """
+    if len(images) != provenance["count"]:
+        raise ValueError(f"expected {provenance['count']} images, got {len(images)}")
+    chosen = np.zeros(len(images), bool)
+    chosen[kept_rows(len(images))] = True
+    moments, kept = None, []
+    for first in range(0, len(images), _CHUNK):
+        values = extract(np.asarray(images[first : first + _CHUNK])).values
+        moments = add(moments, values)
+        kept.append(values[chosen[first : first + _CHUNK]])
+        report(len(values))
+    return Statistics(moments.mean, moments.covariance, np.concatenate(kept), provenance)
+
+
+def kept_rows(count: int) -> np.ndarray:
+    """Which of `count` images' features are kept, ascending: all, or a fixed random part.
+
+    Not the first ones: a folder's images come class by class.
+    """
+    if count <= KEPT:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).permutation(count)[:KEPT])
+
+
+def add(moments: Moments | None, values: np.ndarray) -> Moments:
+    """Moments (None: of nothing yet) with those of features [N, D] merged in."""
+    new = Moments.of(values)
+    return new if moments is None else moments.merge(new)
+
+
+def save(path: str | os.PathLike, statistics: Statistics) -> None:
+    """Writes an .npz file, whole or not at all."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    with partial.open("wb") as file:
+        np.savez(
+            file,
+            mean=statistics.mean,
+            covariance=statistics.covariance,
+            kept=statistics.kept,
+            provenance=np.array(json.dumps(statistics.provenance)),
+        )
+    partial.replace(path)
+
+
+def load(path: str | os.PathLike) -> Statistics:
+    """Reads what `save` wrote.
+
+    Raises:
+      ValueError: no such file, a damaged one, or one without provenance.
+    """
+    path = pathlib.Path(path).expanduser()
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("mean", "covariance", "kept", "provenance")}
+        provenance = json.loads(str(arrays.pop("provenance")))
+        missing = [name for name in _FACTS if name not in provenance]
+        if missing or provenance["format"] != FORMAT:
+            raise ValueError(f"its provenance is not of format {FORMAT} (missing: {missing})")
+        size = arrays["mean"].shape[-1]
+        shapes = [array.shape for array in arrays.values()]
+        if shapes != [(size,), (size, size), (len(arrays["kept"]), size)]:
+            raise ValueError(f"its arrays have shapes {shapes}")
+    # numpy and zipfile report damage by many types.
+    except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path}: no reference statistics that can be read ({error}); --mode=fid_stats writes "
+            "them"
+        ) from error
+    return Statistics(**arrays, provenance=provenance)
+
+
+def fingerprint(statistics: Statistics) -> str:
+    """SHA-256 of mean, covariance and provenance: two results with equal ones share a reference."""
+    digest = hashlib.sha256(json.dumps(statistics.provenance, sort_keys=True).encode())
+    for array in (statistics.mean, statistics.covariance):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def check(provenance: Mapping, expected: Mapping, name: str) -> None:
+    """Refuses statistics whose provenance differs from what is `expected` of some facts.
+
+    Raises:
+      ValueError: names every fact that differs.
+    """
+    differences = [
+        f"{fact} is {provenance.get(fact)!r}, expected {value!r}"
+        for fact, value in expected.items()
+        if provenance.get(fact) != value
+    ]
+    if differences:
+        raise ValueError(
+            f"{name} does not fit: {'; '.join(differences)}. --mode=fid_stats with the same "
+            "configuration writes statistics that do"
+        )
