@@ -3,8 +3,8 @@
     python main.py --config=configs/digits.py --workdir=runs/digits
     python main.py --mode=sample --workdir=runs/digits --seeds=0-63
 
-Exit status: 0 done; 1 a fault of the program; 2 a mistake in what was asked for (one line says
-which); 3 training diverged; 75 stopped by SIGTERM or SIGINT, saved: the same command continues.
+Exit status: 0 done; 1 a fault of the program; 2 a mistake in the command (one line says which);
+3 training diverged; 4 checkpoints missing or damaged; 75 stopped by a signal: run it again.
 """
 
 import pathlib
@@ -16,20 +16,19 @@ from ml_collections import config_flags
 from configs import default
 from warm_diffusion import jobs, settings
 
-CONFIGS = pathlib.Path(__file__).resolve().parent / "configs"
 FLAGS = flags.FLAGS
 MODES = {
     "train": lambda config, workdir, _: jobs.train.train_and_evaluate(config, workdir),
     "sample": lambda *job: jobs.sample.sample_images(*job, FLAGS.seeds),
-    "eval": lambda *job: jobs.evaluate.evaluate(*job),
-    "analyze": lambda config, workdir, _: jobs.analyze.analyze(config, workdir),
+    "eval": lambda *job: jobs.evaluate.evaluate(*job, FLAGS.wait),
+    "fid_stats": lambda config, workdir, _: jobs.fid_stats.write_statistics(config, workdir),
+    "analyze": lambda *job: jobs.analyze.analyze(*job[:2], FLAGS.checkpoint),
     "info": lambda config, *_: jobs.info.describe(config),
 }
 config_flags.DEFINE_config_file(
     "config",
     None,  # a default here would be loaded, with all overrides, before errors can be caught
-    "Python file, or a run's config.json [configs/digits.py; sample and eval: --checkpoint's]. "
-    "Override any key of configs/default.py by --config.KEY=VALUE.",
+    "File [--checkpoint's, or configs/digits.py]; keys (configs/default.py) by --config.KEY=VALUE.",
 )
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 flags.DEFINE_string("workdir", None, "Where results go; train continues what is there.")
@@ -37,6 +36,7 @@ flags.DEFINE_string("checkpoint", None, "Training workdir or its checkpoints/STE
 flags.DEFINE_string("seeds", "0-63", "sample: such as 0-63 or 3,5,8-11.")
 flags.DEFINE_float("bnr", None, "sample, eval: blur-to-noise ratio of the path [as trained].")
 flags.DEFINE_string("solver", None, "sample, eval: euler, heun or multistep.")
+flags.DEFINE_float("wait", 0.0, "eval: seconds to wait for a checkpoint still to come.")
 flags.DEFINE_integer("steps", None, "sample, eval: steps of the solver.")
 flags.DEFINE_bool("distributed", False, "Join the other processes of a pod before anything else.")
 flags.DEFINE_bool("debug", False, "Show the libraries' logs, and a traceback for every error.")
@@ -52,7 +52,7 @@ def fail(message: str, status: int = 2) -> None:
 def parse(argv: list[str]) -> list[str]:
     """Reads the flags; a wrong one is one line, not a traceback."""
     try:
-        rest = FLAGS(settings.resolve_config_argument(argv, CONFIGS))
+        rest = FLAGS(settings.resolve_config_argument(argv, pathlib.Path(default.__file__).parent))
         FLAGS.config.to_dict()  # a file that could not be loaded says so now
         return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:

@@ -28,6 +28,7 @@ _FREE = (
     "training.max_nonfinite",
     "sampling.",
     "eval.",
+    "analysis.",
 )
 
 
@@ -72,15 +73,7 @@ def write_or_compare(config: ml_collections.ConfigDict, path: pathlib.Path) -> l
     """
     changes = []
     if path.exists():
-        # Through JSON on both sides, so that tuples compare with lists.
-        old = _flat(json.loads(path.read_text()))
-        new = _flat(json.loads(to_json(config)))
-        changes = [
-            f"{key}: {old.get(key, '(absent)')!r} -> {new.get(key, '(absent)')!r}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
-        refused = [line for line in changes if not line.startswith(_FREE)]
+        changes, refused = _differences(config, path)
         if refused:
             raise ValueError(
                 f"{path.parent} holds a run of another configuration: {'; '.join(refused)}. Use a "
@@ -91,6 +84,35 @@ def write_or_compare(config: ml_collections.ConfigDict, path: pathlib.Path) -> l
     partial.write_text(to_json(config))
     partial.replace(path)
     return changes
+
+
+def _differences(
+    config: ml_collections.ConfigDict, path: pathlib.Path
+) -> tuple[list[str], list[str]]:
+    """All keys that differ from those in a file, one line each; and those that must not."""
+    # Through JSON on both sides, so that tuples compare with lists.
+    old = _flat(json.loads(path.read_text()))
+    new = _flat(json.loads(to_json(config)))
+    changes = [
+        f"{key}: {old.get(key, '(absent)')!r} -> {new.get(key, '(absent)')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    return changes, [line for line in changes if not line.startswith(_FREE)]
+
+
+def refuse_other_run(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+    """For a job that began before the run had written its configuration to `path`.
+
+    Raises:
+      ValueError: keys that decide what is trained differ; the message lists them.
+    """
+    _, refused = _differences(config, path)
+    if refused:
+        raise ValueError(
+            f"the run in {path.parent} has another configuration than this job was started with: "
+            f"{'; '.join(refused)}. Start it again: it now finds {path}"
+        )
 
 
 def explain_unknown_key(argv: Sequence[str], config: ml_collections.ConfigDict) -> str | None:

@@ -1,4 +1,4 @@
-"""What `main.py` does, one file a mode: train, sample, evaluate, analyze, info.
+"""What `main.py` does, one file a mode: train, sample, evaluate, fid_stats, analyze, info.
 
 Each file is loaded when it is first used: `info` needs no matplotlib, sampling no TensorBoard.
 """
@@ -24,7 +24,13 @@ class Diverged(Stopped):
     status = 3
 
 
+class Incomplete(Stopped):
+    """Something asked for was missing or damaged; what could be done is done."""
+
+    status = 4
+
+
 def __getattr__(name: str):
-    if name in ("train", "sample", "evaluate", "analyze", "info"):
+    if name in ("train", "sample", "evaluate", "fid_stats", "analyze", "info"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

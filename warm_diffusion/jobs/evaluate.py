@@ -1,92 +1,287 @@
-"""Evaluation: distance between samples and data, its protocol in its name.
+"""Evaluation: distances between samples and data, the protocol in every name.
 
-`fd_pixels_N` is the Frechet distance between Gaussians fitted to the pixels, in [-1, 1], of N
-samples and of all images of the data set. It is a sound number for small images; it is not FID.
+One JSON file a checkpoint, WORKDIR/eval/step_N.json, with mean, standard deviation and minimum over
+`eval.seed_ranges` rounds of `eval.num_samples` images (seeds 0 to n - 1, n to 2 n - 1, ...), and
+all that decides the numbers: network calls, solver, path, weights, features, reference, each with
+its hash. The same numbers go to TensorBoard (WORKDIR/eval).
+
+Every image is drawn from its own seed, so neither batches nor devices matter, and an evaluation
+that is stopped goes on where it was: features so far are kept in WORKDIR/eval/partial. A report of
+another protocol in the same place is renamed, never overwritten.
 """
 
+import hashlib
+import importlib.metadata
 import json
+import os
 import pathlib
+import shutil
 import time
 
-import numpy as np
+import jax
 from ml_collections import ConfigDict
 
-from warm_diffusion import factory
-from warm_diffusion.data.images import from_uint8
-from warm_diffusion.evaluation import distances
+from warm_diffusion import factory, schedules, settings
+from warm_diffusion.evaluation import metrics, reference
+from warm_diffusion.jobs import Incomplete, fid_stats
 from warm_diffusion.jobs.console import progress, say
-from warm_diffusion.jobs.sample import generate
-from warm_diffusion.jobs.trained import load_trained
+from warm_diffusion.jobs.drawing import draw_features
+from warm_diffusion.jobs.trained import Trained, load_trained, split_checkpoint
+from warm_diffusion.jobs.watch import chosen_steps
 from warm_diffusion.training import devices
-
-_MAX_PIXELS = 4096  # a covariance of this size takes seconds; more needs features
-_FEW_SAMPLES = 2048
+from warm_diffusion.training.writer import Writer
 
 
-def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> dict:
-    """Evaluates a checkpoint; writes `workdir`/eval/step_N.json and returns what is in it.
+def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.0) -> list[dict]:
+    """Evaluates the checkpoints that `config.eval.checkpoint` names; returns their reports.
+
+    Args:
+      config: see section eval of `configs/default.py`.
+      workdir: gets eval/step_N.json; may be the training's own.
+      checkpoint: training workdir, or its checkpoints/STEP.
+      wait: seconds to wait for a checkpoint that is not there yet, see `watch.chosen_steps`.
 
     Raises:
-      ValueError: no usable checkpoint, images too large for distances between pixels.
+      ValueError: no usable checkpoint, a reference that does not fit, settings that do not work.
+      Interrupted: SIGTERM or SIGINT; the same command continues.
+      Incomplete: some checkpoints could not be evaluated, or did not come in time; the reports of
+        the others are written.
     """
-    mesh = devices.make_mesh()
-    data = factory.dataset(config)
-    if np.prod(data.images.shape[1:]) > _MAX_PIXELS:
-        raise ValueError(
-            f"pixel distances are for images of up to {_MAX_PIXELS} values, got "
-            f"{data.images.shape[1:]}; evaluate a smaller data.resolution"
+    training, step = split_checkpoint(checkpoint)
+    which = config.eval.checkpoint
+    if step is not None:
+        if which not in ("latest", str(step)):
+            raise ValueError(f"--checkpoint names step {step}, eval.checkpoint={which} another")
+        which = str(step)
+    run_config = training / "config.json"
+    # Without it the configuration is the command line's alone: it must prove to be the run's.
+    unproven = not run_config.exists()
+    evaluator = _Evaluator(config, pathlib.Path(workdir).expanduser().absolute() / "eval")
+    steps = chosen_steps(
+        which, training, last=config.training.num_steps, wait=wait, reports=evaluator.folder
+    )
+    reports, skipped = [], []
+    for step in steps:
+        if unproven and run_config.exists():
+            settings.refuse_other_run(config, run_config)
+            unproven = False
+        try:
+            trained = load_trained(
+                config, str(training / "checkpoints" / str(step)), evaluator.mesh
+            )
+        except ValueError as error:
+            if which != "every":
+                raise
+            skipped.append(step)
+            say(f"skipped  step {step:,}: {error}")
+            continue
+        reports.append(evaluator.run(trained))
+    if skipped:
+        raise Incomplete(
+            f"{len(skipped)} of {len(skipped) + len(reports)} checkpoints of {training} could not "
+            f"be read (steps {skipped}); the others are evaluated"
         )
-    trained = load_trained(config, checkpoint, mesh)
-    options = config.sampling
-    sampler = factory.sampler(
-        config, trained.network, trained.image_shape, options.batch_size, mesh
-    )
-    count = config.eval.num_samples or len(data.images)
-    if count < 2:
-        raise ValueError(f"eval.num_samples must be at least 2, got {count}")
-    if count < _FEW_SAMPLES:
-        say(f"note     {count} samples: compare only with distances of as many samples")
-    began = time.monotonic()
-    generated = None
-    with progress(count, "sampling", " images") as bar:
-        for batch in generate(sampler, trained.params, range(count), data):
-            generated = _merge(generated, batch)
-            bar.update(len(batch))
-    seconds = time.monotonic() - began
-    reference = None
-    for first in range(0, len(data.images), 1024):
-        reference = _merge(reference, np.asarray(data.images[first : first + 1024]))
-    name = f"fd_pixels_{count}"
-    distance = distances.frechet(
-        generated.mean, generated.covariance, reference.mean, reference.covariance
-    )
-    report = {
-        name: distance,
-        "step": trained.step,
-        "weights": trained.weights,
-        "seeds": f"0-{count - 1}",
-        "network_calls": sampler.num_calls,
-        "sampling": options.to_dict(),
-        "schedule": config.schedule.to_dict(),
-        "reference": {
-            "source": config.data.source,
-            "count": len(data.images),
-            "content_sha256": data.info["content_sha256"],
-        },
-        "sampling_seconds": round(seconds, 2),
-    }
-    folder = pathlib.Path(workdir).expanduser().absolute() / "eval"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{trained.step:08d}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    say(
-        f"eval     {name} = {distance:.4f} ({options.solver}, {sampler.num_calls} network calls, "
-        f"{trained.weights}, {seconds:.1f} s sampling), in {path}"
-    )
-    return report
+    return reports
 
 
-def _merge(moments: distances.Moments | None, images: np.ndarray) -> distances.Moments:
-    pixels = np.asarray(from_uint8(images), np.float64).reshape(len(images), -1)
-    new = distances.Moments.of(pixels)
-    return new if moments is None else moments.merge(new)
+class _Evaluator:
+    """Evaluates checkpoints of one run under one protocol."""
+
+    def __init__(self, config: ConfigDict, folder: pathlib.Path):
+        options = config.eval
+        for key, least in (("num_samples", 0), ("seed_ranges", 1)):
+            if options[key] < least:
+                raise ValueError(f"eval.{key} must be at least {least}, got {options[key]}")
+        if options.num_samples == 1:
+            raise ValueError("eval.num_samples must be at least 2 (0: as many as the data), got 1")
+        self.folder, self.mesh = folder, devices.make_mesh()
+        self._config, self._options = config, options
+        self._extract = fid_stats.make_extractor(config)
+        self._data = self._sampler = self._statistics = None
+
+    def run(self, trained: Trained) -> dict:
+        """Evaluates one checkpoint, or returns its report if that is there."""
+        if self._statistics is None:
+            self._sampler = factory.sampler(
+                self._config,
+                trained.network,
+                trained.image_shape,
+                self._config.sampling.batch_size,
+                self.mesh,
+            )
+            self._statistics = self._reference(trained)
+        count = self._options.num_samples or self._statistics.provenance["count"]
+        protocol = self._protocol(trained, count)
+        identity = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
+        path = self.folder / f"step_{trained.step:08d}.json"
+        report = _read(path)
+        if report.get("identity") == identity:
+            say(f"eval     step {trained.step:,} is evaluated already: {path}")
+            return report
+        began = time.monotonic()
+        rounds = self._measure(trained, count, identity)
+        report = self._report(trained, rounds, protocol, identity)
+        report["seconds"] = round(time.monotonic() - began, 1)
+        if jax.process_index() == 0:
+            self._write(path, report)
+            shutil.rmtree(self.folder / "partial" / identity, ignore_errors=True)
+            if not any((self.folder / "partial").iterdir()):
+                (self.folder / "partial").rmdir()
+        self._say(report, path)
+        return report
+
+    def _dataset(self):
+        if self._data is None:
+            self._data = factory.dataset(self._config)
+        return self._data
+
+    def _reference(self, trained: Trained) -> reference.Statistics:
+        """The statistics to compare with: `eval.reference`, or of `config.data`, kept for later."""
+        expected = {
+            "features": self._extract.name,
+            "weights_hash": self._extract.weights_hash,
+            "image_shape": list(trained.image_shape),
+        }
+        given = self._options.reference
+        if given:
+            statistics = reference.load(given)
+        else:
+            found = fid_stats.describe(self._config, self._dataset(), self._extract)
+            key = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:12]
+            kept = self.folder / f"reference_{key}.npz"
+            if kept.exists():
+                statistics = reference.load(kept)
+                expected = found | expected
+            else:
+                reference.check(found, expected, "config.data")
+                statistics = fid_stats.collect(self._dataset(), self._extract, found)
+                if jax.process_index() == 0:
+                    reference.save(kept, statistics)
+        # Called train, it must be what the network was trained on; of another part at least
+        # prepared alike.
+        if statistics.provenance["split"] == "train":
+            expected["data_sha256"] = trained.about["data_sha256"]
+        elif given:
+            expected["recipe"] = self._dataset().info["resize"]
+        reference.check(statistics.provenance, expected, given or "config.data as reference")
+        return statistics
+
+    def _protocol(self, trained: Trained, count: int) -> dict:
+        """All that decides the numbers."""
+        sampling = self._config.sampling.to_dict()
+        sampling.pop("batch_size")
+        path = self._sampler.schedule
+        return {
+            "step": trained.step,
+            "checkpoint_sha256": trained.about["sha256"],
+            "weights": trained.weights,
+            "num_samples": count,
+            "seed_ranges": self._options.seed_ranges,
+            "network_calls": self._sampler.num_calls,
+            "solver": sampling["solver"],
+            "bnr": path_bnr(path),
+            "sampling": sampling,
+            "schedule": self._config.schedule.to_dict(),
+            "features": {"name": self._extract.name, "weights_hash": self._extract.weights_hash},
+            "metric_settings": metrics.settings(count, self._statistics),
+            "reference": self._statistics.provenance,
+        }
+
+    def _measure(self, trained: Trained, count: int, identity: str) -> list[dict]:
+        """The metrics of each seed range."""
+        total = self._options.seed_ranges * count
+        if total > 2**32:
+            raise ValueError(f"seeds must stay below 2^32, got {total} images in all")
+        data = self._dataset() if self._sampler.needs_start else None
+        rounds = []
+        with progress(total, f"step {trained.step}", " images") as bar:
+            for first in range(0, total, count):
+                folder = self.folder / "partial" / identity / f"seeds_{first}"
+                done = _read(folder / "metrics.json")
+                if done:
+                    bar.update(count)
+                    rounds.append(done)
+                    continue
+                seeds = range(first, first + count)
+                drawn = draw_features(
+                    self._sampler, trained.params, seeds, self._extract, folder, data=data, bar=bar
+                )
+                name = {"seeds": f"{seeds[0]}-{seeds[-1]}"}
+                rounds.append(name | metrics.compare(drawn, self._statistics))
+                if jax.process_index() == 0:
+                    _write_json(folder / "metrics.json", rounds[-1])
+                    for part in folder.glob("features_*"):  # summed up; large
+                        part.unlink()
+        return rounds
+
+    def _report(self, trained: Trained, rounds: list[dict], protocol: dict, identity: str) -> dict:
+        count, provenance = protocol["num_samples"], protocol["reference"]
+        report = metrics.summarise(_numbers(rounds))
+        report["metric"] = metrics.metric_name("fd", self._extract.name, count, provenance["split"])
+        if count < metrics.FEW_SAMPLES:
+            report["warning"] = (
+                f"{count} samples are few: compare only with distances of as many samples"
+            )
+        report |= protocol
+        report["seeds"] = f"0-{len(rounds) * count - 1}"
+        report["ranges"] = rounds
+        report["reference"] = provenance | {"sha256": reference.fingerprint(self._statistics)}
+        report["device"] = f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}"
+        report["versions"] = {name: importlib.metadata.version(name) for name in ("jax", "numpy")}
+        report["identity"] = identity
+        return report
+
+    def _write(self, path: pathlib.Path, report: dict) -> None:
+        earlier = _read(path)
+        if earlier:
+            aside = path.with_suffix(f".{earlier.get('identity', 'earlier')}.json")
+            path.replace(aside)
+            say(f"note     the report of another protocol is now {aside}")
+        _write_json(path, report)
+        writer = Writer(self.folder, first_step=None)
+        summary = metrics.summarise(_numbers(report["ranges"]))
+        writer.scalars(report["step"], {k: v for k, v in summary.items() if v is not None})
+        writer.close()
+
+    def _say(self, report: dict, path: pathlib.Path) -> None:
+        name = report["metric"]
+        spread = ""
+        if report[f"{name}_std"] is not None:
+            spread = (
+                f" +- {report[f'{name}_std']:.4f} over {len(report['ranges'])} seed ranges, "
+                f"least {report[f'{name}_min']:.4f}"
+            )
+        if "warning" in report:
+            say(f"warning  {report['warning']}")
+        say(
+            f"eval     {name} = {report[name]:.4f}{spread} ({report['solver']}, "
+            f"{report['network_calls']} network calls, {report['weights']}, "
+            f"{report['seconds']:.1f} s), in {path}"
+        )
+
+
+def path_bnr(path: schedules.Schedule) -> float | list[float]:
+    """Blur-to-noise ratio of a path, to four digits; both ends' where it is not constant."""
+    ends = [float(f"{float(path.bnr(t)):.4g}") for t in (path.t_min, path.t_max)]
+    return ends[0] if ends[0] == ends[1] else ends
+
+
+def _numbers(rounds: list[dict]) -> list[dict]:
+    return [{name: v for name, v in round_.items() if name != "seeds"} for round_ in rounds]
+
+
+def _read(path: pathlib.Path) -> dict:
+    """What a JSON file says; {} if there is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it") from error
+
+
+def _write_json(path: pathlib.Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)

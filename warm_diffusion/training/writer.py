@@ -14,10 +14,13 @@ import tensorboardX
 class Writer:
     """Writes scalars and images; only the first process should have one."""
 
-    def __init__(self, workdir: pathlib.Path, first_step: int = 0):
-        """Opens the files; lines of later steps than `first_step` (a run cut off) are dropped."""
+    def __init__(self, workdir: pathlib.Path, first_step: int | None = 0):
+        """Opens the files; lines of later steps than `first_step` (a run cut off) are dropped.
+
+        None keeps all lines: evaluations come in any order.
+        """
         self._path = workdir / "metrics.jsonl"
-        if self._path.exists():
+        if first_step is not None and self._path.exists():
             self._rewind(first_step)
         # Two writers opened in one second would share a file name, and the second empty the first.
         suffix = f".{os.getpid()}.{time.time_ns()}"

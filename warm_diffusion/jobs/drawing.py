@@ -1,0 +1,116 @@
+"""Features of the images of many seeds, drawn batch by batch and kept, so that a stop costs little.
+
+The features so far lie in a folder, one file for every half minute of drawing, each renamed into
+place when complete; the same call goes on after them. A kill loses what came after the last file,
+SIGTERM and SIGINT lose nothing.
+"""
+
+import contextlib
+import os
+import pathlib
+import time
+import zipfile
+
+import jax
+import numpy as np
+
+from warm_diffusion import factory
+from warm_diffusion.data import Dataset
+from warm_diffusion.evaluation.features import Extractor, Features, concatenate
+from warm_diffusion.jobs import Interrupted
+from warm_diffusion.jobs.console import say
+from warm_diffusion.jobs.sample import generate
+from warm_diffusion.training.signals import stop_requests
+
+_SAVE_SECONDS = 30.0
+
+
+def draw_features(
+    sampler: factory.Sampler,
+    params: dict,
+    seeds: range,
+    extract: Extractor,
+    folder: pathlib.Path,
+    *,
+    data: Dataset | None,
+    bar,
+) -> Features:
+    """Features of the images of all seeds, in order.
+
+    Args:
+      sampler: draws them.
+      params: the network's weights.
+      seeds: one image each.
+      extract: the features.
+      folder: keeps the features so far; belongs to these seeds, weights and settings alone.
+      data: for paths that start from images.
+      bar: progress bar, told of every image.
+
+    Raises:
+      Interrupted: SIGTERM or SIGINT; the features so far are saved.
+      ValueError: images that the features are not for.
+    """
+    parts = load_parts(folder)
+    done = sum(len(part.values) for part in parts)
+    if done:
+        say(f"continue {done:,} of {len(seeds):,} images from seed {seeds[0]} on are there")
+    bar.update(done)
+    pending, saved_at = [], time.monotonic()
+    with _stop_requests() as stop_request:
+        for batch in generate(sampler, params, seeds[done:], data):
+            pending.append(extract(batch))
+            bar.update(len(batch))
+            reason = stop_request()
+            if reason or time.monotonic() - saved_at > _SAVE_SECONDS:
+                part = concatenate(pending)
+                save_part(folder, done, part)
+                parts.append(part)
+                done += len(part.values)
+                pending, saved_at = [], time.monotonic()
+            if reason:
+                raise Interrupted(
+                    f"{reason}: stopped after {done:,} of {len(seeds):,} images and saved in "
+                    f"{folder}; the same command continues"
+                )
+    everything = concatenate([*parts, *pending])
+    if len(everything.values) != len(seeds):
+        raise ValueError(
+            f"{folder} holds features of {len(everything.values)} images, expected {len(seeds)}: "
+            "delete it"
+        )
+    return everything
+
+
+def _stop_requests():
+    # One process of several must not stop by itself: the others would wait for it.
+    return stop_requests() if jax.process_count() == 1 else contextlib.nullcontext(lambda: "")
+
+
+def save_part(folder: pathlib.Path, first: int, part: Features) -> None:
+    """Writes features whose first image is number `first`; the first process only."""
+    if jax.process_index():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"features_{first:08d}.npz"
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    arrays = {name: array for name, array in part._asdict().items() if array is not None}
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(path)
+
+
+def load_parts(folder: pathlib.Path) -> list[Features]:
+    """What `save_part` wrote, in order, up to the first gap or damaged file."""
+    parts, done = [], 0
+    for path in sorted(folder.glob("features_*.npz")):
+        if path.name != f"features_{done:08d}.npz":
+            break
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                part = Features(file["values"], file.get("logits"))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            say(f"note     {path} is damaged ({error}): drawn again from there")
+            break
+        parts.append(part)
+        done += len(part.values)
+    return parts
