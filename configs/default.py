@@ -119,4 +119,10 @@ def get_config() -> ml_collections.ConfigDict:
     evaluation.inception_weights = ""  # safetensors file; without one, inception says how to get it
     evaluation.reference = ""  # statistics that --mode=fid_stats wrote; empty: made from data
     evaluation.split = ""  # what data's images are, in metric names; empty: tfds's split, or train
+
+    config.analysis = analysis = ml_collections.ConfigDict()  # --mode=analyze with --checkpoint
+    analysis.num_images = 512  # drawn and compared, in whole batches of sampling.batch_size
+    # Source of images that were not trained on, such as folder:cifar10/test, prepared as data's;
+    # empty: training images, as many as twice the above.
+    analysis.held_out = ""
     return config.lock()

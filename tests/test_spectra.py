@@ -12,12 +12,14 @@ import pytest
 from tests.closed_forms import (
     GaussianData,
     blur,
+    difference_step,
     eigenvalues,
     natural_spectrum,
     transfer,
 )
 from tests.closed_forms import dct as scipy_dct
 from warm_diffusion import schedules, spectra
+from warm_diffusion.denoiser import Prediction
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -276,6 +278,49 @@ def test_departure_is_given_over_the_rings_of_radial_mean():
     assert departure.shape == frequency.shape
 
 
+# --- sliced_wasserstein, head_contributions ------------------------------------------------------
+
+
+def test_images_of_one_pixel_are_as_far_apart_as_their_sorted_values():
+    # W_2 of two samples on the line pairs them in order; both directions of the line say the same.
+    x, y = np.random.default_rng(0).standard_normal((2, 50, 1, 1, 1))
+    expected = np.sqrt(np.mean((np.sort(x.ravel()) - np.sort(3 + y.ravel())) ** 2))
+    distance = spectra.sliced_wasserstein(x, 3 + y, jax.random.key(0), 4)
+    np.testing.assert_allclose(distance, expected, rtol=1e-12)
+
+
+def test_a_set_of_images_moved_by_a_vector_is_its_length_over_the_root_of_dimensions_away():
+    # E (u . c)^2 = |c|^2 / D over the sphere, with variance 2 (D - 1) / (D^2 (D + 2)) |c|^4.
+    x = np.random.default_rng(0).standard_normal((20, 3, 4, 2))
+    move = np.random.default_rng(1).standard_normal((1, 3, 4, 2))
+    square = float(spectra.sliced_wasserstein(x, x[::-1] + move, jax.random.key(0), 4000)) ** 2
+    expected = np.sum(move**2) / 24
+    error = expected * math.sqrt(2 * 23 / 26 / 4000)
+    assert abs(square - expected) < 5 * error
+
+
+def test_the_order_of_images_makes_no_distance():
+    x = np.random.default_rng(0).standard_normal((20, 3, 4, 2))
+    np.testing.assert_allclose(
+        spectra.sliced_wasserstein(x, x[::-1], jax.random.key(0)), 0.0, atol=1e-13
+    )
+
+
+def test_contributions_of_the_heads_are_the_two_parts_of_a_step():
+    # Method section 3 (`difference_step`): one part as if R were 0, the other the rest.
+    x, blurry, residual = np.random.default_rng(0).standard_normal((3, 4, 6, 5, 2))
+    start, end = (0.8, 0.6), (0.3, 0.25)
+    first = difference_step(x, blurry, 0 * residual, start, end) - x
+    second = difference_step(x, blurry, residual, start, end) - x - first
+    prediction = Prediction(jnp.asarray(blurry), jnp.asarray(residual))
+    _, *found = spectra.head_contributions(x, prediction, start, end)
+    ring = radii(6, 5)[1]
+    for part, powers in zip((first, second), found, strict=True):
+        power = np.mean(scipy_dct(part) ** 2, axis=(0, 3))
+        expected = [power[ring == k].mean() for k in np.unique(ring)]
+        np.testing.assert_allclose(powers, expected, rtol=1e-10, atol=1e-12)
+
+
 # --- mistakes ------------------------------------------------------------------------------------
 
 
@@ -315,6 +360,12 @@ def test_an_attenuation_that_no_blur_reaches_is_refused():
 def test_power_spectrum_refuses_a_single_image():
     with pytest.raises(ValueError, match=r"images \[N, H, W, C\], got \(8, 8, 3\)"):
         spectra.power_spectrum(np.zeros((8, 8, 3)))
+
+
+@pytest.mark.parametrize("other", [(3, 8, 8, 1), (4, 8, 8, 3)])
+def test_sets_of_other_shapes_have_no_distance(other):
+    with pytest.raises(ValueError, match=r"one shape \[N, H, W, C\], got \(4, 8, 8, 1\) and"):
+        spectra.sliced_wasserstein(np.zeros((4, 8, 8, 1)), np.zeros(other), jax.random.key(0))
 
 
 def test_radial_mean_refuses_channels():

@@ -231,7 +231,7 @@ def initial_state(
     return jax.jit(make, out_shardings=sharding), abstract
 
 
-def _sampling_denoiser(
+def sampling_denoiser(
     config: ConfigDict, network: models.UNet, params: dict, seeds: jax.Array
 ) -> denoiser.Denoiser:
     """The denoiser of each seed's class (its remainder, or the one asked for), guided."""
@@ -277,8 +277,12 @@ def sampler(
     image_shape: tuple[int, int, int],
     batch_size: int,
     mesh: Mesh,
+    *,
+    return_trajectory: bool = False,
 ) -> Sampler:
     """The sampler of `config.sampling`, its seeds divided over the devices.
+
+    With `return_trajectory` it draws (images, states [num_steps + 1, B, H, W, C]).
 
     Raises:
       ValueError: a solver that is not known or does not fit the path; a batch that the devices
@@ -294,7 +298,7 @@ def sampler(
     def draw(params, seeds, start):
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
         return samplers.sample(
-            _sampling_denoiser(config, network, params, seeds),
+            sampling_denoiser(config, network, params, seeds),
             samplers.initial_noise(seeds, image_shape),
             path,
             solver=options.solver,
@@ -303,6 +307,7 @@ def sampler(
             churn=churn,
             key=keys,
             start=start,
+            return_trajectory=return_trajectory,
         )
 
     # What does not fit shows here, before any training.

@@ -44,3 +44,81 @@ def spectrum(
     axes.legend(title="solid: blurred data, dashed: noise β²", fontsize=8, title_fontsize=8)
     axes.grid(alpha=0.25)
     figure.savefig(path, dpi=120)
+
+
+def _label_steps(axes, steps: Sequence[dict]) -> None:
+    """Step numbers with their levels, some ten of them."""
+    shown = range(0, len(steps), -(-len(steps) // 10))
+    labels = [f"{i}\nα {steps[i]['alpha']:.2g}\nβ {steps[i]['beta']:.2g}" for i in shown]
+    axes.set_xticks(list(shown), labels, fontsize=7)
+    axes.set_xlim(-0.5, len(steps) - 0.5)
+
+
+def _by_ring(figure: Figure, axes, frequency: np.ndarray, values: np.ndarray, **options) -> None:
+    """A map of values [steps, K] over step and frequency."""
+    edges = np.concatenate([[0.0], (frequency[1:] + frequency[:-1]) / 2, frequency[-1:]])
+    columns = np.arange(len(values) + 1) - 0.5
+    label = options.pop("label")
+    mesh = axes.pcolormesh(columns, edges, np.ma.masked_invalid(values.T), **options)
+    axes.set_ylabel("frequency (cycles per pixel)")
+    figure.colorbar(mesh, ax=axes, label=label)
+
+
+def departure(path: pathlib.Path, frequency: np.ndarray, steps: Sequence[dict], title: str) -> None:
+    """How far a sampler's states are from the forward process, step by step.
+
+    Args:
+      path: PNG file to write.
+      frequency: [K] cycles per pixel.
+      steps: of each level alpha, beta, spectral_departure [K], sliced_wasserstein, and the same
+        with `_of_forward` for other forward states.
+      title: heading.
+    """
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(3, 2))
+    values = np.array([step["spectral_departure"] for step in steps], float)
+    limit = max(0.1, float(np.nanmax(np.abs(np.where(np.isfinite(values), values, np.nan)))))
+    _by_ring(
+        figure, above, frequency, values, cmap="RdBu_r", vmin=-limit, vmax=limit,
+        label="spectral departure: ln (power / forward power)",
+    )  # fmt: skip
+    _label_steps(above, steps)
+    above.set_title(title, fontsize=11)
+    for name, label, style in (
+        ("sliced_wasserstein", "sampler's states to forward states", "o-"),
+        ("sliced_wasserstein_of_forward", "forward states to other forward states", "x--"),
+    ):
+        below.semilogy([step[name] for step in steps], style, label=label, color="#08519c")
+    _label_steps(below, steps)
+    below.set_xlabel("step, blur and noise there")
+    below.set_ylabel("sliced Wasserstein distance")
+    below.legend(fontsize=8)
+    below.grid(alpha=0.25)
+    figure.savefig(path, dpi=120)
+
+
+def heads(path: pathlib.Path, frequency: np.ndarray, steps: Sequence[dict], title: str) -> None:
+    """What each head contributes to each step, and how consistent they are.
+
+    Args:
+      path: PNG file to write.
+      frequency: [K] cycles per pixel.
+      steps: of each step alpha, beta, denoiser [K], deblurrer [K] (mean squares), consistency.
+      title: heading.
+    """
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(3, 2))
+    one, two = (np.array([step[name] for step in steps]) for name in ("denoiser", "deblurrer"))
+    share = np.sqrt(two) / np.maximum(np.sqrt(one) + np.sqrt(two), 1e-30)
+    _by_ring(
+        figure, above, frequency, share, cmap="viridis", vmin=0.0, vmax=max(0.05, share.max()),
+        label="deblurrer's share of the step (root mean squares)",
+    )  # fmt: skip
+    _label_steps(above, steps)
+    above.set_title(title, fontsize=11)
+    below.semilogy([step["consistency"] for step in steps], "o-", color="#08519c")
+    _label_steps(below, steps)
+    below.set_xlabel("step, blur and noise there")
+    below.set_ylabel("consistency: mean square of D - B (D + R)")
+    below.grid(alpha=0.25)
+    figure.savefig(path, dpi=120)

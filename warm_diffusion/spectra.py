@@ -1,4 +1,4 @@
-"""Power spectra in the DCT basis, and the blur-to-noise ratio that they recommend.
+"""Power spectra in the DCT basis, the blur-to-noise ratio that they recommend, and departures.
 
     (1)  S_k  = variance of DCT coefficient k over the data
     (2)  noise takes over coefficient k at beta^2 = S_k; on a path of ratio rho the blur has by then
@@ -7,6 +7,17 @@
 The blur is harmless where 1 - m_k is small: what it removes was already hidden by noise. For
 natural images S_k ~ 1 / lambda_k, so (2) is about equal over all bands and one ratio serves all:
 the paper's constant BNR (sec. 3.3), the ratio read off the data instead of searched for (ours).
+
+How far a sampler's states x are from the forward process at the same level (ours; the paper argues
+it from a drawing), with x+ forward states of other images:
+
+    (3)  spectral departure    ln of the power of x over m^2 S + beta^2, by ring of frequencies
+    (4)  sliced Wasserstein    (mean over directions u on the sphere of W_2(u . x, u . x+)^2)^1/2
+                               (Rabin et al. 2011; Bonneel et al. 2015, sec. 3)
+
+and what each head does in a step of samplers.py's eq. (1), by frequency; the two sum to the step:
+
+    (5)  denoiser   (beta' / beta - 1)(x - D) + (m' - m) D        deblurrer   (m' - m) R
 """
 
 import jax
@@ -14,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from warm_diffusion import dct as _dct
+from warm_diffusion.denoiser import Prediction
 
 
 def power_spectrum(images: jax.Array) -> jax.Array:
@@ -150,3 +162,62 @@ def spectral_departure(
     m = _dct.transfer(alpha, *jnp.shape(spectrum))[..., 0]
     frequency, expected = radial_mean(m**2 * spectrum + beta**2)
     return frequency, jnp.log(radial_mean(power_spectrum(x))[1] / expected)
+
+
+def sliced_wasserstein(
+    x: jax.Array, y: jax.Array, key: jax.Array, num_directions: int = 256
+) -> jax.Array:
+    """Distance between two sets of as many images, eq. (4); in units of a pixel.
+
+    Two sets of N images of one distribution are about (variance of a pixel / N)^1/2 apart, not 0:
+    compare with the distance between two such sets.
+
+    Args:
+      x: [N, H, W, C].
+      y: [N, H, W, C].
+      key: PRNG key of the directions.
+      num_directions: how many.
+
+    Raises:
+      ValueError: other shapes.
+    """
+    if jnp.ndim(x) != 4 or jnp.shape(x) != jnp.shape(y):
+        raise ValueError(
+            f"expected two sets of images of one shape [N, H, W, C], got {jnp.shape(x)} and "
+            f"{jnp.shape(y)}"
+        )
+    x, y = (jnp.asarray(a).reshape(len(a), -1) for a in (x, y))
+    directions = jax.random.normal(key, (x.shape[1], num_directions), x.dtype)
+    directions = directions / jnp.linalg.norm(directions, axis=0, keepdims=True)
+    one, two = (
+        jnp.sort(jnp.matmul(a, directions, precision=jax.lax.Precision.HIGHEST), axis=0)
+        for a in (x, y)
+    )
+    return jnp.sqrt(jnp.mean((one - two) ** 2))
+
+
+def head_contributions(
+    x: jax.Array,
+    prediction: Prediction,
+    start: tuple[float, float],
+    end: tuple[float, float],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What each head contributes to a step from `start` to `end`, eq. (5).
+
+    Args:
+      x: states at `start`, [B, H, W, C].
+      prediction: both heads' estimates there.
+      start: (alpha, beta), beta > 0.
+      end: (alpha, beta).
+
+    Returns:
+      (frequency, denoiser, deblurrer), all [K]: the mean square of each head's part over images,
+      channels and each ring of `radial_mean`.
+    """
+    size = x.shape[1:3]
+    change = _dct.transfer(end[0], *size) - _dct.transfer(start[0], *size)
+    change = jnp.reshape(change, (1, *size, 1))
+    noise = (end[1] / start[1] - 1) * _dct.dct(x - prediction.blurry)
+    parts = (noise + change * _dct.dct(prediction.blurry), change * _dct.dct(prediction.residual))
+    rings = [radial_mean(jnp.mean(part**2, axis=(0, 3))) for part in parts]
+    return rings[0][0], rings[0][1], rings[1][1]

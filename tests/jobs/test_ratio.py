@@ -3,6 +3,8 @@
 import copy
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from configs import default
@@ -86,6 +88,14 @@ def test_the_spectral_schedule_is_that_of_the_data():
     expected = schedules.spectral(factory.spectrum(config), 0.1)
     for t in (0.01, 0.5, 50.0):
         assert float(factory.schedule(config).alpha(t)) == pytest.approx(float(expected.alpha(t)))
+
+
+def test_any_bnr_trains_over_the_range_and_the_share_asked_for():
+    path = factory.schedule(config_with(name="any_bnr", bnr_range=(2.0, 3.0), hot_share=0.5))
+    alpha, beta = path.sample_levels(jax.random.key(0), (1000,))
+    ratios = np.asarray(alpha / beta)
+    assert abs(np.mean(ratios == 0) - 0.5) < 5 * 0.5 / 1000**0.5
+    assert 2.0 - 1e-5 <= ratios[ratios > 0].min() < ratios.max() <= 3.0 + 1e-5
 
 
 def test_training_any_bnr_can_be_sampled_at_another_ratio():

@@ -1,4 +1,7 @@
-"""Analysis of a data set: its spectrum, the ratio it recommends, the forward process drawn."""
+"""Analysis of a data set: its spectrum, the ratio it recommends, the forward process drawn.
+
+With a checkpoint, of its sampling as well: `manifold.py`.
+"""
 
 import json
 import pathlib
@@ -10,6 +13,7 @@ from ml_collections import ConfigDict
 
 from warm_diffusion import dct, factory, plots, process, spectra
 from warm_diffusion.data.images import from_uint8, grid, save_png, to_uint8
+from warm_diffusion.jobs import manifold
 from warm_diffusion.jobs.console import say
 from warm_diffusion.jobs.ratio import least_kept, say_curve
 from warm_diffusion.schedules import Schedule
@@ -23,11 +27,14 @@ def path_times(schedule: Schedule) -> np.ndarray:
     return np.quantile(np.asarray(times), np.linspace(0.02, 0.98, _LEVELS))
 
 
-def analyze(config: ConfigDict, workdir: str) -> dict:
+def analyze(config: ConfigDict, workdir: str, checkpoint: str | None = None) -> dict:
     """Writes spectrum.png, forward.png and analysis.json to `workdir`/analysis; returns the last.
 
+    With a checkpoint also what `manifold.analyze_sampling` measures and draws.
+
     Raises:
-      ValueError: data or schedule that do not work, or images without any detail.
+      ValueError: data or schedule that do not work, images without any detail, or a checkpoint that
+        cannot be used.
     """
     data = factory.dataset(config)
     schedule = factory.sampling_schedule(config)
@@ -66,6 +73,8 @@ def analyze(config: ConfigDict, workdir: str) -> dict:
         "before noise hides it"
     )
     say(f"analysis spectrum.png, forward.png and analysis.json in {folder}")
+    if checkpoint:
+        manifold.analyze_sampling(config, folder, checkpoint)
     return report
 
 

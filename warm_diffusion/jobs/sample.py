@@ -30,11 +30,12 @@ def generate(
     for first in range(0, len(seeds), sampler.batch_size):
         batch = seeds[first : first + sampler.batch_size]
         padded = np.resize(batch, sampler.batch_size)
-        start = _blurred_start(sampler, padded, data)
+        start = blurred_start(sampler, padded, data)
         yield to_uint8(sampler.draw(params, padded, start))[: len(batch)]
 
 
-def _blurred_start(sampler: factory.Sampler, seeds: np.ndarray, data: Dataset | None):
+def blurred_start(sampler: factory.Sampler, seeds: np.ndarray, data: Dataset | None):
+    """Blurred images of `data` to start each seed from, or None on a path that ends in noise."""
     if not sampler.needs_start:
         return None
     if data is None:
