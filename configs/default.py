@@ -33,6 +33,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = model = ml_collections.ConfigDict()
     model.name = "ddpmpp"  # ddpmpp | ncsnpp
     model.parameterization = "divide"  # divide (two heads) | clean | score
+    # edm | spectral: an experiment of divide, in which the network learns what a linear filter of
+    # the data's spectrum cannot; sampling needs the data as well
+    model.preconditioning = "edm"
     model.model_channels = 24  # base width
     model.channel_mult = (1, 2)  # width of each level, fine to coarse, in multiples of it
     model.num_blocks = 1  # residual blocks a level
@@ -71,8 +74,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.loss = loss = ml_collections.ConfigDict()
     loss.sigma_data = 0.5  # standard deviation of the data in [-1, 1]
     # Weight of the residual head. Parameterization score has no residual to learn: it trains the
-    # denoising term alone.
-    loss.residual_weight = 1.0
+    # denoising term alone. "flow", an experiment: by what an error of it does to the sampler.
+    loss.residual_weight = config_dict.FieldReference(1.0, field_type=object)
+    loss.residual_floor = 0.0  # flow: added to that weight, which is at most 0.54
 
     config.optimizer = optimizer = ml_collections.ConfigDict()  # Adam
     optimizer.learning_rate = 2e-3  # EDM: 1e-3 on CIFAR-10

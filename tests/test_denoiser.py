@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.closed_forms import blur, dct, eigenvalues, transfer, within_standard_errors
+from tests.closed_forms import (
+    GaussianData,
+    blur,
+    dct,
+    eigenvalues,
+    natural_spectrum,
+    transfer,
+    within_standard_errors,
+)
 from warm_diffusion.denoiser import (
     PARAMETERIZATIONS,
     Prediction,
@@ -182,6 +190,58 @@ def test_score_undoes_the_blur_down_to_the_floor():
     np.testing.assert_allclose(dct(prediction.clean), expected, atol=1e-10)
 
 
+@pytest.mark.parametrize("levels", [(0.0, 0.3), (0.8, 0.02), (2.0, 5.0)])
+def test_with_the_spectrum_a_network_of_zeros_is_the_wiener_filter(levels):
+    # Of Gaussian data with mean 0 that filter is exact: the oracle's formulas, closed_forms.py.
+    data = GaussianData(np.zeros(SIZE), natural_spectrum(*SIZE[:2])[..., None] * np.ones(2))
+    denoise = precondition(
+        lambda x, *_: jnp.zeros((*x.shape[:3], 4)), spectrum=natural_spectrum(*SIZE[:2])
+    )
+    x = normal(3)
+    found = jax.jit(denoise)(x, *levels)
+    for part, expected in zip(found, data.posterior_means(x, *levels), strict=True):
+        np.testing.assert_allclose(part, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("levels", [(0.0, 0.3), (0.8, 0.3), (1.5, 4.0)])
+def test_with_the_spectrum_the_networks_unit_is_each_heads_posterior_deviation(levels):
+    # Var(x0 | x) = S beta^2 / v per frequency (closed_forms.py), m^2 of it in D, (1 - m)^2 in R.
+    data = GaussianData(np.zeros(SIZE), natural_spectrum(*SIZE[:2])[..., None] * np.ones(2))
+    x, raw = normal(3), np.random.default_rng(1).standard_normal((3, *SIZE[:2], 4))
+    with_raw, without = (
+        precondition(lambda *_, f=f: jnp.asarray(f), spectrum=natural_spectrum(*SIZE[:2]))(
+            x, *levels
+        )
+        for f in (raw, 0 * raw)
+    )
+    deviation, m = np.sqrt(data.posterior_variance(*levels)), transfer(levels[0], *SIZE[:2])
+    for i, factor in enumerate((m, 1 - m)):
+        expected = factor * deviation * dct(raw[..., 2 * i : 2 * i + 2])
+        np.testing.assert_allclose(dct(with_raw[i] - without[i]), expected, atol=1e-12)
+
+
+def test_frequencies_without_power_stay_empty():
+    spectrum = natural_spectrum(*SIZE[:2])
+    spectrum[3, 2] = 0.0
+    prediction = precondition(network("divide"), spectrum=spectrum)(normal(2), 0.7, 0.3)
+    for part in prediction:
+        np.testing.assert_allclose(dct(part)[:, 3, 2], np.zeros((2, 2)), atol=1e-13)
+        assert np.all(np.isfinite(part))
+
+
+def test_with_the_spectrum_the_networks_inputs_are_edms():
+    seen = []
+
+    def record(*inputs):
+        seen.append(inputs)
+        return jnp.concatenate([inputs[0], inputs[0]], axis=-1)
+
+    for spectrum in (None, natural_spectrum(*SIZE[:2])):
+        precondition(record, spectrum=spectrum)(normal(2), 0.7, 0.3)
+    for one, other in zip(*seen, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize(("alpha", "expected"), [(0.0, 0.0), (1e3, 1.0)])
 def test_no_blur_removes_nothing_and_endless_blur_everything(alpha, expected):
     np.testing.assert_allclose(share(alpha, 6, 5), expected, atol=1e-14)
@@ -276,3 +336,14 @@ def test_a_single_image_is_refused():
 def test_levels_that_are_not_one_per_image_are_refused(levels):
     with pytest.raises(ValueError, match=r"a scalar or shape \(2,\), got \(3,\)"):
         precondition(network("divide"))(normal(2), *levels)
+
+
+def test_the_spectrum_is_for_two_heads():
+    with pytest.raises(ValueError, match="of parameterization 'divide', got 'clean'"):
+        precondition(network("clean"), parameterization="clean", spectrum=np.ones(SIZE[:2]))
+
+
+def test_a_spectrum_of_other_images_is_refused():
+    denoise = precondition(network("divide"), spectrum=np.ones((5, 6)))
+    with pytest.raises(ValueError, match=r"must be \(6, 5\), got \(5, 6\)"):
+        denoise(normal(1), 0.5, 0.5)

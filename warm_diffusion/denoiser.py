@@ -18,9 +18,14 @@ the parameterizations, compared in the paper's table 5, are
     (5)  score    D = c_skip x + c_out F,     D + R = D / max(m, 1e-3) per frequency   one head;
          the floor is Blurring Diffusion's (arXiv 2209.05557)
 
-At alpha = 0 each is EDM exactly (rho(0) = 0, B = I). Differs from the paper (which does not say):
-R's scale without skip, c in (4), and c_blur. A plain c_out in (4) would vanish with beta and leave
-the network unable to restore what a strong blur at little noise took away.
+An experiment, with the data's spectrum S_k = E[dct(x0)_k^2] and v = m^2 S + beta^2 per frequency:
+
+    (6)  spectral  D = (m^2 S / v) x + m c F_D,   R = ((1 - m) m S / v) x + (1 - m) c F_R
+         with c = (S / v)^1/2 beta: the Wiener filter, and the network learns what is not linear
+
+At alpha = 0 (3) to (5) are EDM exactly (rho(0) = 0, B = I). Differs from the paper (which does not
+say): R's scale without skip, c in (4), and c_blur. A plain c_out in (4) would vanish with beta and
+leave the network unable to restore what a strong blur at little noise took away.
 """
 
 from collections.abc import Callable
@@ -72,27 +77,57 @@ def removed_share(alpha: jax.Array, height: int, width: int) -> jax.Array:
     return jnp.sum(removed / eigen, axis=-1) / jnp.sum(1 / eigen)
 
 
+def _wiener(
+    x: jax.Array, alpha: jax.Array, beta: jax.Array, raw: jax.Array, spectrum: jax.Array
+) -> Prediction:
+    """Both heads by eq. (6): `raw` [B, H, W, 2C] in units of the error of the best linear one."""
+    m = _dct.transfer_like(alpha, x)
+    power = jnp.asarray(spectrum, x.dtype).reshape(1, *x.shape[1:3], 1)
+    noise = _dct.expand_like(beta, x)
+    variance = m**2 * power + noise**2
+    skip, scale = m * power / variance * _dct.dct(x), jnp.sqrt(power / variance) * noise
+    blurry, residual = (_dct.dct(part) for part in jnp.split(raw, 2, axis=-1))
+    return Prediction(
+        _dct.idct(m * (skip + scale * blurry)), _dct.idct((1 - m) * (skip + scale * residual))
+    )
+
+
 def precondition(
-    network: Network, *, sigma_data: float = 0.5, parameterization: str = "divide"
+    network: Network,
+    *,
+    sigma_data: float = 0.5,
+    parameterization: str = "divide",
+    spectrum: jax.Array | None = None,
 ) -> Denoiser:
-    """Wraps a raw network as a denoiser, eqs. (2)-(5).
+    """Wraps a raw network as a denoiser, eqs. (2)-(6).
 
     Args:
       network: (x [B, H, W, C], c_noise [B], c_blur [B]) -> [B, H, W, 2C]; `clean` and `score`: C.
       sigma_data: standard deviation of the data, in units of the images.
       parameterization: what the network's output means: divide, clean or score.
+      spectrum: mean square of each DCT coefficient of the data [H, W], >= 0, for eq. (6), which
+        is of `divide` alone; None for EDM's factors.
 
     Returns:
       (x [B, H, W, C], alpha, beta) -> Prediction; alpha and beta scalars or [B], beta > 0.
 
     Raises:
-      ValueError: an unknown parameterization; at the call, wrong shapes in or out of the network.
+      ValueError: an unknown parameterization, or one that (6) is not for; at the call, wrong shapes
+        in or out of the network.
     """
     heads = num_heads(parameterization)
+    if spectrum is not None and parameterization != "divide":
+        raise ValueError(
+            f"spectral preconditioning is of parameterization 'divide', got {parameterization!r}"
+        )
 
     def denoise(x: jax.Array, alpha: jax.Array, beta: jax.Array) -> Prediction:
         if x.ndim != 4:
             raise ValueError(f"a denoiser takes images [B, H, W, C], got {x.shape}")
+        if spectrum is not None and jnp.shape(spectrum) != x.shape[1:3]:
+            raise ValueError(
+                f"a spectrum for images {x.shape} must be {x.shape[1:3]}, got {jnp.shape(spectrum)}"
+            )
         shape = x.shape
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         alpha, beta = (
@@ -108,6 +143,8 @@ def precondition(
                 f"{(*shape[:3], heads * shape[3])} for images {shape}, got {raw.shape}"
             )
         raw = raw.astype(x.dtype)  # a bfloat16 network is bfloat16 only inside
+        if spectrum is not None:
+            return _wiener(x, alpha, beta, raw, spectrum)
         skip = _dct.expand_like(c_skip, x) * x
         if parameterization == "clean":
             c_clean = jnp.sqrt(c_out**2 + sigma_data**2 * removed_share(alpha, *shape[1:3]))

@@ -53,6 +53,16 @@ def spectrum(config: ConfigDict) -> np.ndarray:
     return _moments(**_data_options(config))[1]
 
 
+def _mean_squares(config: ConfigDict) -> np.ndarray | None:
+    """Mean square of each DCT coefficient of the data [H, W] if `config.model` asks for it."""
+    choices = {"edm": lambda: None, "spectral": lambda: _moments(**_data_options(config))}
+    moments = _choose("model.preconditioning", config.model.preconditioning, choices)()
+    if moments is None:
+        return None
+    mean, variance = moments
+    return mean**2 + variance
+
+
 def bnr(config: ConfigDict) -> float:
     """The number that `config.schedule.bnr` means; for "auto" rounded to three decimals.
 
@@ -170,6 +180,7 @@ def make_denoiser(
         apply,
         sigma_data=config.loss.sigma_data,
         parameterization=config.model.parameterization,
+        spectrum=_mean_squares(config),
     )
 
 
@@ -178,6 +189,8 @@ def loss(config: ConfigDict, network: models.UNet) -> train_state.LossFn:
     path, augment = schedule(config), config.augment
     divides = config.model.parameterization != "score"
     residual_weight = config.loss.residual_weight if divides else 0.0
+    residual_floor = config.loss.residual_floor if divides else 0.0
+    losses.check_residual_weight(residual_weight, residual_floor)
 
     def loss_fn(params, keys, batch):
         loss_keys, augment_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
@@ -201,6 +214,7 @@ def loss(config: ConfigDict, network: models.UNet) -> train_state.LossFn:
             path,
             sigma_data=config.loss.sigma_data,
             residual_weight=residual_weight,
+            residual_floor=residual_floor,
         )
 
     return loss_fn
