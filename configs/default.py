@@ -123,6 +123,9 @@ def get_config() -> ml_collections.ConfigDict:
     evaluation.inception_weights = ""  # safetensors file; without one, inception says how to get it
     evaluation.reference = ""  # statistics that --mode=fid_stats wrote; empty: made from data
     evaluation.split = ""  # what data's images are, in metric names; empty: tfds's split, or train
+    evaluation.likelihood = False  # bits per dimension of data's images as well (slow)
+    evaluation.likelihood_images = 256  # how many, drawn at random; 0: all
+    evaluation.likelihood_trace = "hutchinson"  # of the flow: hutchinson | exact (small images)
 
     config.analysis = analysis = ml_collections.ConfigDict()  # --mode=analyze with --checkpoint
     analysis.num_images = 512  # drawn and compared, in whole batches of sampling.batch_size

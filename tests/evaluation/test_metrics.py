@@ -25,6 +25,7 @@ def statistics(values, features="pixels", split="train"):
         (("kd", "inception", 10_000), "kid10k_train"),
         (("precision", "inception", 2_000), "precision2k_train"),
         (("is", "inception", 50_000), "is50k"),
+        (("bpd", "pixels", 256, "test"), "bpd256_test"),
         (("fd", "pixels", 1797), "fd_pixels_1797"),
         (("fd", "pixels", 50_000), "fd_pixels_50000"),
         (("fd", "pixels", 1797, "test"), "fd_pixels_1797_test"),

@@ -4,13 +4,15 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.jobs.conftest import wait_for
+from tests.jobs.conftest import REPOSITORY, wait_for
 from warm_diffusion import schedules
 from warm_diffusion.evaluation import features, fid
 from warm_diffusion.jobs import Incomplete, Interrupted, drawing, watch
@@ -136,6 +138,33 @@ def test_the_same_evaluation_is_not_done_twice_and_another_loses_nothing(
     assert json.loads(aside.read_text()) == before
     lines = (workdir / "eval" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 2
+
+
+def test_a_likelihood_is_added_to_the_samples_there_are(app, trained, evaluated, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(evaluated[0], workdir)
+    before = report_of(workdir)
+    common = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={workdir}",
+              "--config.eval.num_samples=24", "--config.eval.seed_ranges=3",
+              "--config.eval.likelihood=True", "--config.eval.likelihood_images=5")  # fmt: skip
+    app.run(*common, tiny=False)
+    report = report_of(workdir)
+    assert report["ranges"] == before["ranges"]  # not drawn again
+    # six steps of training: no better than the eight bits of a uniform density, by far no NaN
+    assert 0 < report["bpd5_train"] < 16
+    assert 0 < report["bpd5_train_standard_error"] < 2
+    assert report["likelihood"] == {"images": 5, "trace": "hutchinson"}
+    out, _ = app.run(*common, "--config.eval.likelihood_trace=exact", tiny=False)
+    assert "the report of another protocol is now" in out
+    exact = report_of(workdir)
+    # the same images, dequantized alike; one probe an image scatters by some hundredths of a bit
+    assert exact["bpd5_train"] == pytest.approx(report["bpd5_train"], abs=0.3)
+    assert exact["bpd5_train"] != report["bpd5_train"]
+
+
+def test_evaluation_without_likelihood_does_not_load_diffrax():
+    program = "import sys, warm_diffusion.jobs.evaluate; sys.exit('diffrax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY).returncode == 0
 
 
 # --- the reference -------------------------------------------------------------------------------

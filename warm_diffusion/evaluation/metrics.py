@@ -30,7 +30,8 @@ def metric_name(kind: str, features: str, count: int, split: str = "train") -> s
     """The name of a metric.
 
     Args:
-      kind: fd, kd (Frechet, kernel distance), precision, recall or is (Inception Score).
+      kind: fd, kd (Frechet, kernel distance), precision, recall, is (Inception Score) or bpd
+        (bits per dimension, of `count` images of the data).
       features: name of the features.
       count: number of generated images.
       split: part of the data compared with.
@@ -39,6 +40,8 @@ def metric_name(kind: str, features: str, count: int, split: str = "train") -> s
     short = f"{thousands}k" if thousands and not rest else str(count)
     if kind == "is":
         return f"is{short}"
+    if kind == "bpd":
+        return f"bpd{short}_{split}"
     if features == "inception":
         return f"{_INCEPTION_KINDS.get(kind, kind)}{short}_{split}"
     suffix = "" if split == "train" else f"_{split}"

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from warm_diffusion import factory, schedules, settings
 from warm_diffusion.evaluation import metrics, reference
-from warm_diffusion.jobs import Incomplete, fid_stats
+from warm_diffusion.jobs import Incomplete, bits, fid_stats
 from warm_diffusion.jobs.console import progress, say
 from warm_diffusion.jobs.drawing import draw_features
 from warm_diffusion.jobs.trained import Trained, load_trained, split_checkpoint
@@ -114,21 +114,34 @@ class _Evaluator:
         protocol = self._protocol(trained, count)
         identity = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
         path = self.folder / f"step_{trained.step:08d}.json"
-        report = _read(path)
-        if report.get("identity") == identity:
+        earlier, wanted = _read(path), bits.protocol(self._config)
+        same = earlier.get("identity") == identity
+        if same and wanted in ({}, earlier.get("likelihood")):
             say(f"eval     step {trained.step:,} is evaluated already: {path}")
-            return report
+            return earlier
         began = time.monotonic()
-        rounds = self._measure(trained, count, identity)
+        rounds = earlier["ranges"] if same else self._measure(trained, count, identity)
         report = self._report(trained, rounds, protocol, identity)
+        if wanted:
+            report |= {"likelihood": wanted} | self._likelihood(trained)
         report["seconds"] = round(time.monotonic() - began, 1)
         if jax.process_index() == 0:
             self._write(path, report)
-            shutil.rmtree(self.folder / "partial" / identity, ignore_errors=True)
-            if not any((self.folder / "partial").iterdir()):
-                (self.folder / "partial").rmdir()
+            partial = self.folder / "partial"
+            shutil.rmtree(partial / identity, ignore_errors=True)
+            if partial.exists() and not any(partial.iterdir()):
+                partial.rmdir()
         self._say(report, path)
         return report
+
+    def _likelihood(self, trained: Trained) -> dict[str, float]:
+        data, split = self._dataset(), fid_stats.split_name(self._config)
+        found = fid_stats.describe(self._config, data, self._extract)
+        expected = {"image_shape": list(trained.image_shape)}
+        if split == "train":
+            expected["data_sha256"] = trained.about["data_sha256"]
+        reference.check(found, expected, "config.data, for its likelihood,")
+        return bits.measure(self._config, trained, data, split, self.mesh)
 
     def _dataset(self):
         if self._data is None:
@@ -233,14 +246,18 @@ class _Evaluator:
 
     def _write(self, path: pathlib.Path, report: dict) -> None:
         earlier = _read(path)
-        if earlier:
+        # The same samples and now a likelihood as well: nothing is lost by writing over it.
+        extends = earlier.get("identity") == report["identity"] and "likelihood" not in earlier
+        if earlier and not extends:
             aside = path.with_suffix(f".{earlier.get('identity', 'earlier')}.json")
+            while aside.exists():
+                aside = aside.with_suffix(".again.json")
             path.replace(aside)
             say(f"note     the report of another protocol is now {aside}")
         _write_json(path, report)
         writer = Writer(self.folder, first_step=None)
-        summary = metrics.summarise(_numbers(report["ranges"]))
-        writer.scalars(report["step"], {k: v for k, v in summary.items() if v is not None})
+        numbers = metrics.summarise(_numbers(report["ranges"])) | _bits(report)
+        writer.scalars(report["step"], {k: v for k, v in numbers.items() if v is not None})
         writer.close()
 
     def _say(self, report: dict, path: pathlib.Path) -> None:
@@ -258,12 +275,18 @@ class _Evaluator:
             f"{report['network_calls']} network calls, {report['weights']}, "
             f"{report['seconds']:.1f} s), in {path}"
         )
+        for name, value in _bits(report).items():
+            say(f"eval     {name} = {value:.4f}")
 
 
 def path_bnr(path: schedules.Schedule) -> float | list[float]:
     """Blur-to-noise ratio of a path, to four digits; both ends' where it is not constant."""
     ends = [float(f"{float(path.bnr(t)):.4g}") for t in (path.t_min, path.t_max)]
     return ends[0] if ends[0] == ends[1] else ends
+
+
+def _bits(report: dict) -> dict[str, float]:
+    return {name: value for name, value in report.items() if name.startswith("bpd")}
 
 
 def _numbers(rounds: list[dict]) -> list[dict]:
