@@ -1,0 +1,233 @@
+"""One training step of any configuration: images a second, memory, model FLOP utilisation.
+
+    python -m benchmarks.train_step --config=configs/cifar10.py --config.training.batch_size=4
+    python -m benchmarks.train_step --config=configs/cifar10.py \
+        --config.model.dtype=bfloat16 --peak_tflops=989
+
+The step is training's own: augmentation, loss, gradient, Adam, averages, guard; jitted, donated,
+over all devices. Images are random, and on the device: speed does not depend on what they show, and
+`config.data` need not be there. Each step is waited for, so the host's share is counted too.
+
+    GFLOP/image    of the network's forward pass and gradient, as XLA counts the program before it
+                   optimises; without what rematerialisation computes twice
+    utilisation    those FLOPs over time and --peak_tflops of every device (an H100 or H200's dense
+                   bfloat16 peak is 989, by its data sheet)
+    compiled       what the program holds on a device: arguments, results that reuse none of them,
+                   temporaries
+    peak           most bytes in use on a device, where it counts them (not on a CPU), and the
+                   process's largest resident size, which includes compiling
+"""
+
+import json
+import os
+import pathlib
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import clu.parameter_overview
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from warm_diffusion import factory
+from warm_diffusion.training import devices
+from warm_diffusion.training.state import Batch, LossFn, TrainMetrics, make_train_step
+
+FLAGS = flags.FLAGS
+
+
+class Step:
+    """The compiled training step of a configuration, its state and its batch.
+
+    Attributes:
+      batch_size: images a step, over all devices.
+      parameters: of the network.
+      compile_seconds: from lowering to the executable.
+      compiled: the executable.
+      gigaflop: of one image's forward pass and gradient.
+    """
+
+    def __init__(self, config: ConfigDict, loss: LossFn | None = None):
+        """Compiles; `loss` stands in for the configuration's."""
+        shape = (config.data.resolution, config.data.resolution, config.data.channels)
+        if 0 in shape:
+            raise ValueError(
+                "set config.data.resolution and config.data.channels: no data are read"
+            )
+        mesh = devices.make_mesh()
+        self.batch_size = config.training.batch_size
+        devices.check_batch_size("training.batch_size", self.batch_size, mesh)
+        network = factory.model(config, shape)
+        make_state, abstract = factory.initial_state(config, network, shape, mesh)
+        loss = loss or factory.loss(config, network)
+        train_step = make_train_step(
+            loss,
+            jax.random.key(config.seed),
+            batch_size=self.batch_size,
+            ema_halflives=config.training.ema_halflife_images,
+            ema_rampup=config.training.ema_rampup,
+            grad_accumulation=config.training.grad_accumulation,
+        )
+        everywhere, split = devices.replicated(mesh), devices.split(mesh)
+        jitted = jax.jit(
+            train_step,
+            in_shardings=(everywhere, everywhere, split),
+            out_shardings=everywhere,
+            donate_argnums=(0, 1),
+        )
+        self._batch = devices.put_split(_random_batch(config, shape), mesh)
+        self._metrics = jax.jit(TrainMetrics.empty, out_shardings=everywhere)()
+        self.parameters = int(clu.parameter_overview.count_parameters(abstract.params))
+        self.gigaflop = _gigaflop(config, shape, abstract.params, self._batch)
+        begin = time.perf_counter()
+        self.compiled = jitted.lower(abstract, self._metrics, self._batch).compile()
+        self.compile_seconds = time.perf_counter() - begin
+        self._state = make_state()
+
+    def seconds(self) -> float:
+        """Runs one step and waits for it."""
+        begin = time.perf_counter()
+        self._state, self._metrics = self.compiled(self._state, self._metrics, self._batch)
+        jax.block_until_ready(self._state)
+        return time.perf_counter() - begin
+
+    def memory(self) -> dict[str, float]:
+        """Gigabytes (1e9) of the compiled program on a device."""
+        analysis = self.compiled.memory_analysis()
+        results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        parts = {
+            "arguments": analysis.argument_size_in_bytes,
+            "results": results,
+            "temporaries": analysis.temp_size_in_bytes,
+        }
+        return {name: size / 1e9 for name, size in {**parts, "total": sum(parts.values())}.items()}
+
+
+def _random_batch(config: ConfigDict, shape: tuple[int, int, int]) -> Batch:
+    rng, count = np.random.default_rng(0), config.training.batch_size
+    images = rng.integers(0, 256, (count, *shape), np.uint8)
+    classes = config.model.num_classes
+    return Batch(images, rng.integers(0, classes, count, np.int32) if classes else None)
+
+
+def _gigaflop(config: ConfigDict, shape: tuple[int, int, int], params, batch: Batch) -> float:
+    """XLA's count for one image's loss and gradient, nothing computed twice."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.remat = False
+    network = factory.model(config, shape)
+    loss = factory.loss(config, network)
+    keys = jax.ShapeDtypeStruct((1,), jax.random.key(0).dtype)
+    image = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), batch)
+    gradient = jax.grad(lambda params, keys, image: loss(params, keys, image).total.mean())
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    return jax.jit(gradient).lower(params, keys, image).cost_analysis()["flops"] / 1e9
+
+
+def machine() -> dict:
+    """What the figures hold for."""
+    device = jax.devices()[0]
+    return {
+        "device": f"{len(jax.devices())} x {device.device_kind}",
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "jax": jax.__version__,
+    }
+
+
+def peak_gigabytes() -> dict[str, float]:
+    """Gigabytes (1e9) at the fullest moment so far."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts kilobytes, macOS bytes
+    peak = {"resident": kilobytes * unit / 1e9}
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        peak["device"] = stats["peak_bytes_in_use"] / 1e9
+    return peak
+
+
+def measure(config: ConfigDict, rounds: int, peak_tflops: float) -> dict:
+    """All figures of one configuration; `peak_tflops` 0 leaves out the utilisation."""
+    step = Step(config)
+    step.seconds()  # the first two warm up
+    step.seconds()
+    times = sorted(step.seconds() for _ in range(rounds))
+    median = statistics.median(times)
+    tflops = step.gigaflop * step.batch_size / median / 1e3
+    result = {
+        "model": config.model.name,
+        "dtype": config.model.dtype,
+        "remat": config.model.remat,
+        "batch_size": step.batch_size,
+        "parameters": step.parameters,
+        "seconds_per_step": {"median": median, "low": times[0], "high": times[-1]},
+        "images_per_second": step.batch_size / median,
+        "gigaflop_per_image": step.gigaflop,
+        "model_tflops_per_second": tflops,
+        "compile_seconds": step.compile_seconds,
+        "compiled_gigabytes": step.memory(),
+        "peak_gigabytes": peak_gigabytes(),
+    }
+    if peak_tflops:
+        result["utilisation"] = tflops / (peak_tflops * len(jax.devices()))
+    return result
+
+
+def write_json(path: str, report: dict) -> None:
+    """Writes the report if a path is given."""
+    if path:
+        pathlib.Path(path).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Starts a benchmark whose mistakes of use are one line."""
+
+    def guarded(argv: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)
+        try:
+            main(argv)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(guarded)
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table."""
+    del argv
+    about = machine()
+    result = measure(FLAGS.config, FLAGS.rounds, FLAGS.peak_tflops)
+    print("  ".join(f"{key} {value}" for key, value in about.items()))
+    times, held, peak = (
+        result[name] for name in ("seconds_per_step", "compiled_gigabytes", "peak_gigabytes")
+    )
+    print(
+        f"network    {result['model']} {result['dtype']}, {result['parameters']:,} parameters, "
+        f"batch {result['batch_size']}, remat {result['remat']}"
+    )
+    print(
+        f"step       {times['median']:.4f} s (median of {FLAGS.rounds}, {times['low']:.4f} to "
+        f"{times['high']:.4f}), compiled in {result['compile_seconds']:.1f} s"
+    )
+    print(f"speed      {result['images_per_second']:,.2f} images/s")
+    print(
+        f"work       {result['gigaflop_per_image']:.1f} GFLOP/image, "
+        f"{result['model_tflops_per_second']:.3f} TFLOP/s"
+        + (f", utilisation {result['utilisation']:.1%}" if "utilisation" in result else "")
+    )
+    print("compiled   " + ", ".join(f"{name} {size:.2f} GB" for name, size in held.items()))
+    print("peak       " + ", ".join(f"{name} {size:.2f} GB" for name, size in peak.items()))
+    write_json(FLAGS.out, {"machine": about, "command": sys.argv[1:], **result})
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", "configs/cifar10.py", "Any configuration.")
+    flags.DEFINE_integer("rounds", 10, "Steps that are timed.", lower_bound=1)
+    flags.DEFINE_float("peak_tflops", 0.0, "A device's peak TFLOP/s in this dtype; 0: unknown.")
+    flags.DEFINE_string("out", "", "JSON file to write.")
+    run(main)
