@@ -125,13 +125,28 @@ def test_an_image_has_the_same_density_in_any_company():
     np.testing.assert_allclose(alone[0] / 16, together[0] / 16, atol=5e-4)
 
 
+def test_easy_images_beside_a_hard_one_do_not_loosen_its_steps():
+    """Between two modes the flow is stiff; averaged over the batch, its error would not show."""
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (3, 3, 4, 1))
+    hard = 0.52 * images[0] + 0.48 * images[1] + 0.02 * rng.standard_normal((3, 4, 1))
+    y = jnp.asarray(np.concatenate([hard[None], np.repeat(images[:1], 60, axis=0)]), jnp.float32)
+    denoise = oracle.mixture(jnp.asarray(images, jnp.float32))
+    alone, together = (
+        likelihood.log_density(denoise, batch, path(0.5, 0.05), key=KEY, trace="exact").values[0]
+        for batch in (y[:1], y)
+    )
+    np.testing.assert_allclose(together / 12, alone / 12, atol=5e-3)
+
+
 def test_bits_per_dimension_of_gaussian_pixels_are_the_closed_form():
     """White Gaussian, variance s2, at alpha = 0: -E ln N = (ln(2 pi s2) + E (y - mean)^2 / s2) / 2,
 
     E over the cell of side w = 2 / 255: (pixel - mean)^2 + w^2 / 12; bits: less ln w, over ln 2.
     """
     s2, w, schedule = 0.3**2, 2 / 255, schedules.hot()
-    images = np.random.default_rng(0).integers(60, 200, (4, 8, 8, 1), np.uint8)
+    # all brighter than the mean, so that a cell that is not centred shows: 0.01 to 0.03 bits
+    images = np.random.default_rng(0).integers(150, 200, (4, 8, 8, 1), np.uint8)
     denoise = oracle.gaussian(jnp.zeros((8, 8, 1)), jnp.full((8, 8), s2 - 0.002**2))
     found = likelihood.bits_per_dim(denoise, images, schedule, key=KEY, trace="exact")
     squares = ((images / 127.5 - 1) ** 2 + w**2 / 12).mean(axis=(1, 2, 3))
@@ -139,7 +154,7 @@ def test_bits_per_dimension_of_gaussian_pixels_are_the_closed_form():
     # the noise of one dequantization: mean of 64 values 2 (pixel - mean) (u - 1/2) w / (2 s2 ln 2)
     noise = np.sqrt(squares) * w / np.sqrt(12) / s2 / np.log(2) / 8
     np.testing.assert_array_less(np.abs(found.values - expected), 5 * noise + 1e-3)
-    assert noise.max() < 0.01
+    assert 5 * noise.max() + 1e-3 < 0.012
 
 
 def test_a_quarter_of_the_uniform_density_needs_ten_bits():
