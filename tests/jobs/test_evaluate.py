@@ -6,17 +6,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import digits
 from tests.jobs.conftest import REPOSITORY, wait_for
 from warm_diffusion import schedules
 from warm_diffusion.evaluation import features, fid
 from warm_diffusion.jobs import Incomplete, Interrupted, drawing, watch
-from warm_diffusion.jobs.evaluate import path_bnr
+from warm_diffusion.jobs.evaluate import evaluate, path_bnr
 
 
 def report_of(workdir, step=6):
@@ -308,14 +311,12 @@ def test_features_of_other_seeds_in_the_folder_are_refused(tmp_path, monkeypatch
         draw(tmp_path, [], seeds=range(3))
 
 
-def test_a_stopped_run_of_the_app_continues_to_the_same_report(app, trained, evaluated, tmp_path):
+def test_the_app_saves_what_it_has_drawn_and_exits_with_75(app, trained, tmp_path):
     arguments = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}")
     process = app.start(*arguments, "--config.eval.num_samples=1000000", tiny=False)
     statistics = lambda: list((tmp_path / "eval").glob("reference_*.npz"))  # noqa: E731
     wait_for(statistics, process)
     # The request is heard from here on; drawing a million images takes much longer than this.
-    import time
-
     time.sleep(3)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -400,6 +401,12 @@ def test_a_run_of_another_configuration_is_not_evaluated_by_mistake(app, tmp_pat
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "schedule.bnr: 0.5 -> 0.3" in err
+
+
+def test_several_processes_do_not_wait_for_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="--wait is for one process"):
+        evaluate(digits.get_config(), str(tmp_path), str(tmp_path), wait=5.0)
 
 
 # --- choosing and waiting, without a process -----------------------------------------------------

@@ -47,6 +47,8 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
       Incomplete: some checkpoints could not be evaluated, or did not come in time; the reports of
         the others are written.
     """
+    if wait and jax.process_count() > 1:
+        raise ValueError("--wait is for one process: several may see a new checkpoint in turns")
     training, step = split_checkpoint(checkpoint)
     which = config.eval.checkpoint
     if step is not None:
