@@ -86,6 +86,15 @@ def test_the_digits_have_a_spectral_path_near_their_recommended_ratio():
     assert ratio < path.bnr(T).min() < path.bnr(T).max() < 2 * ratio
 
 
+def test_a_path_may_be_chosen_by_the_data_inside_a_jitted_function():
+    spectrum = rough_spectrum()
+    chosen = jax.jit(
+        lambda t: (schedules.spectral(spectrum).alpha(t), spectra.recommend_bnr(spectrum) * t)
+    )(0.7)
+    expected = schedules.spectral(spectrum).alpha(0.7), spectra.recommend_bnr(spectrum) * 0.7
+    np.testing.assert_allclose(chosen, expected, rtol=1e-12)
+
+
 def test_one_frequency_alone_decides_everywhere():
     spectrum = np.zeros((6, 6))
     spectrum[0, 2] = 0.7

@@ -184,9 +184,14 @@ def make_denoiser(
     )
 
 
-def loss(config: ConfigDict, network: models.UNet) -> train_state.LossFn:
-    """(params, keys [B], Batch) -> LossTerms of the training objective."""
-    path, augment = schedule(config), config.augment
+def loss(
+    config: ConfigDict, network: models.UNet, path: schedules.Schedule | None = None
+) -> train_state.LossFn:
+    """(params, keys [B], Batch) -> LossTerms of the training objective.
+
+    `path` stands in for the configuration's, where its ratio is an argument of a jitted function.
+    """
+    path, augment = path or schedule(config), config.augment
     divides = config.model.parameterization != "score"
     residual_weight = config.loss.residual_weight if divides else 0.0
     residual_floor = config.loss.residual_floor if divides else 0.0

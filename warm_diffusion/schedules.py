@@ -221,7 +221,8 @@ def spectral(spectrum: jax.Array, attenuation: float = 0.05, **levels: float) ->
       ValueError: no spectrum, attenuation or levels out of range, or images without any detail.
     """
     spectrum = _spectra.check_spectrum(spectrum, attenuation)
-    log_beta, log_alpha = _takeover_points(spectrum, attenuation)
+    with jax.ensure_compile_time_eval():  # numbers, also under jit
+        log_beta, log_alpha = _takeover_points(spectrum, attenuation)
     slopes = np.diff(log_alpha) / np.diff(log_beta)
     # d ln alpha / d ln beta is 1 outside and these slopes between the points. Every corner is a
     # softplus, so the slope everywhere is an average of them: alpha rises and is smooth.

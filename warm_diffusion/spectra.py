@@ -122,7 +122,8 @@ def recommend_bnr(spectrum: jax.Array, attenuation: float = 0.05) -> float:
       ValueError: attenuation out of range, or images without any detail (no variance beyond DC).
     """
     spectrum = check_spectrum(spectrum, attenuation)
-    exponent = np.asarray(_dct.eigenvalues(*spectrum.shape), np.float64) * spectrum / 2
+    with jax.ensure_compile_time_eval():  # a number, also under jit
+        exponent = np.asarray(_dct.eigenvalues(*spectrum.shape), np.float64) * spectrum / 2
     band, _ = _bands(*spectrum.shape)
     counts = np.bincount(band.ravel())
 
