@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,6 +187,46 @@ def test_bfloat16_convolutions_stay_near_float32_and_return_float32():
     # bfloat16 keeps 8 bits: about 1 % after a dozen layers
     assert np.sqrt(np.mean((full - half) ** 2)) < 0.03 * np.std(full)
     assert np.abs(full - half).max() > 0
+
+
+def test_in_a_bfloat16_network_every_norm_puts_out_float32():
+    network, variables, _ = small(dtype=jnp.bfloat16)
+
+    def outputs(x):
+        def is_norm(module, _):
+            return isinstance(module, nn.GroupNorm)
+
+        found = network.apply(variables, x, ONES, ONES, capture_intermediates=is_norm)
+        return found[1]["intermediates"]
+
+    norms = jax.tree.leaves(jax.eval_shape(outputs, X))
+    assert len(norms) > 10
+    assert {norm.dtype for norm in norms} == {np.dtype("float32")}
+
+
+def test_in_a_bfloat16_network_softmax_is_computed_in_float32():
+    network, variables, _ = small(dtype=jnp.bfloat16)
+    jaxpr = jax.make_jaxpr(lambda x: network.apply(variables, x, ONES, ONES))(X)
+
+    def exponentials(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "exp":  # silu is `logistic`
+                yield equation.invars[0].aval.dtype
+            for inner in jax.tree.leaves(tuple(equation.params.values())):
+                if hasattr(inner, "jaxpr"):
+                    yield from exponentials(inner.jaxpr)
+
+    assert set(exponentials(jaxpr.jaxpr)) == {np.dtype("float32")}
+
+
+def test_the_blur_embedding_of_a_fresh_network_ends_in_zeros():
+    network, variables, _ = small()
+    init = jax.jit(lambda key: network.init(key, X, ONES, ONES))
+    last = init(jax.random.key(0))["params"]["blur1"]
+    np.testing.assert_array_equal(
+        last["kernel"], np.zeros(variables["params"]["blur1"]["kernel"].shape)
+    )
+    np.testing.assert_array_equal(last["bias"], 0)
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 8, 2), (1, 8, 7, 2)])

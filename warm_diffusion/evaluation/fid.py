@@ -172,9 +172,14 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = _Parser(prog="python -m warm_diffusion.evaluation.fid")
-    parser.add_argument("generated", type=pathlib.Path, help="folder of images, or .npz")
-    parser.add_argument("reference", type=pathlib.Path, help="folder of images, or .npz")
+    parser = _Parser(
+        prog="python -m warm_diffusion.evaluation.fid",
+        description=__doc__.split("\n\n")[0],
+        epilog="Exit status: 0 done; 1 some files were left out, each named; 2 a mistake here.",
+    )
+    sets = "folder of images, or the .npz of --mode=fid_stats"
+    parser.add_argument("generated", type=pathlib.Path, help=sets)
+    parser.add_argument("reference", type=pathlib.Path, help=sets)
     parser.add_argument("--features", default="inception", help="inception, pixels or MODULE:FUNC")
     parser.add_argument("--weights", default="", help="Inception's safetensors file")
     parser.add_argument("--json", type=pathlib.Path, help="file to write the result to as well")

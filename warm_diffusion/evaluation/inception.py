@@ -307,7 +307,10 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status: 0, or 2 after one line on stderr."""
-    parser = _Parser(prog="python -m warm_diffusion.evaluation.inception")
+    parser = _Parser(
+        prog="python -m warm_diffusion.evaluation.inception",
+        description="Prepares the weights that FID needs.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("convert", help="published .pth weights to safetensors")
     command.add_argument("source", help=PUBLISHED_NAME)

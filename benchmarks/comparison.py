@@ -1,0 +1,343 @@
+"""What the comparisons share: many short trainings by one compiled step, and their distances.
+
+`bnr_sweep.py` and `ablation.py` train networks that differ in one thing: seeds (of weights, noise
+and the order of images), number of images, samples and network calls are equal. The training step,
+loss, path, network, order of images and sampler are the package's; a comparison needs no
+checkpoints or reports, so its loop is a few lines. Seed and ratio are arguments of the compiled
+step, so that twenty trainings compile once.
+
+Every finished training adds its rows to OUT/results.jsonl; starting again skips what is there.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks.judge import Judge
+from warm_diffusion import factory, samplers, schedules, settings
+from warm_diffusion.data import Dataset, batch_indices
+from warm_diffusion.jobs.sample import generate
+from warm_diffusion.jobs.trained import choose_weights
+from warm_diffusion.training import devices
+from warm_diffusion.training.state import Batch, TrainMetrics, make_train_step
+
+
+class Timer:
+    """Seconds by purpose; what none claims is overhead."""
+
+    def __init__(self):
+        self.seconds, self._began = {}, time.monotonic()
+
+    @contextlib.contextmanager
+    def of(self, purpose: str) -> Iterator[None]:
+        """Adds the time of the block."""
+        began = time.monotonic()
+        yield
+        self.seconds[purpose] = self.seconds.get(purpose, 0.0) + time.monotonic() - began
+
+    def elapsed(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._began
+
+    def report(self) -> str:
+        """One line: every purpose, and the share of all but training and sampling."""
+        useful = sum(self.seconds.get(name, 0.0) for name in ("training", "sampling"))
+        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
+        share = 1 - useful / self.elapsed()
+        return f"{self.elapsed():.1f} s: {parts}; all but training and sampling {share:.1%}"
+
+
+# --- training and sampling -----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The averaged weights that a training ended with, and what it took."""
+
+    params: dict
+    facts: dict
+
+
+class Trainer:
+    """Trainings of one configuration that differ in seed and ratio, by one compiled step."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        data: Dataset,
+        timer: Timer,
+        path: Callable[[jax.Array], schedules.Schedule] | None = None,
+    ):
+        """`path` makes the path of a traced ratio; None: always the configuration's."""
+        self.config, self.data, self._timer = config, data, timer
+        self.mesh = devices.make_mesh()
+        devices.check_batch_size("training.batch_size", config.training.batch_size, self.mesh)
+        self.image_shape = data.images.shape[1:]
+        self.network = factory.model(config, self.image_shape)
+        with timer.of("compiling"):
+            self._step = self._compile(path)
+        self._stored = devices.put_replicated(
+            Batch(np.asarray(data.images), factory.labels(config, data)), self.mesh
+        )
+        self._initial = {}
+
+    def _compile(self, path):
+        config, options = self.config, self.config.training
+        everywhere, split = devices.replicated(self.mesh), devices.split(self.mesh)
+
+        def step(state, metrics, stored, indices, seed, ratio):
+            loss = factory.loss(config, self.network, path and path(ratio))
+            train_step = make_train_step(
+                loss,
+                jax.random.key(seed),
+                batch_size=options.batch_size,
+                ema_halflives=options.ema_halflife_images,
+                ema_rampup=options.ema_rampup,
+                grad_accumulation=options.grad_accumulation,
+            )
+            return train_step(state, metrics, jax.tree.map(lambda leaf: leaf[indices], stored))
+
+        _, state = factory.initial_state(config, self.network, self.image_shape, self.mesh)
+        self._structure = jax.tree.structure(state)  # with the optimizer that the step is made for
+        self._no_metrics = jax.jit(TrainMetrics.empty, out_shardings=everywhere)
+        images = self.data.images
+        labels = factory.labels(config, self.data)
+        stored = Batch(
+            jax.ShapeDtypeStruct(images.shape, images.dtype),
+            None if labels is None else jax.ShapeDtypeStruct(labels.shape, labels.dtype),
+        )
+        arguments = (
+            state,
+            jax.eval_shape(TrainMetrics.empty),
+            stored,
+            jax.ShapeDtypeStruct((options.batch_size,), jnp.int32),
+            jax.ShapeDtypeStruct((), jnp.uint32),
+            jax.ShapeDtypeStruct((), jnp.float32),
+        )
+        jitted = jax.jit(
+            step,
+            donate_argnums=(0, 1),
+            in_shardings=(everywhere, everywhere, everywhere, split, everywhere, everywhere),
+            out_shardings=everywhere,
+        )
+        return jitted.lower(*arguments).compile()
+
+    def _initial_state(self, seed: int):
+        """The state before the first step: made once a seed, the same for all ratios."""
+        if seed not in self._initial:
+            with self._timer.of("compiling"):
+                config = copy.deepcopy(self.config)
+                config.seed = seed
+                make, _ = factory.initial_state(config, self.network, self.image_shape, self.mesh)
+                self._initial = {seed: [np.asarray(leaf) for leaf in jax.tree.leaves(make())]}
+        leaves = devices.put_replicated(self._initial[seed], self.mesh)
+        return jax.tree.unflatten(self._structure, leaves)
+
+    def train(self, seed: int, ratio: float = 0.0) -> Trained:
+        """Trains for `config.training.num_steps` steps."""
+        options, count = self.config.training, len(self.data.images)
+        state, metrics = self._initial_state(seed), self._no_metrics()
+        began = time.monotonic()
+        with self._timer.of("training"):
+            for n in range(options.num_steps):
+                if n == options.num_steps * 3 // 4:
+                    metrics = self._no_metrics()  # losses are reported of the last quarter
+                indices = batch_indices(seed, n, options.batch_size, count)
+                batch = devices.put_split(devices.process_slice(indices), self.mesh)
+                state, metrics = self._step(
+                    state, metrics, self._stored, batch, np.uint32(seed), np.float32(ratio)
+                )
+                if n % 100 == 0:
+                    jax.block_until_ready(state.step)
+            jax.block_until_ready(state)
+        params, weights = choose_weights(self.config, state)
+        facts = {
+            "training_seconds": round(time.monotonic() - began, 2),
+            "images_seen": options.num_steps * options.batch_size,
+            "weights": weights,
+            "nonfinite_steps": int(state.nonfinite_total),
+            **{name: float(value) for name, value in metrics.compute().items()},
+        }
+        return Trained(params, facts)
+
+    def path_samplers(self, solvers: list[tuple[str, int]]) -> dict[tuple, factory.Sampler]:
+        """Samplers along the configuration's path, of the solvers that fit it."""
+        found = {}
+        for solver, num_steps in solvers:
+            config = copy.deepcopy(self.config)
+            config.sampling.solver, config.sampling.num_steps = solver, num_steps
+            if solver == "multistep" and config.schedule.name == "cold":
+                continue  # it needs a noise level that falls
+            found[solver, num_steps] = factory.sampler(
+                config, self.network, self.image_shape, config.sampling.batch_size, self.mesh
+            )
+        return found
+
+
+class RatioSamplers:
+    """Samplers along paths of constant ratio, compiled once for all ratios."""
+
+    def __init__(self, trainer: Trainer, solvers: list[tuple[str, int]]):
+        """`solvers`: (solver, number of steps) each."""
+        self._trainer, options = trainer, trainer.config.sampling
+        self._solvers, self._batch = solvers, options.batch_size
+        devices.check_batch_size("sampling.batch_size", self._batch, trainer.mesh)
+        everywhere, split = devices.replicated(trainer.mesh), devices.split(trainer.mesh)
+
+        def draw(params, seeds, ratio, solver, num_steps):
+            return samplers.sample(
+                factory.sampling_denoiser(trainer.config, trainer.network, params, seeds),
+                samplers.initial_noise(seeds, trainer.image_shape),
+                self._path(ratio),
+                solver=solver,
+                num_steps=num_steps,
+                rho=options.rho,
+            )
+
+        self._draw = jax.jit(
+            draw,
+            static_argnums=(3, 4),
+            in_shardings=(everywhere, split, everywhere),
+            out_shardings=everywhere,
+        )
+
+    def _path(self, ratio) -> schedules.Schedule:
+        levels = self._trainer.config.schedule
+        return schedules.constant_bnr(ratio, beta_min=levels.beta_min, beta_max=levels.beta_max)
+
+    def at(self, ratio: float) -> dict[tuple, factory.Sampler]:
+        """By (solver, number of steps)."""
+        mesh = self._trainer.mesh
+
+        def make(solver, num_steps):
+            def draw(params, seeds, start):
+                del start
+                seeds = devices.put_split(devices.process_slice(seeds), mesh)
+                return self._draw(params, seeds, np.float32(ratio), solver, num_steps)
+
+            calls = network_calls(solver, num_steps)
+            return factory.Sampler(draw, self._batch, calls, self._path(ratio), False)
+
+        return {each: make(*each) for each in self._solvers}
+
+
+def network_calls(solver: str, num_steps: int) -> int:
+    """NFE: heun calls the network twice a step but in the last one."""
+    return 2 * num_steps - 1 if solver == "heun" else num_steps
+
+
+def parse_solvers(texts: list[str]) -> list[tuple[str, int]]:
+    """`heun:18` to ("heun", 18)."""
+    found = []
+    for text in texts:
+        solver, _, steps = text.partition(":")
+        if solver not in samplers.SOLVERS or not steps.isdigit() or int(steps) < 1:
+            raise ValueError(
+                f"--solvers must look like heun:18, of {', '.join(samplers.SOLVERS)}; got {text!r}"
+            )
+        found.append((solver, int(steps)))
+    return found
+
+
+def evaluate(
+    trained: Trained,
+    by_solver: dict[tuple, factory.Sampler],
+    judge: Judge,
+    data: Dataset,
+    timer: Timer,
+    samples: int,
+    compiled: set,
+) -> Iterator[dict]:
+    """A row a solver: its distances. `compiled` remembers which samplers have run before."""
+    for (solver, num_steps), sampler in by_solver.items():
+        if (solver, num_steps) not in compiled:  # one batch, not to count compiling as sampling
+            with timer.of("compiling"):
+                list(generate(sampler, trained.params, range(sampler.batch_size), data))
+            compiled.add((solver, num_steps))
+        began = time.monotonic()
+        with timer.of("sampling"):
+            images = np.concatenate(list(generate(sampler, trained.params, range(samples), data)))
+        seconds = time.monotonic() - began
+        with timer.of("distances"):
+            found = judge(images)
+        yield {
+            "solver": solver,
+            "num_steps": num_steps,
+            "nfe": sampler.num_calls,
+            **found,
+            "sampling_seconds": round(seconds, 2),
+        }
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+class Results:
+    """Rows in OUT/results.jsonl; a training counts when all its rows are there."""
+
+    def __init__(self, out: pathlib.Path, config: ConfigDict, about: dict):
+        """`about`: what besides the configuration must not change between starts.
+
+        Raises:
+          ValueError: OUT holds results of other settings.
+        """
+        out.mkdir(parents=True, exist_ok=True)
+        # Every key counts here: a comparison is of equals.
+        told = json.loads(json.dumps({**about, "config": json.loads(settings.to_json(config))}))
+        path = out / "settings.json"
+        if path.exists() and json.loads(path.read_text()) != told:
+            raise ValueError(
+                f"{out} holds results of other settings (see {path}): use another --out"
+            )
+        path.write_text(json.dumps(told, indent=2) + "\n")
+        self.path, self.rows = out / "results.jsonl", []
+        if self.path.exists():
+            lines = self.path.read_text().splitlines()
+            self.rows = [row for line in lines for row in json.loads(line)]
+
+    def has(self, **key) -> bool:
+        """Whether the training with this key is there."""
+        return any(all(row[name] == value for name, value in key.items()) for row in self.rows)
+
+    def add(self, rows: list[dict]) -> None:
+        """Appends the rows of one training, as one line: all of them or, after a kill, none."""
+        text = self.path.read_text() if self.path.exists() else ""
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(text + json.dumps(rows) + "\n")
+        partial.replace(self.path)
+        self.rows += rows
+
+
+def mean_and_deviation(rows: list[dict], name: str) -> tuple[float, float, int]:
+    """Over seeds: mean, standard deviation (n - 1; 0 for one seed), number."""
+    values = np.array([row[name] for row in rows])
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return float(values.mean()), deviation, len(values)
+
+
+class Budget:
+    """Stops before a training that the minutes left would not finish."""
+
+    def __init__(self, minutes: float, timer: Timer):
+        """`minutes` 0: no limit."""
+        self._seconds, self._timer, self._longest = 60 * minutes, timer, 0.0
+
+    def allows_another(self) -> bool:
+        """Whether one more training like the longest so far fits."""
+        return not self._seconds or self._timer.elapsed() + self._longest < self._seconds
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Measures one training with its sampling."""
+        began = self._timer.elapsed()
+        yield
+        self._longest = max(self._longest, self._timer.elapsed() - began)
