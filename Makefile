@@ -31,7 +31,7 @@ demo: $(VENV)/installed
 	@echo "analysis   $(RUN)/analysis/spectrum.png, forward.png"
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

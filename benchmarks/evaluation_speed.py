@@ -1,6 +1,6 @@
 """How fast are Inception features and the Frechet distance on this machine?
 
-    python benchmarks/evaluation_speed.py [--out FILE.json] [--batch 8] [--repeats 7]
+    python -m benchmarks.evaluation_speed [--out FILE.json] [--batch 8] [--repeats 7]
 
 Weights and images are random: speed does not depend on them. Where torch can be imported, the same
 layers (batch normalisation folded in as here) run in torch in turns with ours, and their features

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from tests.closed_forms import blur, dct, eigenvalues, gaussian_data
+from tests.core.closed_forms import blur, dct, eigenvalues, gaussian_data
 from warm_diffusion import oracle, schedules
 from warm_diffusion.denoiser import Prediction
 from warm_diffusion.evaluation import likelihood

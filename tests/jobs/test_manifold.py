@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.closed_forms import dct, gaussian_data, rings, transfer
+from tests.core.closed_forms import dct, gaussian_data, rings, transfer
 from warm_diffusion import oracle, schedules
 from warm_diffusion.denoiser import Prediction
 from warm_diffusion.jobs import manifold

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.closed_forms import (
+from tests.core.closed_forms import (
     blur,
     dct,
     difference_step,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from tests.closed_forms import dct as scipy_dct
-from tests.closed_forms import eigenvalues, transfer
-from tests.closed_forms import idct as scipy_idct
+from tests.core.closed_forms import dct as scipy_dct
+from tests.core.closed_forms import eigenvalues, transfer
+from tests.core.closed_forms import idct as scipy_idct
 from warm_diffusion import dct
 
 pytestmark = pytest.mark.usefixtures("x64")

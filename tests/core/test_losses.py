@@ -14,7 +14,7 @@ import pytest
 import scipy.stats
 from jax.test_util import check_grads
 
-from tests.closed_forms import (
+from tests.core.closed_forms import (
     GaussianData,
     blur,
     dct,
@@ -324,7 +324,7 @@ def test_the_loss_works_under_vmap_over_keys():
 
 PMAP_SCRIPT = """
 import json, jax, jax.numpy as jnp
-from tests.test_losses import KEY, images, losses_of, parameters
+from tests.core.test_losses import KEY, images, losses_of, parameters
 jax.config.update("jax_enable_x64", True)
 x0, keys = images(4).reshape(2, 2, 6, 5, 2), jax.random.split(KEY, 2)
 def step(weights, key, x0):
@@ -337,10 +337,9 @@ print(json.dumps([part.tolist() for part in jax.tree.leaves(gradient)]))
 
 def test_gradients_averaged_by_pmap_over_two_devices_are_those_of_the_whole_batch():
     # In a process of its own: the number of CPU devices is fixed when JAX starts.
-    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # nothing here runs twice
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": os.pathsep.join(paths),
     }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.fft
 
-from tests.closed_forms import (
+from tests.core.closed_forms import (
     blur,
     dct,
     eigenvalues,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tests.closed_forms import (
+from tests.core.closed_forms import (
     edm_times,
     gaussian_data,
     idct,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.closed_forms import (
+from tests.core.closed_forms import (
     GaussianData,
     blur,
     difference_step,
@@ -17,7 +17,7 @@ from tests.closed_forms import (
     natural_spectrum,
     transfer,
 )
-from tests.closed_forms import dct as scipy_dct
+from tests.core.closed_forms import dct as scipy_dct
 from warm_diffusion import schedules, spectra
 from warm_diffusion.denoiser import Prediction
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tests.closed_forms import eigenvalues, rings, rough_spectrum
+from tests.core.closed_forms import eigenvalues, rings, rough_spectrum
 from warm_diffusion import schedules, spectra
 
 pytestmark = pytest.mark.usefixtures("x64")

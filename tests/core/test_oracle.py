@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.closed_forms import blur, dct, gaussian_data, natural_spectrum
+from tests.core.closed_forms import blur, dct, gaussian_data, natural_spectrum
 from warm_diffusion import oracle
 
 pytestmark = pytest.mark.usefixtures("x64")
