@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.core.closed_forms import dct, eigenvalues, transfer
-from tests.test_losses import KEY, PATH, SIZE, at, images, knows
+from tests.core.test_losses import KEY, PATH, SIZE, at, images, knows
 from warm_diffusion.denoiser import Prediction
 from warm_diffusion.losses import score_matching_loss
 from warm_diffusion.process import velocity
