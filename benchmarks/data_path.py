@@ -1,6 +1,6 @@
 """How fast the small-set data path is: index stream and gather on the device.
 
-    python benchmarks/data_path.py
+    python -m benchmarks.data_path
 
 Times what training does for a batch before the network sees it - the indices of the step, their
 transfer, gather and conversion inside a jitted function - on arrays sized as digits and CIFAR-10.

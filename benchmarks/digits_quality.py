@@ -1,6 +1,6 @@
 """Are samples recognisable digits? A classifier's verdict on a run of configs/digits.py.
 
-    python benchmarks/digits_quality.py --checkpoint=runs/digits
+    python -m benchmarks.digits_quality --checkpoint=runs/digits
 
 A logistic regression is trained on the 1,797 real digits and asked about samples drawn by the
 run's own sampling settings. Reported: the share of images of whose class it is over 90 % sure, for

@@ -1,6 +1,6 @@
 """How good are samples for how many network calls? Distance against NFE for each solver.
 
-    python benchmarks/nfe_curve.py runs/digits runs/digits_hot --out nfe_curve
+    python -m benchmarks.nfe_curve runs/digits runs/digits_hot --out nfe_curve
 
 Draws the same seeds from every checkpoint (training workdir or its checkpoints/STEP) with euler,
 heun and multistep at several numbers of calls, and compares them with the checkpoint's own training

@@ -3,7 +3,7 @@
 Also what `import warm_diffusion` costs beyond importing jax. Each pair runs one after the other, so
 that a busy machine slows both; medians are reported.
 
-    PYTHONPATH=. python benchmarks/startup.py
+    python -m benchmarks.startup
 """
 
 import argparse
