@@ -23,9 +23,8 @@ from ml_collections import ConfigDict
 
 from benchmarks import comparison
 from benchmarks.bnr_sweep import COLOURS, define_flags
-from benchmarks.judge import Judge
 from benchmarks.train_step import machine, run
-from warm_diffusion import factory, settings
+from warm_diffusion import factory
 
 VARIANTS = {
     # the paper's table 5
@@ -59,22 +58,10 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
 
 def ablate(options) -> None:
     """Trains and evaluates what is not there yet."""
-    config, out = options.config, pathlib.Path(options.out).expanduser().absolute()
-    settings.enable_compilation_cache(config.compilation_cache_dir)
-    timer = comparison.Timer()
-    solvers = comparison.parse_solvers(options.solvers)
-    about = {
-        "solvers": solvers,
-        "samples": options.samples,
-        "features": options.features,
-        "classifier_steps": options.classifier_steps,
-    }
-    configs = {name: variant(config, name) for name in options.variants}
-    results = comparison.Results(out, config, about)
-    data = factory.dataset(config)
-    with timer.of("classifier"):
-        judge = Judge(config, data, out, options)
-    budget = comparison.Budget(options.minutes, timer)
+    configs = {name: variant(options.config, name) for name in options.variants}
+    begun = comparison.begin(options)
+    out, timer, solvers, results = begun.out, begun.timer, begun.solvers, begun.results
+    data, judge, budget = begun.data, begun.judge, begun.budget
     seeds = [int(seed) for seed in options.seeds]
     # A variant's seeds follow one another: its programs are compiled once and then dropped.
     for name, each in configs.items():

@@ -22,9 +22,8 @@ from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 from benchmarks import comparison
-from benchmarks.judge import Judge
 from benchmarks.train_step import machine, run
-from warm_diffusion import factory, schedules, settings
+from warm_diffusion import schedules
 
 # arXiv 2511.16904: CIFAR-10, 55.7 M parameters, FID of 50,000 samples at NFE 35, best of three.
 PAPER = {0.0: 1.97, 0.1: 1.97, 0.3: 1.90, 0.5: 1.85, 0.65: 1.91, 1.0: 2.01, 2.0: 2.57, 10.0: 11.97}
@@ -34,21 +33,10 @@ FLAGS = flags.FLAGS
 
 def sweep(options) -> None:
     """Trains and evaluates what is not there yet."""
-    config, out = options.config, pathlib.Path(options.out).expanduser().absolute()
-    settings.enable_compilation_cache(config.compilation_cache_dir)
-    timer = comparison.Timer()
-    solvers = comparison.parse_solvers(options.solvers)
-    about = {
-        "solvers": solvers,
-        "samples": options.samples,
-        "features": options.features,
-        "classifier_steps": options.classifier_steps,
-        "any_ratios": [float(ratio) for ratio in options.any_ratios],
-    }
-    results = comparison.Results(out, config, about)
-    data = factory.dataset(config)
-    with timer.of("classifier"):
-        judge = Judge(config, data, out, options)
+    any_ratios = [float(ratio) for ratio in options.any_ratios]
+    begun = comparison.begin(options, any_ratios=any_ratios)
+    config, out, timer, solvers = begun.config, begun.out, begun.timer, begun.solvers
+    results, data, judge, budget = begun.results, begun.data, begun.judge, begun.budget
     levels = {name: config.schedule[name] for name in ("beta_min", "beta_max", "p_mean", "p_std")}
     ranges = {"bnr_range": config.schedule.bnr_range, "hot_share": config.schedule.hot_share}
     paths = {
@@ -58,9 +46,7 @@ def sweep(options) -> None:
     seeds, ratios = ([kind(text) for text in texts] for kind, texts in (
         (int, options.seeds), (float, options.ratios),
     ))  # fmt: skip
-    any_ratios = [float(ratio) for ratio in options.any_ratios]
-    budget, trainers, drawer = comparison.Budget(options.minutes, timer), {}, None
-    compiled = set()
+    trainers, drawer, compiled = {}, None, set()
     cells = [("fixed", seed, ratio) for seed in seeds for ratio in ratios]
     cells += [("any", seed, None) for seed in seeds] if any_ratios else []
     for network, seed, ratio in cells:

@@ -317,6 +317,43 @@ class Results:
         self.rows += rows
 
 
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What a comparison begins with."""
+
+    config: ConfigDict
+    out: pathlib.Path
+    timer: Timer
+    solvers: list[tuple[str, int]]
+    results: Results
+    data: Dataset
+    judge: Judge
+    budget: "Budget"
+
+
+def begin(options, **about) -> Comparison:
+    """Data, judge and the results so far, from the flags that every comparison has.
+
+    Raises:
+      ValueError: a solver that is not known; OUT holds results of other settings.
+    """
+    config, out = options.config, pathlib.Path(options.out).expanduser().absolute()
+    settings.enable_compilation_cache(config.compilation_cache_dir)
+    timer, solvers = Timer(), parse_solvers(options.solvers)
+    about |= {
+        "solvers": solvers,
+        "samples": options.samples,
+        "features": options.features,
+        "classifier_steps": options.classifier_steps,
+    }
+    results = Results(out, config, about)
+    data = factory.dataset(config)
+    with timer.of("classifier"):
+        judge = Judge(config, data, out, options)
+    budget = Budget(options.minutes, timer)
+    return Comparison(config, out, timer, solvers, results, data, judge, budget)
+
+
 def mean_and_deviation(rows: list[dict], name: str) -> tuple[float, float, int]:
     """Over seeds: mean, standard deviation (n - 1; 0 for one seed), number."""
     values = np.array([row[name] for row in rows])

@@ -45,6 +45,13 @@ def test_every_script_named_is_there(path):
     assert (ROOT / path).is_file()
 
 
+@pytest.mark.parametrize(
+    "module", sorted(set(re.findall(r"python -m ((?:benchmarks|warm_diffusion)[\w.]+)", README)))
+)
+def test_every_module_named_is_there(module):
+    assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
+
+
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake (demo|test|lint)\b", README))))
 def test_every_make_target_named_is_there(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

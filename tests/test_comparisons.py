@@ -1,0 +1,85 @@
+"""The comparisons of benchmarks/: their short training is the app's, and they can be stopped."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import ablation, bnr_sweep, comparison
+from configs import digits
+from warm_diffusion import factory, schedules
+from warm_diffusion.jobs.train import train_and_evaluate
+
+
+@pytest.fixture(autouse=True)
+def _caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def tiny_config():
+    config = digits.get_config()
+    config.compilation_cache_dir = ""
+    config.model.model_channels, config.model.channel_mult = 8, (1,)
+    config.model.attention_resolutions = ()
+    config.training.num_steps, config.training.batch_size = 3, 16
+    config.training.ema_halflife_images, config.training.ema_rampup = (50,), 0.0
+    config.optimizer.warmup_images = 0
+    config.sampling.batch_size = 8
+    return config
+
+
+def options(out, **changes):
+    """The flags of a comparison of two trainings."""
+    values = {
+        "config": tiny_config(), "out": str(out), "seeds": ["0"], "solvers": ["euler:2"],
+        "samples": 16, "features": "pixels", "classifier_steps": 2, "minutes": 0.0,
+        "ratios": ["0", "2"], "any_ratios": [],
+    }  # fmt: skip
+    return types.SimpleNamespace(**(values | changes))
+
+
+def test_a_trained_ratio_has_the_weights_of_the_apps_own_run(tmp_path):
+    config = tiny_config()
+    config.schedule.bnr, config.seed = 2.0, 5
+    state = train_and_evaluate(config, str(tmp_path / "run"))
+    other = tiny_config()  # its own ratio and seed are arguments here
+    trainer = comparison.Trainer(
+        other, factory.dataset(other), comparison.Timer(), schedules.constant_bnr
+    )
+    trained = trainer.train(seed=5, ratio=2.0)
+    expected = jax.tree.leaves(state.ema[0])
+    for got, leaf in zip(jax.tree.leaves(trained.params), expected, strict=True):
+        np.testing.assert_allclose(got, leaf, atol=2e-5)
+    assert trained.facts["images_seen"] == 48
+
+
+def rows(out):
+    """By cell, without the seconds."""
+    lines = (out / "results.jsonl").read_text().splitlines()
+    found = {}
+    for row in (row for line in lines for row in json.loads(line)):
+        key = (row["bnr"], row["seed"], row["solver"])
+        assert key not in found
+        found[key] = {name: x for name, x in row.items() if not name.endswith("seconds")}
+    return found
+
+
+def test_a_sweep_in_two_sittings_has_the_rows_of_one(tmp_path, capsys):
+    bnr_sweep.sweep(options(tmp_path / "one"))
+    bnr_sweep.sweep(options(tmp_path / "two", ratios=["2"]))
+    bnr_sweep.sweep(options(tmp_path / "two"))
+    assert rows(tmp_path / "one") == rows(tmp_path / "two")
+    assert sorted(rows(tmp_path / "two")) == [(0.0, 0, "euler"), (2.0, 0, "euler")]
+    capsys.readouterr()
+    bnr_sweep.sweep(options(tmp_path / "two"))  # nothing left to train
+    assert "trained" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="results of other settings"):
+        bnr_sweep.sweep(options(tmp_path / "two", samples=24))
+
+
+def test_a_variant_that_is_not_known_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"--variants must be of divide.*got 'dvide'"):
+        ablation.ablate(options(tmp_path / "out", variants=["dvide"]))
+    assert not (tmp_path / "out").exists()
