@@ -6,7 +6,8 @@ loss, path, network, order of images and sampler are the package's; a comparison
 checkpoints or reports, so its loop is a few lines. Seed and ratio are arguments of the compiled
 step, so that twenty trainings compile once.
 
-Every finished training adds its rows to OUT/results.jsonl; starting again skips what is there.
+Every finished training adds its rows to OUT/results.jsonl; starting again skips what is there, and
+a second process, of other seeds, may add to the same OUT at the same time.
 """
 
 import contextlib
@@ -299,22 +300,26 @@ class Results:
                 f"{out} holds results of other settings (see {path}): use another --out"
             )
         path.write_text(json.dumps(told, indent=2) + "\n")
-        self.path, self.rows = out / "results.jsonl", []
-        if self.path.exists():
-            lines = self.path.read_text().splitlines()
-            self.rows = [row for line in lines for row in json.loads(line)]
+        self.path = out / "results.jsonl"
+        self.path.touch()
+        text = self.path.read_text()
+        if not text.endswith("\n"):  # a kill cut the last training's line short
+            self.path.write_text(text[: text.rfind("\n") + 1])
+
+    @property
+    def rows(self) -> list[dict]:
+        """All by now: another process may be adding to them."""
+        complete = self.path.read_text().split("\n")[:-1]
+        return [row for line in complete for row in json.loads(line)]
 
     def has(self, **key) -> bool:
         """Whether the training with this key is there."""
         return any(all(row[name] == value for name, value in key.items()) for row in self.rows)
 
     def add(self, rows: list[dict]) -> None:
-        """Appends the rows of one training, as one line: all of them or, after a kill, none."""
-        text = self.path.read_text() if self.path.exists() else ""
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(text + json.dumps(rows) + "\n")
-        partial.replace(self.path)
-        self.rows += rows
+        """Appends the rows of one training, as one line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(rows) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)
