@@ -159,7 +159,7 @@ def _draw(path: pathlib.Path, entries: list[dict], name: str, solvers: list[tupl
     ratios = sorted({e["bnr"] for e in entries})
     for axes, title in ((left, "a network for each ratio"), (right, "and one for all ratios")):
         axes.set_xscale("symlog", linthresh=0.1)
-        axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios], fontsize=7)
+        axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios], fontsize=7, rotation=60)
         axes.xaxis.minorticks_off()
         axes.set_yscale("log")
         axes.set_xlabel("blur-to-noise ratio")

@@ -79,6 +79,18 @@ def test_a_sweep_in_two_sittings_has_the_rows_of_one(tmp_path, capsys):
         bnr_sweep.sweep(options(tmp_path / "two", samples=24))
 
 
+def test_results_of_two_processes_lie_side_by_side_and_a_cut_line_is_forgotten(tmp_path):
+    one = comparison.Results(tmp_path, tiny_config(), {})
+    one.add([{"seed": 0}])
+    with one.path.open("a") as file:
+        file.write('[{"seed": 1')  # killed while it wrote
+    other = comparison.Results(tmp_path, tiny_config(), {})
+    other.add([{"seed": 2}])
+    assert one.rows == other.rows == [{"seed": 0}, {"seed": 2}]
+    assert one.has(seed=2)
+    assert not one.has(seed=1)
+
+
 def test_a_variant_that_is_not_known_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match=r"--variants must be of divide.*got 'dvide'"):
         ablation.ablate(options(tmp_path / "out", variants=["dvide"]))
