@@ -154,8 +154,10 @@ def _draw(path: pathlib.Path, entries: list[dict], name: str, solvers: list[tupl
     for solver, colour in zip(solvers, COLOURS, strict=False):
         label = f"{solver[0]}, NFE {solver[1]}"
         line(left, "fixed", solver, color=colour, label=label)
-        line(right, "fixed", solver, color=colour, label=f"{label}, a network for each ratio")
-        line(right, "any", solver, color=colour, linestyle="--", label=f"{label}, one for all")
+        # Colours are explained on the left, lines on the right, once.
+        kinds = ("a network for each", "one for all") if solver == solvers[0] else (None, None)
+        line(right, "fixed", solver, color=colour, label=kinds[0])
+        line(right, "any", solver, color=colour, linestyle="--", label=kinds[1])
     ratios = sorted({e["bnr"] for e in entries})
     for axes, title in ((left, "a network for each ratio"), (right, "and one for all ratios")):
         axes.set_xscale("symlog", linthresh=0.1)
@@ -166,7 +168,7 @@ def _draw(path: pathlib.Path, entries: list[dict], name: str, solvers: list[tupl
         axes.set_ylabel(name)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, handlelength=4)
     figure.savefig(path, dpi=120)
 
 

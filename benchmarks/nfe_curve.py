@@ -1,30 +1,29 @@
 """How good are samples for how many network calls? Distance against NFE for each solver.
 
-    python -m benchmarks.nfe_curve runs/digits runs/digits_hot --out nfe_curve
+    python -m benchmarks.nfe_curve runs/digits runs/digits_hot --out=runs/nfe
+    python -m benchmarks.nfe_curve runs/digits --out=runs/nfe_narrow --noise_range 0.01 20
 
 Draws the same seeds from every checkpoint (training workdir or its checkpoints/STEP) with euler,
-heun and multistep at several numbers of calls, and compares them with the checkpoint's own training
-data by the features of its configuration, or --features. Writes a table, OUT.json and OUT.png. A
-solver's number of calls is what it really needs: heun makes 2 n - 1 in n steps, so of an even
-number one less.
+heun and multistep at several numbers of calls, and compares them with the training data, by the
+features of a classifier trained on it (judge.py; kept in OUT) or by --features. Writes OUT/nfe.json
+and OUT/nfe.png. A solver's number of calls is what it really needs: heun makes 2 n - 1 in n steps,
+so of an even number one less.
 """
 
 import argparse
 import json
 import pathlib
-import sys
 import time
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
+from benchmarks.judge import Judge
+from benchmarks.train_step import machine
 from configs import saved
 from warm_diffusion import factory, samplers, settings
-from warm_diffusion.evaluation import features, metrics
-from warm_diffusion.jobs import fid_stats
+from warm_diffusion.data import Dataset
 from warm_diffusion.jobs.sample import generate
 from warm_diffusion.jobs.trained import load_trained, split_checkpoint
 from warm_diffusion.training import devices
@@ -38,31 +37,32 @@ def num_steps(solver: str, calls: int) -> int:
     return (calls + 1) // 2 if solver == "heun" else calls
 
 
-def measure(checkpoint: str, arguments: argparse.Namespace) -> list[dict]:
+def configuration(checkpoint: str, arguments: argparse.Namespace) -> ConfigDict:
+    """The checkpoint's, with the noise levels and the features asked for."""
+    config = saved.get_config(str(split_checkpoint(checkpoint)[0] / "config.json"))
+    config.eval.inception_weights = arguments.inception_weights or config.eval.inception_weights
+    if arguments.noise_range:
+        config.schedule.beta_min, config.schedule.beta_max = arguments.noise_range
+    return config
+
+
+def measure(
+    checkpoint: str, config: ConfigDict, data: Dataset, judge: Judge, arguments: argparse.Namespace
+) -> list[dict]:
     """One row a solver and number of calls."""
-    workdir, _ = split_checkpoint(checkpoint)
-    config = saved.get_config(str(workdir / "config.json"))
-    settings.enable_compilation_cache(config.compilation_cache_dir)
-    for key in ("features", "inception_weights"):
-        config.eval[key] = getattr(arguments, key) or config.eval[key]
-    mesh = devices.make_mesh()
+    mesh, rows = devices.make_mesh(), []
     trained = load_trained(config, checkpoint, mesh)
-    data, extract = factory.dataset(config), fid_stats.make_extractor(config)
-    reference = fid_stats.collect(data, extract, fid_stats.describe(config, data, extract))
-    split = reference.provenance["split"]
-    name = metrics.metric_name("fd", extract.name, arguments.samples, split)
-    rows = []
     for solver in arguments.solvers:
         for calls in arguments.calls:
             config.sampling.solver, config.sampling.num_steps = solver, num_steps(solver, calls)
             sampler = factory.sampler(
                 config, trained.network, trained.image_shape, config.sampling.batch_size, mesh
             )
-            if rows and rows[-1]["network_calls"] == sampler.num_calls:
+            if rows and (rows[-1]["solver"], rows[-1]["nfe"]) == (solver, sampler.num_calls):
                 continue  # heun at calls 4 and then 3
-            batches = generate(sampler, trained.params, range(arguments.samples), data)
             began = time.monotonic()
-            drawn = features.concatenate([extract(batch) for batch in batches])
+            batches = generate(sampler, trained.params, range(arguments.samples), data)
+            images = np.concatenate(list(batches))
             rows.append(
                 {
                     "checkpoint": checkpoint,
@@ -70,84 +70,101 @@ def measure(checkpoint: str, arguments: argparse.Namespace) -> list[dict]:
                     "weights": trained.weights,
                     "schedule": config.schedule.name,
                     "bnr": config.schedule.bnr,
+                    "noise_range": [config.schedule.beta_min, config.schedule.beta_max],
                     "solver": solver,
                     "num_steps": config.sampling.num_steps,
-                    "network_calls": sampler.num_calls,
+                    "nfe": sampler.num_calls,
                     "seconds": round(time.monotonic() - began, 2),
-                    "metric": name,
-                    "distance": metrics.compare(drawn, reference)[name],
+                    **judge(images),
                 }
             )
             row = rows[-1]
             print(
-                f"{checkpoint:<32} {solver:<10}{row['network_calls']:>5}{row['distance']:>12.4f}"
+                f"{checkpoint:<32} {solver:<10}{row['nfe']:>5}{row[judge.names[0]]:>12.4f}"
                 f"{row['seconds']:>9.1f}",
                 flush=True,
             )
     return rows
 
 
-def draw(rows: list[dict], path: pathlib.Path) -> None:
+def draw(rows: list[dict], metric: str, path: pathlib.Path) -> None:
     """A curve a checkpoint and solver."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for index, checkpoint in enumerate(dict.fromkeys(row["checkpoint"] for row in rows)):
         for solver in dict.fromkeys(row["solver"] for row in rows):
             curve = [r for r in rows if (r["checkpoint"], r["solver"]) == (checkpoint, solver)]
-            curve.sort(key=lambda row: row["network_calls"])
+            curve.sort(key=lambda row: row["nfe"])
             axes.loglog(
-                [row["network_calls"] for row in curve],
-                [row["distance"] for row in curve],
+                [row["nfe"] for row in curve],
+                [row[metric] for row in curve],
                 color=_COLOURS[solver],
                 linestyle=_LINES[index % len(_LINES)],
                 marker="o",
                 markersize=4,
                 label=f"{solver}, {pathlib.Path(checkpoint).name} (BNR {curve[0]['bnr']})",
             )
-    calls = sorted({row["network_calls"] for row in rows})
+    calls = sorted({row["nfe"] for row in rows})
     axes.set_xticks(calls, [str(number) for number in calls], fontsize=8)
     axes.minorticks_off()
     axes.set_xlabel("network calls an image (NFE)")
-    axes.set_ylabel(rows[0]["metric"])
+    axes.set_ylabel(metric)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.25)
     figure.savefig(path, dpi=120)
 
 
+def compare(arguments: argparse.Namespace) -> None:
+    """Measures, prints, writes and draws.
+
+    Raises:
+      ValueError: no checkpoints there, or of different images.
+    """
+    configs = {each: configuration(each, arguments) for each in arguments.checkpoints}
+    first = next(iter(configs.values()))
+    for checkpoint, config in configs.items():
+        if config.data != first.data:
+            raise ValueError(f"{checkpoint} was trained on other data than the first checkpoint")
+    settings.enable_compilation_cache(first.compilation_cache_dir)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    data = factory.dataset(first)
+    judge = Judge(first, data, arguments.out, arguments)
+    print(f"{'checkpoint':<32} {'solver':<10}{'NFE':>5}  {judge.names[0]}, seconds")
+    rows = []
+    for checkpoint, config in configs.items():
+        rows += measure(checkpoint, config, data, judge, arguments)
+        report = {"machine": machine(), "samples": arguments.samples, "rows": rows}
+        (arguments.out / "nfe.json").write_text(json.dumps(report, indent=2) + "\n")
+        draw(rows, judge.names[0], arguments.out / "nfe.png")
+    print(f"wrote {arguments.out}/nfe.json and nfe.png")
+
+
 def main() -> None:
-    """Measures, prints, writes and draws."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "checkpoints", nargs="+", help="training workdirs or their checkpoints/STEP"
     )
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("nfe_curve"))
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--calls", type=int, nargs="+", default=[5, 9, 13, 17, 25, 35, 51])
+    parser.add_argument("--calls", type=int, nargs="+", default=[5, 9, 13, 18, 25, 35, 51])
     parser.add_argument("--solvers", nargs="+", choices=samplers.SOLVERS, default=samplers.SOLVERS)
-    parser.add_argument("--features", default="", help="pixels, inception or MODULE:FUNCTION")
-    parser.add_argument("--inception-weights", default="", help="safetensors file")
+    parser.add_argument(
+        "--noise_range", type=float, nargs=2, metavar=("MIN", "MAX"),
+        help="smallest and first noise level (default: the checkpoint's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--features", default="classifier", help="classifier, pixels, inception or MODULE:FUNCTION"
+    )
+    parser.add_argument("--classifier_steps", type=int, default=1500)
+    parser.add_argument("--inception_weights", default="", help="safetensors file")
     arguments = parser.parse_args()
-    if min(arguments.calls) < 1 or arguments.samples < 2:
-        parser.error("--calls must be at least 1, --samples at least 2")
-    print(f"{'checkpoint':<32} {'solver':<10}{'NFE':>5}{'distance':>12}{'seconds':>9}")
-    rows = []
+    if min(arguments.calls) < 1 or arguments.samples < 8:
+        parser.error("--calls must be at least 1, --samples at least 8")
     try:
-        for checkpoint in arguments.checkpoints:
-            rows += measure(checkpoint, arguments)
+        compare(arguments)
     except ValueError as error:
         parser.error(str(error))
-    report = {
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "jax": jax.__version__,
-        "numpy": np.__version__,
-        "samples": arguments.samples,
-        "rows": rows,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    files = [arguments.out.with_name(arguments.out.name + end) for end in (".json", ".png")]
-    files[0].write_text(json.dumps(report, indent=2) + "\n")
-    draw(rows, files[1])
-    print(f"wrote {files[0]} and {files[1]}")
 
 
 if __name__ == "__main__":

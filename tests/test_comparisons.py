@@ -1,16 +1,21 @@
 """The comparisons of benchmarks/: their short training is the app's, and they can be stopped."""
 
 import json
+import pathlib
 import types
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import ablation, bnr_sweep, comparison
+from benchmarks import ablation, bnr_sweep, comparison, nfe_curve
+from benchmarks.judge import Judge
 from configs import digits
-from warm_diffusion import factory, schedules
+from warm_diffusion import factory, samplers, schedules
+from warm_diffusion.data.images import to_uint8
 from warm_diffusion.jobs.train import train_and_evaluate
+from warm_diffusion.jobs.trained import load_trained
+from warm_diffusion.training import devices
 
 
 @pytest.fixture(autouse=True)
@@ -94,4 +99,51 @@ def test_results_of_two_processes_lie_side_by_side_and_a_cut_line_is_forgotten(t
 def test_a_variant_that_is_not_known_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match=r"--variants must be of divide.*got 'dvide'"):
         ablation.ablate(options(tmp_path / "out", variants=["dvide"]))
+    assert not (tmp_path / "out").exists()
+
+
+def curve_options(out, *checkpoints, **changes):
+    """The command line of `nfe_curve`."""
+    values = {
+        "checkpoints": [str(path) for path in checkpoints], "out": pathlib.Path(out),
+        "samples": 16, "calls": [3, 4], "solvers": ["euler", "heun"], "noise_range": [0.5, 3.0],
+        "features": "pixels", "classifier_steps": 2, "inception_weights": "",
+    }  # fmt: skip
+    return types.SimpleNamespace(**(values | changes))
+
+
+def test_a_curve_has_each_number_of_calls_once_along_the_range_asked_for(tmp_path):
+    config = tiny_config()
+    train_and_evaluate(config, str(tmp_path / "run"))
+    nfe_curve.compare(curve_options(tmp_path / "curve", tmp_path / "run"))
+    rows = json.loads((tmp_path / "curve" / "nfe.json").read_text())["rows"]
+    assert [(row["solver"], row["nfe"]) for row in rows] == [
+        ("euler", 3),
+        ("euler", 4),
+        ("heun", 3),
+    ]
+    # The pure sampler on the path of that range, with its two steps of Heun, draws the same.
+    trained = load_trained(config, str(tmp_path / "run"), devices.make_mesh())
+    seeds, shape = np.arange(16, dtype=np.uint32), trained.image_shape
+    images = samplers.sample(
+        factory.sampling_denoiser(config, trained.network, trained.params, seeds),
+        samplers.initial_noise(seeds, shape),
+        schedules.constant_bnr(config.schedule.bnr, beta_min=0.5, beta_max=3.0),
+        num_steps=2,
+    )
+    judge = Judge(
+        config, factory.dataset(config), tmp_path, curve_options(tmp_path, tmp_path / "run")
+    )
+    for name, distance in judge(np.asarray(to_uint8(images))).items():
+        assert rows[2][name] == pytest.approx(distance, rel=1e-3)
+
+
+def test_a_curve_of_checkpoints_of_different_images_is_refused(tmp_path):
+    for name in ("one", "two"):
+        config = tiny_config()
+        config.data.channels = 1 if name == "one" else 3
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config.to_dict()))
+    with pytest.raises(ValueError, match="two was trained on other data"):
+        nfe_curve.compare(curve_options(tmp_path / "out", tmp_path / "one", tmp_path / "two"))
     assert not (tmp_path / "out").exists()
