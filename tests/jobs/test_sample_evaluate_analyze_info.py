@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -57,6 +58,22 @@ def test_a_seed_gives_the_same_image_whatever_the_batch_and_the_other_seeds(app,
     # another batch size is another program: the same to one grey level
     difference = pngs(sampled(trained[0]))["000003"].astype(int) - pngs(samples[0])["000003"]
     assert np.abs(difference).max() <= 1
+
+
+def test_images_of_other_settings_do_not_join_those_of_a_folder(app, samples, tmp_path):
+    shutil.copytree(samples[0].parents[1], tmp_path / "own")
+    folder = sampled(tmp_path / "own")
+    checkpoint = json.loads((folder / "sampling.json").read_text())["checkpoint"]
+    common = (
+        "--mode=sample", f"--checkpoint={checkpoint}", f"--workdir={tmp_path / 'own'}",
+        "--seeds=10-11",
+    )  # fmt: skip
+    _, err = app.run(*common, "--config.schedule.beta_max=20", tiny=False, status=2)
+    assert len(err.splitlines()) == 1
+    assert f"{folder} holds images drawn with other settings" in err
+    assert not (folder / "000010.png").exists()
+    app.run(*common, tiny=False)  # other seeds may
+    assert set(pngs(folder)) == {f"{seed:06d}" for seed in range(12)}
 
 
 def test_solver_steps_and_ratio_are_taken_from_the_command_line(app, trained, tmp_path, samples):

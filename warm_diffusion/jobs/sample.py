@@ -78,6 +78,16 @@ def sample_images(config: ConfigDict, workdir: str, checkpoint: str, seeds: str)
     path = "trained" if options.bnr < 0 else f"bnr{options.bnr:g}"
     name = f"step{trained.step}_{options.solver}{options.num_steps}_{path}"
     folder = pathlib.Path(workdir).expanduser().absolute() / "generated" / name
+    about = {
+        "checkpoint": str(checkpoint),
+        "step": trained.step,
+        "weights": trained.weights,
+        "seeds": numbers,
+        "network_calls": sampler.num_calls,
+        "schedule": config.schedule.to_dict(),
+        "sampling": options.to_dict(),
+    }
+    _refuse_a_mixture(folder / "sampling.json", about)
     images = []
     with progress(len(numbers), "sampling", " images") as bar:
         for batch in generate(sampler, trained.params, numbers, data):
@@ -86,15 +96,21 @@ def sample_images(config: ConfigDict, workdir: str, checkpoint: str, seeds: str)
     images = np.concatenate(images)
     save_pngs(folder, images, numbers)
     save_png(folder / "grid.png", grid(images, min_side=32))
-    about = {
-        "checkpoint": str(checkpoint),
-        "step": trained.step,
-        "weights": trained.weights,
-        "seeds": seeds,
-        "network_calls": sampler.num_calls,
-        "schedule": config.schedule.to_dict(),
-        "sampling": options.to_dict(),
-    }
     (folder / "sampling.json").write_text(json.dumps(about, indent=2) + "\n")
     say(f"samples  {len(images)} images, {sampler.num_calls} network calls each, in {folder}")
     return folder
+
+
+def _refuse_a_mixture(path: pathlib.Path, about: dict) -> None:
+    """Images of other seeds may join those of a folder, images of other settings may not."""
+
+    def settings(about: dict) -> dict:
+        sampling = {**about["sampling"], "batch_size": None}
+        return {**about, "sampling": sampling, "seeds": None}
+
+    told = json.loads(json.dumps(about))
+    if path.exists() and settings(json.loads(path.read_text())) != settings(told):
+        raise ValueError(
+            f"{path.parent} holds images drawn with other settings (see sampling.json there): "
+            f"move it away, or give another --workdir and --checkpoint={told['checkpoint']}"
+        )
