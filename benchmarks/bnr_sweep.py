@@ -19,6 +19,7 @@ import pathlib
 
 from absl import flags
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from ml_collections import config_flags
 
 from benchmarks import comparison
@@ -164,6 +165,8 @@ def _draw(path: pathlib.Path, entries: list[dict], name: str, solvers: list[tupl
         axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios], fontsize=7, rotation=60)
         axes.xaxis.minorticks_off()
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())  # plain numbers
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
         axes.set_xlabel("blur-to-noise ratio")
         axes.set_ylabel(name)
         axes.set_title(title, fontsize=10)
