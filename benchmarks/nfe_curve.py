@@ -17,6 +17,7 @@ import time
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from ml_collections import ConfigDict
 
 from benchmarks.judge import Judge
@@ -106,7 +107,9 @@ def draw(rows: list[dict], metric: str, path: pathlib.Path) -> None:
             )
     calls = sorted({row["nfe"] for row in rows})
     axes.set_xticks(calls, [str(number) for number in calls], fontsize=8)
-    axes.minorticks_off()
+    axes.xaxis.minorticks_off()
+    axes.yaxis.set_major_formatter(LogFormatter())  # plain numbers
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     axes.set_xlabel("network calls an image (NFE)")
     axes.set_ylabel(metric)
     axes.legend(fontsize=8)
