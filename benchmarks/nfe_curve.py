@@ -1,7 +1,7 @@
 """How good are samples for how many network calls? Distance against NFE for each solver.
 
     python -m benchmarks.nfe_curve runs/digits runs/digits_hot --out=runs/nfe
-    python -m benchmarks.nfe_curve runs/digits --out=runs/nfe_narrow --noise_range 0.01 20
+    python -m benchmarks.nfe_curve runs/digits --out=runs/nfe_narrow --noise_range 0.03 20
 
 Draws the same seeds from every checkpoint (training workdir or its checkpoints/STEP) with euler,
 heun and multistep at several numbers of calls, and compares them with the training data, by the
@@ -39,11 +39,21 @@ def num_steps(solver: str, calls: int) -> int:
 
 
 def configuration(checkpoint: str, arguments: argparse.Namespace) -> ConfigDict:
-    """The checkpoint's, with the noise levels and the features asked for."""
+    """The checkpoint's, with the noise levels and Inception's weights asked for.
+
+    Raises:
+      ValueError: no checkpoint there, or a range that its path cannot have.
+    """
     config = saved.get_config(str(split_checkpoint(checkpoint)[0] / "config.json"))
     config.eval.inception_weights = arguments.inception_weights or config.eval.inception_weights
     if arguments.noise_range:
         config.schedule.beta_min, config.schedule.beta_max = arguments.noise_range
+        path = factory.sampling_schedule(config)
+        if not np.allclose([path.beta(path.t_min), path.beta(path.t_max)], arguments.noise_range):
+            raise ValueError(
+                f"{checkpoint}: schedule {config.schedule.name} has noise levels of its own; leave "
+                "--noise_range out"
+            )
     return config
 
 

@@ -138,6 +138,18 @@ def test_a_curve_has_each_number_of_calls_once_along_the_range_asked_for(tmp_pat
         assert rows[2][name] == pytest.approx(distance, rel=1e-3)
 
 
+def test_a_range_that_a_path_cannot_have_is_refused(tmp_path):
+    config = tiny_config()
+    config.schedule.name = "cold"
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    with pytest.raises(ValueError, match="schedule cold has noise levels of its own"):
+        nfe_curve.compare(curve_options(tmp_path / "out", tmp_path))
+    config.schedule.name = "hot"
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    with pytest.raises(ValueError, match="expected 0 < beta_min < beta_max"):
+        nfe_curve.compare(curve_options(tmp_path / "out", tmp_path, noise_range=[3.0, 0.5]))
+
+
 def test_a_curve_of_checkpoints_of_different_images_is_refused(tmp_path):
     for name in ("one", "two"):
         config = tiny_config()

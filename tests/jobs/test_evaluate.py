@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import types
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from tests.jobs.conftest import REPOSITORY, wait_for
+from tests.jobs.conftest import REPOSITORY
 from warm_diffusion import schedules
 from warm_diffusion.evaluation import features, fid
 from warm_diffusion.jobs import Incomplete, Interrupted, drawing, watch
@@ -313,18 +312,27 @@ def test_features_of_other_seeds_in_the_folder_are_refused(tmp_path, monkeypatch
 
 def test_the_app_saves_what_it_has_drawn_and_exits_with_75(app, trained, tmp_path):
     arguments = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}")
-    process = app.start(*arguments, "--config.eval.num_samples=1000000", tiny=False)
-    statistics = lambda: list((tmp_path / "eval").glob("reference_*.npz"))  # noqa: E731
-    wait_for(statistics, process)
-    # The request is heard from here on; drawing a million images takes much longer than this.
-    time.sleep(3)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 75, err
-    assert "of 1,000,000 images and saved in" in err
+    # main.py, but SIGTERM comes after the first batch of eight is drawn: the next is its last.
+    program = f"""
+import os, runpy, signal
+from warm_diffusion.jobs import drawing
+
+def generate(*arguments, original=drawing.generate):
+    for n, batch in enumerate(original(*arguments)):
+        if n == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield batch
+
+drawing.generate = generate
+runpy.run_path({str(REPOSITORY / "main.py")!r}, run_name="__main__")
+"""
+    _, err = app.run(
+        *arguments, "--config.eval.num_samples=1000", tiny=False, status=75, before=("-c", program)
+    )
+    assert "after 16 of 1,000 images and saved in" in err
     (part,) = (tmp_path / "eval" / "partial").rglob("features_*.npz")
     drawn = np.load(part)["values"]
-    assert len(drawn) % 8 == 0
+    assert len(drawn) == 16
     assert not list((tmp_path / "eval").glob("step_*.json"))
 
 

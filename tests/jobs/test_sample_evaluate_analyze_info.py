@@ -41,6 +41,7 @@ def test_sampling_writes_a_png_for_each_seed_and_a_grid(samples):
     assert all(image.shape == (8, 8) for image in images.values())
     assert (folder / "grid.png").exists()
     about = json.loads((folder / "sampling.json").read_text())
+    assert about["seeds"] == "0-9"
     assert about["network_calls"] == 3  # Heun, two steps: 2 * 2 - 1
     assert "10 images" in out
 

@@ -82,7 +82,7 @@ def sample_images(config: ConfigDict, workdir: str, checkpoint: str, seeds: str)
         "checkpoint": str(checkpoint),
         "step": trained.step,
         "weights": trained.weights,
-        "seeds": numbers,
+        "seeds": seeds,
         "network_calls": sampler.num_calls,
         "schedule": config.schedule.to_dict(),
         "sampling": options.to_dict(),
@@ -94,9 +94,10 @@ def sample_images(config: ConfigDict, workdir: str, checkpoint: str, seeds: str)
             images.append(batch)
             bar.update(len(batch))
     images = np.concatenate(images)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sampling.json").write_text(json.dumps(about, indent=2) + "\n")  # before any image
     save_pngs(folder, images, numbers)
     save_png(folder / "grid.png", grid(images, min_side=32))
-    (folder / "sampling.json").write_text(json.dumps(about, indent=2) + "\n")
     say(f"samples  {len(images)} images, {sampler.num_calls} network calls each, in {folder}")
     return folder
 
