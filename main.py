@@ -1,7 +1,7 @@
 """Train, sample, evaluate and analyze blur-noise diffusion models.
 
+    python main.py --mode=sample --checkpoint=pretrained/cifar10_16 --workdir=runs/first
     python main.py --config=configs/digits.py --workdir=runs/digits
-    python main.py --mode=sample --workdir=runs/digits --seeds=0-63
 
 Exit status: 0 done; 1 a fault of the program; 2 a mistake in the command (one line says which);
 3 training diverged; 4 checkpoints missing or damaged; 75 stopped by a signal: run it again.
@@ -18,12 +18,13 @@ from warm_diffusion import jobs, settings
 
 FLAGS = flags.FLAGS
 MODES = {
-    "train": lambda config, workdir, _: jobs.train.train_and_evaluate(config, workdir),
-    "sample": lambda *job: jobs.sample.sample_images(*job, FLAGS.seeds),
+    "train": lambda config, workdir, _: jobs.train.train(config, workdir),
+    "sample": lambda *job: jobs.sample.sample(*job, FLAGS.seeds),
     "eval": lambda *job: jobs.evaluate.evaluate(*job, FLAGS.wait),
     "fid_stats": lambda config, workdir, _: jobs.fid_stats.write_statistics(config, workdir),
     "analyze": lambda *job: jobs.analyze.analyze(*job[:2], FLAGS.checkpoint),
-    "info": lambda config, *_: jobs.info.describe(config),
+    "export": lambda *job: jobs.export.export(*job[:2], FLAGS.checkpoint),
+    "info": lambda config, *_: jobs.info.print_info(config),
 }
 config_flags.DEFINE_config_file(
     "config",
@@ -32,7 +33,9 @@ config_flags.DEFINE_config_file(
 )
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 flags.DEFINE_string("workdir", None, "Where results go; train continues what is there.")
-flags.DEFINE_string("checkpoint", None, "Training workdir or its checkpoints/STEP [--workdir].")
+flags.DEFINE_string(
+    "checkpoint", None, "Model folder, training workdir or its checkpoints/STEP [--workdir]."
+)
 flags.DEFINE_string("seeds", "0-63", "sample: such as 0-63 or 3,5,8-11.")
 flags.DEFINE_float("bnr", None, "sample, eval: blur-to-noise ratio of the path [as trained].")
 flags.DEFINE_string("solver", None, "sample, eval: euler, heun or multistep.")
@@ -62,7 +65,7 @@ def parse(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Runs the mode; a mistake of the user's becomes one line."""
     logging.set_verbosity(logging.INFO if FLAGS.debug else logging.WARNING)
-    config = settings.prepare(FLAGS)
+    config = settings.start(FLAGS)
     try:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; flags look like --mode=train")

@@ -24,12 +24,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.judge import Judge
-from warm_diffusion import factory, samplers, schedules, settings
+from warm_diffusion import drawing, factory, samplers, schedules, settings
 from warm_diffusion.data import Dataset, batch_indices
-from warm_diffusion.jobs.sample import generate
-from warm_diffusion.jobs.trained import choose_weights
 from warm_diffusion.training import devices
-from warm_diffusion.training.state import Batch, TrainMetrics, make_train_step
+from warm_diffusion.training.state import Batch, TrainMetrics, choose_average
 
 
 class Timer:
@@ -82,8 +80,7 @@ class Trainer:
         self.config, self.data, self._timer = config, data, timer
         self.mesh = devices.make_mesh()
         devices.check_batch_size("training.batch_size", config.training.batch_size, self.mesh)
-        self.image_shape = data.images.shape[1:]
-        self.network = factory.model(config, self.image_shape)
+        self.built = factory.architecture(config, data.images.shape[1:])
         with timer.of("compiling"):
             self._step = self._compile(path)
         self._stored = devices.put_replicated(
@@ -93,21 +90,8 @@ class Trainer:
 
     def _compile(self, path):
         config, options = self.config, self.config.training
-        everywhere, split = devices.replicated(self.mesh), devices.split(self.mesh)
-
-        def step(state, metrics, stored, indices, seed, ratio):
-            loss = factory.loss(config, self.network, path and path(ratio))
-            train_step = make_train_step(
-                loss,
-                jax.random.key(seed),
-                batch_size=options.batch_size,
-                ema_halflives=options.ema_halflife_images,
-                ema_rampup=options.ema_rampup,
-                grad_accumulation=options.grad_accumulation,
-            )
-            return train_step(state, metrics, jax.tree.map(lambda leaf: leaf[indices], stored))
-
-        _, state = factory.initial_state(config, self.network, self.image_shape, self.mesh)
+        everywhere = devices.replicated(self.mesh)
+        _, state = factory.initial_state(config, self.built, self.mesh)
         self._structure = jax.tree.structure(state)  # with the optimizer that the step is made for
         self._no_metrics = jax.jit(TrainMetrics.empty, out_shardings=everywhere)
         images = self.data.images
@@ -124,13 +108,8 @@ class Trainer:
             jax.ShapeDtypeStruct((), jnp.uint32),
             jax.ShapeDtypeStruct((), jnp.float32),
         )
-        jitted = jax.jit(
-            step,
-            donate_argnums=(0, 1),
-            in_shardings=(everywhere, everywhere, everywhere, split, everywhere, everywhere),
-            out_shardings=everywhere,
-        )
-        return jitted.lower(*arguments).compile()
+        step = factory.train_step(config, self.built, self.mesh, resident=True, path=path)
+        return step.lower(*arguments).compile()
 
     def _initial_state(self, seed: int):
         """The state before the first step: made once a seed, the same for all ratios."""
@@ -138,7 +117,7 @@ class Trainer:
             with self._timer.of("compiling"):
                 config = copy.deepcopy(self.config)
                 config.seed = seed
-                make, _ = factory.initial_state(config, self.network, self.image_shape, self.mesh)
+                make, _ = factory.initial_state(config, self.built, self.mesh)
                 self._initial = {seed: [np.asarray(leaf) for leaf in jax.tree.leaves(make())]}
         leaves = devices.put_replicated(self._initial[seed], self.mesh)
         return jax.tree.unflatten(self._structure, leaves)
@@ -153,24 +132,24 @@ class Trainer:
                 if n == options.num_steps * 3 // 4:
                     metrics = self._no_metrics()  # losses are reported of the last quarter
                 indices = batch_indices(seed, n, options.batch_size, count)
-                batch = devices.put_split(devices.process_slice(indices), self.mesh)
+                batch = devices.put_split(indices, self.mesh)
                 state, metrics = self._step(
                     state, metrics, self._stored, batch, np.uint32(seed), np.float32(ratio)
                 )
                 if n % 100 == 0:
                     jax.block_until_ready(state.step)
             jax.block_until_ready(state)
-        params, weights = choose_weights(self.config, state)
+        settings.check_average(self.config)
+        params = choose_average(state, self.config.sampling.ema)
         facts = {
             "training_seconds": round(time.monotonic() - began, 2),
             "images_seen": options.num_steps * options.batch_size,
-            "weights": weights,
             "nonfinite_steps": int(state.nonfinite_total),
             **{name: float(value) for name, value in metrics.compute().items()},
         }
         return Trained(params, facts)
 
-    def path_samplers(self, solvers: list[tuple[str, int]]) -> dict[tuple, factory.Sampler]:
+    def path_samplers(self, solvers: list[tuple[str, int]]) -> dict[tuple, drawing.Sampler]:
         """Samplers along the configuration's path, of the solvers that fit it."""
         found = {}
         for solver, num_steps in solvers:
@@ -178,9 +157,7 @@ class Trainer:
             config.sampling.solver, config.sampling.num_steps = solver, num_steps
             if solver == "multistep" and config.schedule.name == "cold":
                 continue  # it needs a noise level that falls
-            found[solver, num_steps] = factory.sampler(
-                config, self.network, self.image_shape, config.sampling.batch_size, self.mesh
-            )
+            found[solver, num_steps] = factory.sampler(config, self.built, self.mesh)
         return found
 
 
@@ -190,23 +167,16 @@ class RatioSamplers:
     def __init__(self, trainer: Trainer, solvers: list[tuple[str, int]]):
         """`solvers`: (solver, number of steps) each."""
         self._trainer, options = trainer, trainer.config.sampling
-        self._solvers, self._batch = solvers, options.batch_size
+        self._solvers, self._batch, self._rho = solvers, options.batch_size, options.rho
         devices.check_batch_size("sampling.batch_size", self._batch, trainer.mesh)
         everywhere, split = devices.replicated(trainer.mesh), devices.split(trainer.mesh)
 
-        def draw(params, seeds, ratio, solver, num_steps):
-            return samplers.sample(
-                factory.sampling_denoiser(trainer.config, trainer.network, params, seeds),
-                samplers.initial_noise(seeds, trainer.image_shape),
-                self._path(ratio),
-                solver=solver,
-                num_steps=num_steps,
-                rho=options.rho,
-            )
+        def draw(params, seeds, ratio, how):
+            return drawing.draw(trainer.built, params, seeds, self._path(ratio), how)
 
         self._draw = jax.jit(
             draw,
-            static_argnums=(3, 4),
+            static_argnums=(3,),
             in_shardings=(everywhere, split, everywhere),
             out_shardings=everywhere,
         )
@@ -215,25 +185,19 @@ class RatioSamplers:
         levels = self._trainer.config.schedule
         return schedules.constant_bnr(ratio, beta_min=levels.beta_min, beta_max=levels.beta_max)
 
-    def at(self, ratio: float) -> dict[tuple, factory.Sampler]:
+    def at(self, ratio: float) -> dict[tuple, drawing.Sampler]:
         """By (solver, number of steps)."""
         mesh = self._trainer.mesh
 
         def make(solver, num_steps):
             def draw(params, seeds, start):
                 del start
-                seeds = devices.put_split(devices.process_slice(seeds), mesh)
-                return self._draw(params, seeds, np.float32(ratio), solver, num_steps)
+                return self._draw(params, devices.put_split(seeds, mesh), np.float32(ratio), how)
 
-            calls = network_calls(solver, num_steps)
-            return factory.Sampler(draw, self._batch, calls, self._path(ratio), False)
+            how = drawing.Settings(solver, num_steps, self._rho)
+            return drawing.Sampler(draw, self._batch, how.num_calls, self._path(ratio))
 
         return {each: make(*each) for each in self._solvers}
-
-
-def network_calls(solver: str, num_steps: int) -> int:
-    """NFE: heun calls the network twice a step but in the last one."""
-    return 2 * num_steps - 1 if solver == "heun" else num_steps
 
 
 def parse_solvers(texts: list[str]) -> list[tuple[str, int]]:
@@ -251,7 +215,7 @@ def parse_solvers(texts: list[str]) -> list[tuple[str, int]]:
 
 def evaluate(
     trained: Trained,
-    by_solver: dict[tuple, factory.Sampler],
+    by_solver: dict[tuple, drawing.Sampler],
     judge: Judge,
     data: Dataset,
     timer: Timer,
@@ -262,11 +226,12 @@ def evaluate(
     for (solver, num_steps), sampler in by_solver.items():
         if (solver, num_steps) not in compiled:  # one batch, not to count compiling as sampling
             with timer.of("compiling"):
-                list(generate(sampler, trained.params, range(sampler.batch_size), data))
+                list(sampler.generate(trained.params, range(sampler.batch_size), data.images))
             compiled.add((solver, num_steps))
         began = time.monotonic()
         with timer.of("sampling"):
-            images = np.concatenate(list(generate(sampler, trained.params, range(samples), data)))
+            drawn = sampler.generate(trained.params, range(samples), data.images)
+            images = np.concatenate(list(drawn))
         seconds = time.monotonic() - began
         with timer.of("distances"):
             found = judge(images)

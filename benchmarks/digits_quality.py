@@ -18,12 +18,9 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from configs import saved
-from warm_diffusion import factory, settings
+from warm_diffusion import factory, pretrained, settings
 from warm_diffusion.data.images import from_uint8
 from warm_diffusion.evaluation import distances
-from warm_diffusion.jobs.sample import generate
-from warm_diffusion.jobs.trained import load_trained
-from warm_diffusion.training import devices
 
 _SURE = 0.9
 
@@ -62,20 +59,20 @@ def judge(samples: np.ndarray, images: np.ndarray, labels: np.ndarray) -> dict:
 def main() -> None:
     """Draws the samples and prints the verdict as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True, help="training workdir")
+    parser.add_argument("--checkpoint", required=True, help="training workdir or model folder")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--out", help="JSON file to write")
     arguments = parser.parse_args()
     config = saved.get_config(str(pathlib.Path(arguments.checkpoint) / "config.json"))
     settings.enable_compilation_cache(config.compilation_cache_dir)
-    mesh = devices.make_mesh()
-    data = factory.dataset(config)
-    trained = load_trained(config, arguments.checkpoint, mesh)
-    batch_size = config.sampling.batch_size
-    sampler = factory.sampler(config, trained.network, trained.image_shape, batch_size, mesh)
-    batches = generate(sampler, trained.params, range(arguments.samples), data)
-    report = judge(np.concatenate(list(batches)), np.asarray(data.images), data.labels)
-    report |= {"step": trained.step, "network_calls": sampler.num_calls, "weights": trained.weights}
+    data, model = factory.dataset(config), pretrained.load(arguments.checkpoint)
+    options = config.sampling
+    samples = model.sample(
+        range(arguments.samples), options.solver, options.num_steps, batch_size=options.batch_size
+    )
+    report = judge(samples, np.asarray(data.images), data.labels)
+    report |= {key: model.info[key] for key in ("step", "weights")}
+    report |= {"solver": options.solver, "num_steps": options.num_steps}
     text = json.dumps(report, indent=2)
     print(text)
     if arguments.out:

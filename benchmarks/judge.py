@@ -18,10 +18,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from warm_diffusion import factory
 from warm_diffusion.data import Dataset, batch_indices
 from warm_diffusion.data.images import from_uint8
 from warm_diffusion.evaluation import distances, features, metrics
-from warm_diffusion.jobs import fid_stats
 
 _KERNEL_BLOCKS = 20
 
@@ -115,7 +115,7 @@ class Judge:
         else:
             config = copy.deepcopy(config)
             config.eval.features = options.features
-            self._extract = fid_stats.make_extractor(config)
+            self._extract = factory.extractor(config)
         self._real = np.concatenate(
             [
                 self._extract(np.asarray(data.images[first : first + 1024])).values

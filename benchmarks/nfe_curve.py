@@ -3,8 +3,8 @@
     python -m benchmarks.nfe_curve runs/digits runs/digits_hot --out=runs/nfe
     python -m benchmarks.nfe_curve runs/digits --out=runs/nfe_narrow --noise_range 0.03 20
 
-Draws the same seeds from every checkpoint (training workdir or its checkpoints/STEP) with euler,
-heun and multistep at several numbers of calls, and compares them with the training data, by the
+Draws the same seeds from every network (model folder, training workdir, its checkpoints/STEP) with
+euler, heun and multistep at several numbers of calls, compares them with the training data, by the
 features of a classifier trained on it (judge.py; kept in OUT) or by --features. Writes OUT/nfe.json
 and OUT/nfe.png. A solver's number of calls is what it really needs: heun makes 2 n - 1 in n steps,
 so of an even number one less.
@@ -23,10 +23,8 @@ from ml_collections import ConfigDict
 from benchmarks.judge import Judge
 from benchmarks.train_step import machine
 from configs import saved
-from warm_diffusion import factory, samplers, settings
+from warm_diffusion import factory, pretrained, samplers, settings
 from warm_diffusion.data import Dataset
-from warm_diffusion.jobs.sample import generate
-from warm_diffusion.jobs.trained import load_trained, split_checkpoint
 from warm_diffusion.training import devices
 
 _COLOURS = {"euler": "#d95f02", "heun": "#1b9e77", "multistep": "#7570b3"}
@@ -44,7 +42,7 @@ def configuration(checkpoint: str, arguments: argparse.Namespace) -> ConfigDict:
     Raises:
       ValueError: no checkpoint there, or a range that its path cannot have.
     """
-    config = saved.get_config(str(split_checkpoint(checkpoint)[0] / "config.json"))
+    config = saved.get_config(str(pretrained.split_checkpoint(checkpoint)[0] / "config.json"))
     config.eval.inception_weights = arguments.inception_weights or config.eval.inception_weights
     if arguments.noise_range:
         config.schedule.beta_min, config.schedule.beta_max = arguments.noise_range
@@ -62,23 +60,22 @@ def measure(
 ) -> list[dict]:
     """One row a solver and number of calls."""
     mesh, rows = devices.make_mesh(), []
-    trained = load_trained(config, checkpoint, mesh)
+    model = pretrained.load(checkpoint, config.sampling.ema)
+    params = devices.put_replicated(model.params, mesh)
     for solver in arguments.solvers:
         for calls in arguments.calls:
             config.sampling.solver, config.sampling.num_steps = solver, num_steps(solver, calls)
-            sampler = factory.sampler(
-                config, trained.network, trained.image_shape, config.sampling.batch_size, mesh
-            )
+            sampler = factory.sampler(config, model.architecture, mesh)
             if rows and (rows[-1]["solver"], rows[-1]["nfe"]) == (solver, sampler.num_calls):
                 continue  # heun at calls 4 and then 3
             began = time.monotonic()
-            batches = generate(sampler, trained.params, range(arguments.samples), data)
+            batches = sampler.generate(params, range(arguments.samples), data.images)
             images = np.concatenate(list(batches))
             rows.append(
                 {
                     "checkpoint": checkpoint,
-                    "step": trained.step,
-                    "weights": trained.weights,
+                    "step": model.info.get("step"),
+                    "weights": model.info["weights"],
                     "schedule": config.schedule.name,
                     "bnr": config.schedule.bnr,
                     "noise_range": [config.schedule.beta_min, config.schedule.beta_max],

@@ -35,7 +35,7 @@ from ml_collections import ConfigDict, config_flags
 
 from warm_diffusion import factory
 from warm_diffusion.training import devices
-from warm_diffusion.training.state import Batch, LossFn, TrainMetrics, make_train_step
+from warm_diffusion.training.state import Batch, LossFn, TrainMetrics
 
 FLAGS = flags.FLAGS
 
@@ -61,37 +61,27 @@ class Step:
         mesh = devices.make_mesh()
         self.batch_size = config.training.batch_size
         devices.check_batch_size("training.batch_size", self.batch_size, mesh)
-        network = factory.model(config, shape)
-        make_state, abstract = factory.initial_state(config, network, shape, mesh)
-        loss = loss or factory.loss(config, network)
-        train_step = make_train_step(
-            loss,
-            jax.random.key(config.seed),
-            batch_size=self.batch_size,
-            ema_halflives=config.training.ema_halflife_images,
-            ema_rampup=config.training.ema_rampup,
-            grad_accumulation=config.training.grad_accumulation,
-        )
-        everywhere, split = devices.replicated(mesh), devices.split(mesh)
-        jitted = jax.jit(
-            train_step,
-            in_shardings=(everywhere, everywhere, split),
-            out_shardings=everywhere,
-            donate_argnums=(0, 1),
-        )
+        built = factory.architecture(config, shape)
+        make_state, abstract = factory.initial_state(config, built, mesh)
+        step = factory.train_step(config, built, mesh, loss_fn=loss)
+        everywhere = devices.replicated(mesh)
         self._batch = devices.put_split(_random_batch(config, shape), mesh)
         self._metrics = jax.jit(TrainMetrics.empty, out_shardings=everywhere)()
         self.parameters = int(clu.parameter_overview.count_parameters(abstract.params))
         self.gigaflop = _gigaflop(config, shape, abstract.params, self._batch)
         begin = time.perf_counter()
-        self.compiled = jitted.lower(abstract, self._metrics, self._batch).compile()
+        self._varied = np.uint32(config.seed), np.float32(0)
+        arguments = (abstract, self._metrics, self._batch, *self._varied)
+        self.compiled = step.lower(*arguments).compile()
         self.compile_seconds = time.perf_counter() - begin
         self._state = make_state()
 
     def seconds(self) -> float:
         """Runs one step and waits for it."""
         begin = time.perf_counter()
-        self._state, self._metrics = self.compiled(self._state, self._metrics, self._batch)
+        self._state, self._metrics = self.compiled(
+            self._state, self._metrics, self._batch, *self._varied
+        )
         jax.block_until_ready(self._state)
         return time.perf_counter() - begin
 
@@ -119,8 +109,7 @@ def _gigaflop(config: ConfigDict, shape: tuple[int, int, int], params, batch: Ba
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.remat = False
-    network = factory.model(config, shape)
-    loss = factory.loss(config, network)
+    loss = factory.loss(config, factory.architecture(config, shape))
     keys = jax.ShapeDtypeStruct((1,), jax.random.key(0).dtype)
     image = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), batch)
     gradient = jax.grad(lambda params, keys, image: loss(params, keys, image).total.mean())

@@ -42,7 +42,7 @@ def variant(config: ConfigDict, **changes) -> ConfigDict:
 def edm_loss(config: ConfigDict) -> LossFn:
     """EDM's own loss (arXiv 2206.00364, table 1) of a network with one head."""
     shape = (config.data.resolution, config.data.resolution, config.data.channels)
-    network = factory.model(config, shape)
+    network = factory.architecture(config, shape).network
     options, s, augment = config.schedule, config.loss.sigma_data, config.augment
 
     def loss(params, keys, batch):

@@ -12,8 +12,9 @@ def get_config() -> ml_collections.ConfigDict:
     """A small network on scikit-learn's digits, with the paper's process and EDM's recipe."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of weights, noise and the order of images
-    # Initial weights of a new run: a file of `python -m warm_diffusion.models.edm_weights`; empty:
-    # random ones.
+    # Initial weights of a new run, of the same network: a model folder (of --mode=export or of
+    # `python -m warm_diffusion.models.edm_weights`), a training workdir or its checkpoints/STEP;
+    # empty: random ones.
     config.init_from = ""
     # Where compiled programs are kept for the next start; empty turns that off. The environment
     # variable JAX_COMPILATION_CACHE_DIR goes before it.
@@ -34,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.name = "ddpmpp"  # ddpmpp | ncsnpp
     model.parameterization = "divide"  # divide (two heads) | clean | score
     # edm | spectral: an experiment of divide, in which the network learns what a linear filter of
-    # the data's spectrum cannot; sampling needs the data as well
+    # the data's spectrum cannot
     model.preconditioning = "edm"
     model.model_channels = 24  # base width
     model.channel_mult = (1, 2)  # width of each level, fine to coarse, in multiples of it
@@ -121,7 +122,8 @@ def get_config() -> ml_collections.ConfigDict:
     # from uint8 images [B, H, W, C] to features [B, D]
     evaluation.features = "pixels"
     evaluation.inception_weights = ""  # safetensors file; without one, inception says how to get it
-    evaluation.reference = ""  # statistics that --mode=fid_stats wrote; empty: made from data
+    # Statistics that --mode=fid_stats wrote, or EDM's own .npz (mu, sigma); empty: made from data.
+    evaluation.reference = ""
     evaluation.split = ""  # what data's images are, in metric names; empty: tfds's split, or train
     evaluation.likelihood = False  # bits per dimension of data's images as well (slow)
     evaluation.likelihood_images = 256  # how many, drawn at random; 0: all
@@ -132,4 +134,10 @@ def get_config() -> ml_collections.ConfigDict:
     # Source of images that were not trained on, such as folder:cifar10/test, prepared as data's;
     # empty: training images, as many as twice the above.
     analysis.held_out = ""
+
+    config.export = export = ml_collections.ConfigDict()  # --mode=export
+    export.num_images = 64  # in the model card's picture; 0: none
+    # Write the sampler with its weights as one program, sampler.stablehlo: a script with JAX alone
+    # draws the same images from it.
+    export.program = False
     return config.lock()

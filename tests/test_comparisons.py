@@ -11,11 +11,9 @@ import pytest
 from benchmarks import ablation, bnr_sweep, comparison, nfe_curve
 from benchmarks.judge import Judge
 from configs import digits
-from warm_diffusion import factory, samplers, schedules
+from warm_diffusion import factory, pretrained, samplers, schedules
 from warm_diffusion.data.images import to_uint8
-from warm_diffusion.jobs.train import train_and_evaluate
-from warm_diffusion.jobs.trained import load_trained
-from warm_diffusion.training import devices
+from warm_diffusion.jobs.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +46,7 @@ def options(out, **changes):
 def test_a_trained_ratio_has_the_weights_of_the_apps_own_run(tmp_path):
     config = tiny_config()
     config.schedule.bnr, config.seed = 2.0, 5
-    state = train_and_evaluate(config, str(tmp_path / "run"))
+    state = train(config, str(tmp_path / "run"))
     other = tiny_config()  # its own ratio and seed are arguments here
     trainer = comparison.Trainer(
         other, factory.dataset(other), comparison.Timer(), schedules.constant_bnr
@@ -114,7 +112,7 @@ def curve_options(out, *checkpoints, **changes):
 
 def test_a_curve_has_each_number_of_calls_once_along_the_range_asked_for(tmp_path):
     config = tiny_config()
-    train_and_evaluate(config, str(tmp_path / "run"))
+    train(config, str(tmp_path / "run"))
     nfe_curve.compare(curve_options(tmp_path / "curve", tmp_path / "run"))
     rows = json.loads((tmp_path / "curve" / "nfe.json").read_text())["rows"]
     assert [(row["solver"], row["nfe"]) for row in rows] == [
@@ -123,11 +121,11 @@ def test_a_curve_has_each_number_of_calls_once_along_the_range_asked_for(tmp_pat
         ("heun", 3),
     ]
     # The pure sampler on the path of that range, with its two steps of Heun, draws the same.
-    trained = load_trained(config, str(tmp_path / "run"), devices.make_mesh())
-    seeds, shape = np.arange(16, dtype=np.uint32), trained.image_shape
+    model = pretrained.load(tmp_path / "run")
+    noise = samplers.initial_noise(np.arange(16, dtype=np.uint32), model.image_shape)
     images = samplers.sample(
-        factory.sampling_denoiser(config, trained.network, trained.params, seeds),
-        samplers.initial_noise(seeds, shape),
+        model.denoise,
+        noise,
         schedules.constant_bnr(config.schedule.bnr, beta_min=0.5, beta_max=3.0),
         num_steps=2,
     )

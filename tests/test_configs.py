@@ -19,9 +19,9 @@ def build(name, *arguments):
 
 
 def parameter_count(config, shape):
-    network = factory.model(config, shape)
-    params = jax.eval_shape(lambda: factory.init_params(network, jax.random.key(0), shape))
-    return network, params, sum(leaf.size for leaf in jax.tree.leaves(params))
+    built = factory.architecture(config, shape)
+    params = jax.eval_shape(lambda: built.init_params(jax.random.key(0)))
+    return built, params, sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_a_configuration_builds(name, arguments):
     _, config = build(name, *arguments)
     size = config.data.resolution or 8
     shape = (size, size, config.data.channels or 1)
-    network, params, _ = parameter_count(config, shape)
-    loss_fn = factory.loss(config, network)
+    built, params, _ = parameter_count(config, shape)
+    loss_fn = factory.loss(config, built)
     batch = Batch(
         jax.ShapeDtypeStruct((2, *shape), jnp.uint8),
         jax.ShapeDtypeStruct((2,), jnp.int32) if config.model.num_classes else None,
@@ -51,7 +51,7 @@ def test_a_configuration_builds(name, arguments):
     objective = lambda params, *rest: loss_fn(params, *rest).total.mean()  # noqa: E731
     gradient = jax.eval_shape(jax.grad(objective), params, keys, batch)
     assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, params)
-    sampler = factory.sampler(config, network, shape, 2 * make_mesh().size, make_mesh())
+    sampler = factory.sampler(config, built, make_mesh(), batch_size=2 * make_mesh().size)
     # Heun calls the network twice a step but the last (EDM, algorithm 1)
     assert sampler.num_calls == 2 * config.sampling.num_steps - 1
 

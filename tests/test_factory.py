@@ -25,9 +25,9 @@ def make_config(**overrides):
     return config
 
 
-def random_params(network, seed=0):
+def random_params(built, seed=0):
     """Parameters of which none is zero, so that every input reaches the output."""
-    params = factory.init_params(network, jax.random.key(seed), SHAPE)
+    params = built.init_params(jax.random.key(seed))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     leaves = [
@@ -47,9 +47,9 @@ def keys(size=8):
     return jax.random.split(jax.random.key(5), size)
 
 
-def mean_gradient(config, params, batch, network=None):
-    network = network or factory.model(config, SHAPE)
-    loss_fn = factory.loss(config, network)
+def mean_gradient(config, params, batch, built=None):
+    built = built or factory.architecture(config, SHAPE)
+    loss_fn = factory.loss(config, built)
     objective = lambda p: loss_fn(p, keys(len(batch.images)), batch).total.mean()  # noqa: E731
     return jax.jit(jax.value_and_grad(objective))(params)
 
@@ -61,12 +61,12 @@ def largest_difference(a, b):
 
 def test_the_plain_loss_is_score_matching_on_the_images():
     config = make_config()
-    network = factory.model(config, SHAPE)
-    params, batch = random_params(network), random_batch()
-    terms = factory.loss(config, network)(params, keys(), batch)
+    built = factory.architecture(config, SHAPE)
+    params, batch = random_params(built), random_batch()
+    terms = factory.loss(config, built)(params, keys(), batch)
     loss_keys = jax.vmap(jax.random.split, out_axes=1)(keys())[0]
     expected = losses.score_matching_loss(
-        factory.make_denoiser(config, network, params),
+        built.denoiser(params),
         loss_keys,
         from_uint8(batch.images),
         factory.schedule(config),
@@ -77,15 +77,15 @@ def test_the_plain_loss_is_score_matching_on_the_images():
 def test_augmentation_reaches_the_images_and_the_network():
     config = make_config(**{"augment.transforms": augmentation.TRANSFORMS})
     config.augment.probability = 1.0
-    network = factory.model(config, SHAPE)
-    assert network.augment_dim == 9
-    params, batch = random_params(network), random_batch()
-    terms = factory.loss(config, network)(params, keys(), batch)
+    built = factory.architecture(config, SHAPE)
+    assert built.network.augment_dim == 9
+    params, batch = random_params(built), random_batch()
+    terms = factory.loss(config, built)(params, keys(), batch)
     loss_keys, augment_keys = jax.vmap(jax.random.split, out_axes=1)(keys())
     images, labels = augmentation.augment(augment_keys, from_uint8(batch.images), 1.0)
 
     def denoise(x, alpha, beta, labels=labels):
-        return factory.make_denoiser(config, network, params, augment_labels=labels)(x, alpha, beta)
+        return built.denoiser(params, augment_labels=labels)(x, alpha, beta)
 
     path = factory.schedule(config)
     expected = losses.score_matching_loss(denoise, loss_keys, images, path)
@@ -98,9 +98,9 @@ def test_augmentation_reaches_the_images_and_the_network():
 
 def test_each_image_is_told_its_own_class():
     config = make_config(**{"model.num_classes": 4})
-    network = factory.model(config, SHAPE)
-    params, batch = random_params(network), random_batch(classes=4)
-    loss_fn = jax.jit(factory.loss(config, network))
+    built = factory.architecture(config, SHAPE)
+    params, batch = random_params(built), random_batch(classes=4)
+    loss_fn = jax.jit(factory.loss(config, built))
     changed = Batch(batch.images, batch.labels.at[3].set(0))
     difference = loss_fn(params, keys(), batch).total - loss_fn(params, keys(), changed).total
     assert np.flatnonzero(np.asarray(difference)).tolist() == [3]
@@ -123,12 +123,12 @@ def test_classes_that_the_data_do_not_have_are_refused(tmp_path):
 
 def test_slices_of_a_batch_give_the_gradient_of_the_batch():
     config = make_config(**{"augment.transforms": ("x_flip", "scale")})
-    network, mesh = factory.model(config, SHAPE), make_mesh()
-    make_state, _ = factory.initial_state(config, network, SHAPE, mesh)
+    built, mesh = factory.architecture(config, SHAPE), make_mesh()
+    make_state, _ = factory.initial_state(config, built, mesh)
     updates = []
     for slices in (1, 4):
         step = make_train_step(
-            factory.loss(config, network),
+            factory.loss(config, built),
             jax.random.key(0),
             batch_size=8,
             ema_halflives=(100.0,),
@@ -144,7 +144,7 @@ def test_slices_of_a_batch_give_the_gradient_of_the_batch():
 
 def test_remat_changes_memory_and_not_the_gradient():
     config = make_config()
-    params, batch = random_params(factory.model(config, SHAPE)), random_batch()
+    params, batch = random_params(factory.architecture(config, SHAPE)), random_batch()
     plain = mean_gradient(config, params, batch)
     config.model.remat = True
     again = mean_gradient(config, params, batch)
@@ -154,12 +154,12 @@ def test_remat_changes_memory_and_not_the_gradient():
 
 def test_a_bfloat16_network_has_float32_weights_and_nearly_the_same_gradient():
     config = make_config()
-    network = factory.model(config, SHAPE)
-    params, batch = random_params(network), random_batch()
+    built = factory.architecture(config, SHAPE)
+    params, batch = random_params(built), random_batch()
     value, gradient = mean_gradient(config, params, batch)
     config.model.dtype = "bfloat16"
-    narrow = factory.model(config, SHAPE)
-    narrow_params = factory.init_params(narrow, jax.random.key(0), SHAPE)
+    narrow = factory.architecture(config, SHAPE)
+    narrow_params = narrow.init_params(jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow_params)} == {jnp.dtype("float32")}
     narrow_value, narrow_gradient = mean_gradient(config, params, batch, narrow)
     assert narrow_value.dtype == jnp.float32
@@ -175,27 +175,27 @@ def test_a_bfloat16_network_has_float32_weights_and_nearly_the_same_gradient():
 
 def test_dropout_masks_differ_from_step_to_step():
     config = make_config(**{"model.dropout": 0.5})
-    network = factory.model(config, SHAPE)
-    params, batch = random_params(network), random_batch()
-    loss_fn = jax.jit(factory.loss(config, network))
+    built = factory.architecture(config, SHAPE)
+    params, batch = random_params(built), random_batch()
+    loss_fn = jax.jit(factory.loss(config, built))
     other_dropout = keys().at[0].set(jax.random.key(99))
     one, other = (loss_fn(params, k, batch).total for k in (keys(), other_dropout))
     assert np.all(np.asarray(one[1:]) != np.asarray(other[1:]))
 
 
-def sample(config, params, network, seeds):
-    sampler = factory.sampler(config, network, SHAPE, len(seeds), make_mesh())
+def sample(config, params, built, seeds):
+    sampler = factory.sampler(config, built, make_mesh(), batch_size=len(seeds))
     return np.asarray(sampler.draw(params, np.asarray(seeds, np.uint32), None)), sampler.num_calls
 
 
 def test_a_seed_is_drawn_in_its_class_or_the_one_asked_for():
     config = make_config(**{"model.num_classes": 3, "sampling.num_steps": 2})
-    network = factory.model(config, SHAPE)
-    params = random_params(network)
-    by_seed, _ = sample(config, params, network, [4, 5])  # classes 1 and 2
+    built = factory.architecture(config, SHAPE)
+    params = random_params(built)
+    by_seed, _ = sample(config, params, built, [4, 5])  # classes 1 and 2
     for index, label in enumerate((1, 2)):
         config.sampling.label = label
-        asked, _ = sample(config, params, network, [4, 5])
+        asked, _ = sample(config, params, built, [4, 5])
         np.testing.assert_allclose(asked[index], by_seed[index], atol=1e-5)
         assert np.abs(asked[1 - index] - by_seed[1 - index]).max() > 1e-4
 
@@ -204,14 +204,14 @@ def test_guidance_extrapolates_from_no_class_to_the_class():
     """Two Euler steps retyped with the guided heads u + w (c - u)."""
     config = make_config(**{"model.num_classes": 3, "sampling.num_steps": 2})
     config.sampling.solver, config.sampling.guidance, config.sampling.label = "euler", 2.5, 1
-    network = factory.model(config, SHAPE)
-    params = random_params(network)
-    drawn, num_calls = sample(config, params, network, [7])
+    built = factory.architecture(config, SHAPE)
+    params = random_params(built)
+    drawn, num_calls = sample(config, params, built, [7])
     assert num_calls == 4
 
     def heads(x, alpha, beta):
         both = [
-            factory.make_denoiser(config, network, params, labels=labels)(x, alpha, beta)
+            built.denoiser(params, labels)(x, alpha, beta)
             for labels in (jnp.array([1]), None)
         ]
         return type(both[0])(*(u + 2.5 * (c - u) for c, u in zip(*both, strict=True)))
@@ -226,16 +226,16 @@ def test_guidance_without_classes_is_refused(key):
     config = make_config()
     config.sampling[key] = 2 if key == "label" else 2.0
     with pytest.raises(ValueError, match="need a network with classes"):
-        factory.sampler(config, factory.model(config, SHAPE), SHAPE, 2, make_mesh())
+        factory.sampler(config, factory.architecture(config, SHAPE), make_mesh(), batch_size=2)
 
 
 def test_a_clipped_gradient_has_the_norm_asked_for():
     """Adam's first mean is 0.1 of the gradient it is given."""
     config = make_config(**{"optimizer.grad_clip": 0.01})
-    network = factory.model(config, SHAPE)
-    make_state, _ = factory.initial_state(config, network, SHAPE, make_mesh())
+    built = factory.architecture(config, SHAPE)
+    make_state, _ = factory.initial_state(config, built, make_mesh())
     step = make_train_step(
-        factory.loss(config, network), jax.random.key(0), batch_size=8, ema_halflives=(9.0,),
+        factory.loss(config, built), jax.random.key(0), batch_size=8, ema_halflives=(9.0,),
         ema_rampup=0.0,
     )  # fmt: skip
     state, metrics = jax.jit(step)(make_state(), TrainMetrics.empty(), random_batch())

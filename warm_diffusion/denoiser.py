@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from warm_diffusion import dct as _dct
 
@@ -41,7 +42,12 @@ _MIN_TRANSFER = 1e-3  # Blurring Diffusion's floor for undoing the blur, eq. (5)
 
 
 class Prediction(NamedTuple):
-    """Posterior means of both parts of the clean image, each [B, H, W, C]."""
+    """Posterior means of both parts of the clean image, each [B, H, W, C].
+
+    Example:
+      >>> denoiser.Prediction(blurry=0.5, residual=0.25).clean
+      0.75
+    """
 
     blurry: jax.Array
     residual: jax.Array
@@ -52,12 +58,41 @@ class Prediction(NamedTuple):
         return self.blurry + self.residual
 
 
-Denoiser = Callable[[jax.Array, jax.Array, jax.Array], Prediction]  # (x, alpha, beta)
+# (x [B, H, W, C], alpha, beta): levels are scalars while sampling, [B] in the loss.
+Denoiser = Callable[[jax.Array, ArrayLike, ArrayLike], Prediction]
 Network = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (x, c_noise, c_blur)
 
 
+def check_prediction(value: object) -> Prediction:
+    """What a denoiser returned, if it is a Prediction.
+
+    Raises:
+      ValueError: it is something else, as from a raw network.
+
+    Example:
+      >>> denoiser.check_prediction(np.zeros((2, 8, 8, 6)))  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      ValueError: denoise must return a denoiser.Prediction, got an array (2, 8, 8, 6): ...
+    """
+    if not isinstance(value, Prediction):
+        got = f"an array {value.shape}" if hasattr(value, "shape") else type(value).__name__
+        raise ValueError(
+            f"denoise must return a denoiser.Prediction, got {got}: if it is a network, "
+            "wrap the network: denoiser.precondition(network)"
+        )
+    return value
+
+
 def num_heads(parameterization: str) -> int:
-    """Images that the network puts out per image: 2 for `divide`, 1 for `clean` and `score`."""
+    """Images that the network puts out per image: 2 for `divide`, 1 for `clean` and `score`.
+
+    Raises:
+      ValueError: an unknown parameterization.
+
+    Example:
+      >>> denoiser.num_heads("divide")
+      2
+    """
     if parameterization not in PARAMETERIZATIONS:
         raise ValueError(
             f"parameterization must be one of {', '.join(PARAMETERIZATIONS)}, "
@@ -66,8 +101,13 @@ def num_heads(parameterization: str) -> int:
     return 2 if parameterization == "divide" else 1
 
 
-def removed_share(alpha: jax.Array, height: int, width: int) -> jax.Array:
-    """rho(alpha), eq. (4): sum (1 - m)^2 / lambda over sum 1 / lambda, without DC; alpha [...]."""
+def removed_share(alpha: ArrayLike, height: int, width: int) -> jax.Array:
+    """rho(alpha), eq. (4): sum (1 - m)^2 / lambda over sum 1 / lambda, without DC; alpha [...].
+
+    Example:
+      >>> [round(float(denoiser.removed_share(alpha, 8, 8)), 3) for alpha in (0.0, 100.0)]
+      [0.0, 1.0]
+    """
     eigen = _dct.eigenvalues(height, width).reshape(-1)[1:]
     if eigen.size == 0:  # a single pixel has nothing to blur
         return jnp.zeros_like(alpha)
@@ -78,7 +118,7 @@ def removed_share(alpha: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def _wiener(
-    x: jax.Array, alpha: jax.Array, beta: jax.Array, raw: jax.Array, spectrum: jax.Array
+    x: jax.Array, alpha: ArrayLike, beta: ArrayLike, raw: jax.Array, spectrum: ArrayLike
 ) -> Prediction:
     """Both heads by eq. (6): `raw` [B, H, W, 2C] in units of the error of the best linear one."""
     m = _dct.transfer_like(alpha, x)
@@ -97,7 +137,7 @@ def precondition(
     *,
     sigma_data: float = 0.5,
     parameterization: str = "divide",
-    spectrum: jax.Array | None = None,
+    spectrum: ArrayLike | None = None,
 ) -> Denoiser:
     """Wraps a raw network as a denoiser, eqs. (2)-(6).
 
@@ -114,6 +154,15 @@ def precondition(
     Raises:
       ValueError: an unknown parameterization, or one that (6) is not for; at the call, wrong shapes
         in or out of the network.
+
+    Example:
+      A network of zeros leaves EDM's skip: s^2 / (beta^2 + s^2) of x, here 1 / (3 + 1).
+
+      >>> zeros = lambda x, c_noise, c_blur: jnp.zeros((*x.shape[:3], 2 * x.shape[3]))
+      >>> denoise = denoiser.precondition(zeros, sigma_data=1.0)
+      >>> prediction = denoise(jnp.ones((1, 4, 4, 1)), alpha=0.0, beta=3**0.5)
+      >>> round(float(prediction.blurry[0, 0, 0, 0]), 4)
+      0.25
     """
     heads = num_heads(parameterization)
     if spectrum is not None and parameterization != "divide":
@@ -121,9 +170,8 @@ def precondition(
             f"spectral preconditioning is of parameterization 'divide', got {parameterization!r}"
         )
 
-    def denoise(x: jax.Array, alpha: jax.Array, beta: jax.Array) -> Prediction:
-        if x.ndim != 4:
-            raise ValueError(f"a denoiser takes images [B, H, W, C], got {x.shape}")
+    def denoise(x: jax.Array, alpha: ArrayLike, beta: ArrayLike) -> Prediction:
+        x = _dct.as_images(x)
         if spectrum is not None and jnp.shape(spectrum) != x.shape[1:3]:
             raise ValueError(
                 f"a spectrum for images {x.shape} must be {x.shape[1:3]}, got {jnp.shape(spectrum)}"
@@ -170,9 +218,16 @@ def guided(conditional: Denoiser, unconditional: Denoiser, weight: float) -> Den
 
     Returns:
       The denoiser u + weight (c - u), at two network calls each time.
+
+    Example:
+      1 + 2 * (4 - 1).
+
+      >>> four, one = (lambda x, *_, c=c: denoiser.Prediction(c * x, x) for c in (4, 1))
+      >>> float(denoiser.guided(four, one, 2)(jnp.ones(()), 0.0, 1.0).blurry)
+      7.0
     """
 
-    def denoise(x: jax.Array, alpha: jax.Array, beta: jax.Array) -> Prediction:
+    def denoise(x: jax.Array, alpha: ArrayLike, beta: ArrayLike) -> Prediction:
         with_class, without = conditional(x, alpha, beta), unconditional(x, alpha, beta)
         return Prediction(*(u + weight * (c - u) for c, u in zip(with_class, without, strict=True)))
 

@@ -1,34 +1,39 @@
-"""The one place where a configuration becomes objects: data, network, path, loss, sampler.
+"""The one place where a configuration becomes objects: data, network, path, loss, step, sampler.
 
 Everything below takes plain arguments; `configs/default.py` explains every key.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import denoiser, losses, models, samplers, schedules, spectra
-from warm_diffusion.data import Dataset, augmentation, load_dataset
+from warm_diffusion import architecture as _architecture
+from warm_diffusion import denoiser, drawing, losses, samplers, schedules, spectra
+from warm_diffusion.architecture import Architecture
+from warm_diffusion.data import Dataset, Statistics, augmentation, load_dataset, statistics
 from warm_diffusion.data.images import from_uint8
-from warm_diffusion.data.spectrum import coefficient_moments
+from warm_diffusion.evaluation import features, reference
 from warm_diffusion.training import devices
 from warm_diffusion.training import state as train_state
 
-_MODELS = {"ddpmpp": models.ddpmpp, "ncsnpp": models.ncsnpp}
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# The arguments of each schedule, and the keys of config.schedule where they have other names.
+_LEVELS = {name: name for name in ("beta_min", "beta_max", "p_mean", "p_std")}
+_SCHEDULES = {
+    "hot": _LEVELS,
+    "constant_bnr": {"bnr": "bnr", **_LEVELS},
+    "any_bnr": {"bnr": "bnr", "bnr_range": "bnr_range", "hot_share": "hot_share", **_LEVELS},
+    "spectral": {"attenuation": "attenuation", **_LEVELS},
+    "blurring_diffusion": {"sigma_blur_max": "sigma_blur_max"},
+    "cold": {"alpha_min": "cold_alpha_min", "alpha_max": "cold_alpha_max", "beta": "cold_beta"},
+}
 
 
-def _choose(key: str, name: str, choices: dict):
-    if name not in choices:
-        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {name!r}")
-    return choices[name]
+# --- data ----------------------------------------------------------------------------------------
 
 
 def _data_options(config: ConfigDict) -> dict:
@@ -43,101 +48,14 @@ def dataset(config: ConfigDict) -> Dataset:
 
 
 @functools.lru_cache(maxsize=4)
-def _moments(**options) -> tuple[np.ndarray, np.ndarray]:
+def _statistics(**options) -> Statistics:
     with jax.ensure_compile_time_eval():  # numbers, also where a path is built inside jit
-        return coefficient_moments(load_dataset(**options).images)
+        return statistics(load_dataset(**options).images)
 
 
-def spectrum(config: ConfigDict) -> np.ndarray:
-    """Variance of each DCT coefficient of the data [H, W]; computed once in a process."""
-    return _moments(**_data_options(config))[1]
-
-
-def _mean_squares(config: ConfigDict) -> np.ndarray | None:
-    """Mean square of each DCT coefficient of the data [H, W] if `config.model` asks for it."""
-    choices = {"edm": lambda: None, "spectral": lambda: _moments(**_data_options(config))}
-    moments = _choose("model.preconditioning", config.model.preconditioning, choices)()
-    if moments is None:
-        return None
-    mean, variance = moments
-    return mean**2 + variance
-
-
-def bnr(config: ConfigDict) -> float:
-    """The number that `config.schedule.bnr` means; for "auto" rounded to three decimals.
-
-    Raises:
-      ValueError: neither a number nor "auto", or data without detail.
-    """
-    value = config.schedule.bnr
-    if value == "auto":
-        return round(spectra.recommend_bnr(spectrum(config), config.schedule.attenuation), 3)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"schedule.bnr must be a number or auto, got {value!r}")
-    return float(value)
-
-
-def schedule(config: ConfigDict) -> schedules.Schedule:
-    """The path of `config.schedule`."""
-    options = config.schedule
-    levels = {name: options[name] for name in ("beta_min", "beta_max", "p_mean", "p_std")}
-    choices = {
-        "hot": lambda: schedules.hot(**levels),
-        "constant_bnr": lambda: schedules.constant_bnr(bnr(config), **levels),
-        "any_bnr": lambda: schedules.any_bnr(
-            bnr(config), options.bnr_range, options.hot_share, **levels
-        ),
-        "spectral": lambda: schedules.spectral(spectrum(config), options.attenuation, **levels),
-        "blurring_diffusion": lambda: schedules.blurring_diffusion(
-            sigma_blur_max=options.sigma_blur_max
-        ),
-        "cold": lambda: schedules.cold(
-            alpha_min=options.cold_alpha_min,
-            alpha_max=options.cold_alpha_max,
-            beta=options.cold_beta,
-        ),
-    }
-    return _choose("schedule.name", options.name, choices)()
-
-
-def sampling_schedule(config: ConfigDict) -> schedules.Schedule:
-    """The path to sample along: the one trained on, or the ratio `config.sampling.bnr`."""
-    if config.sampling.bnr < 0:
-        return schedule(config)
-    levels = {"beta_min": config.schedule.beta_min, "beta_max": config.schedule.beta_max}
-    return schedules.constant_bnr(config.sampling.bnr, **levels)
-
-
-def model(config: ConfigDict, image_shape: tuple[int, int, int]) -> models.UNet:
-    """The network of `config.model` for images (H, W, C).
-
-    Raises:
-      ValueError: a name that is not known, or a size that the network cannot halve.
-    """
-    options = config.model
-    network = _choose("model.name", options.name, _MODELS)(
-        resolution=image_shape[0],
-        channels=image_shape[2],
-        model_channels=options.model_channels,
-        channel_mult=options.channel_mult,
-        num_blocks=options.num_blocks,
-        attention_resolutions=options.attention_resolutions,
-        dropout=options.dropout,
-        num_classes=options.num_classes,
-        label_dropout=options.label_dropout,
-        augment_dim=augmentation.NUM_LABELS if config.augment.transforms else 0,
-        remat=options.remat,
-        heads=denoiser.num_heads(options.parameterization),
-        dtype=_choose("model.dtype", options.dtype, _DTYPES),
-    )
-    jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape))
-    return network
-
-
-def init_params(network: models.UNet, key: jax.Array, image_shape: tuple[int, int, int]) -> dict:
-    """Fresh parameters; call it inside jit."""
-    level = jnp.zeros((1,))
-    return network.init(key, jnp.zeros((1, *image_shape)), level, level)["params"]
+def data_statistics(config: ConfigDict) -> Statistics:
+    """Mean image and spectrum of the data; computed once in a process."""
+    return _statistics(**_data_options(config))
 
 
 def labels(config: ConfigDict, data: Dataset) -> np.ndarray | None:
@@ -158,41 +76,153 @@ def labels(config: ConfigDict, data: Dataset) -> np.ndarray | None:
     return data.labels
 
 
-def make_denoiser(
+# --- network and path ----------------------------------------------------------------------------
+
+
+def bnr(config: ConfigDict) -> float:
+    """The number that `config.schedule.bnr` means; for "auto" rounded to three decimals.
+
+    Raises:
+      ValueError: neither a number nor "auto", or data without detail.
+    """
+    value = config.schedule.bnr
+    if value == "auto":
+        spectrum = data_statistics(config).spectrum
+        return round(spectra.recommend_bnr(spectrum, config.schedule.attenuation), 3)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"schedule.bnr must be a number or auto, got {value!r}")
+    return float(value)
+
+
+def describe_schedule(config: ConfigDict) -> dict:
+    """Name and numbers of the path of `config.schedule`, for `schedules.by_name`."""
+    name = config.schedule.name
+    if name not in _SCHEDULES:
+        raise ValueError(f"schedule.name must be one of {', '.join(_SCHEDULES)}, got {name!r}")
+    numbers = {to: config.schedule[key] for to, key in _SCHEDULES[name].items()}
+    if "bnr" in numbers:
+        numbers["bnr"] = bnr(config)
+    return {"name": name} | {
+        key: list(value) if isinstance(value, tuple) else value for key, value in numbers.items()
+    }
+
+
+def describe(config: ConfigDict, image_shape: tuple[int, int, int]) -> dict:
+    """The description (`architecture.py`) of the network that a configuration trains."""
+    options = config.model.to_dict()
+    own = {name: options.pop(name) for name in ("parameterization", "preconditioning")}
+    options.pop("remat")  # how it is computed, not what it is
+    network = options | {
+        "resolution": image_shape[0],
+        "channels": image_shape[2],
+        "augment_dim": augmentation.NUM_LABELS if config.augment.transforms else 0,
+        "heads": denoiser.num_heads(own["parameterization"]),
+    }
+    return {
+        "image_shape": list(image_shape),
+        "network": {k: list(v) if isinstance(v, tuple) else v for k, v in network.items()},
+        **own,
+        "sigma_data": config.loss.sigma_data,
+        "schedule": describe_schedule(config),
+    }
+
+
+def configuration_of(description: Mapping) -> dict:
+    """The keys of a configuration that a description tells: the inverse of `describe`."""
+    network, path = description["network"], description["schedule"]
+    elsewhere = ("resolution", "channels", "augment_dim", "heads")
+    own = {key: value for key, value in network.items() if key not in elsewhere}
+    own |= {key: description[key] for key in ("parameterization", "preconditioning")}
+    keys = _SCHEDULES.get(path["name"], {})
+    numbers = {keys[name]: value for name, value in path.items() if name in keys}
+    return {
+        "data": {"resolution": network["resolution"], "channels": network["channels"]},
+        "model": {k: tuple(v) if isinstance(v, list) else v for k, v in own.items()},
+        "schedule": {"name": path["name"], **numbers},
+        "loss": {"sigma_data": description["sigma_data"]},
+    }
+
+
+def architecture(
     config: ConfigDict,
-    network: models.UNet,
-    params: dict,
-    *,
-    labels: jax.Array | None = None,
-    augment_labels: jax.Array | None = None,
-    dropout_key: jax.Array | None = None,
-) -> denoiser.Denoiser:
-    """The preconditioned network; with a dropout key it is in training mode."""
-    train = dropout_key is not None
-    rngs = {"dropout": dropout_key} if train else None
+    image_shape: tuple[int, int, int],
+    statistics: Statistics | None = None,
+) -> Architecture:
+    """Network and path of a configuration for images (H, W, C).
 
-    def apply(x, c_noise, c_blur):
-        return network.apply(
-            {"params": params}, x, c_noise, c_blur, labels, augment_labels, train=train, rngs=rngs
+    `statistics` of the data are computed where they are needed and not given.
+
+    Raises:
+      ValueError: a name that is not known, a number or a size that does not work.
+    """
+    description = describe(config, image_shape)
+    if statistics is None and _architecture.needs_statistics(description):
+        statistics = data_statistics(config)
+    return _architecture.build(description, statistics, remat=config.model.remat)
+
+
+def schedule(config: ConfigDict, statistics: Statistics | None = None) -> schedules.Schedule:
+    """The path of `config.schedule`; `statistics` as for `architecture`."""
+    description = describe_schedule(config)
+    if description["name"] == "spectral":
+        statistics = statistics or data_statistics(config)
+        return schedules.by_name(spectrum=statistics.spectrum, **description)
+    return schedules.by_name(**description)
+
+
+def sampling_schedule(
+    config: ConfigDict, statistics: Statistics | None = None
+) -> schedules.Schedule:
+    """The path to sample along: that of `config.schedule`, or the ratio `config.sampling.bnr`."""
+    if config.sampling.bnr < 0:
+        return schedule(config, statistics)
+    levels = {"beta_min": config.schedule.beta_min, "beta_max": config.schedule.beta_max}
+    return schedules.constant_bnr(config.sampling.bnr, **levels)
+
+
+def trained_architecture(config: ConfigDict, trained: Architecture) -> Architecture:
+    """A trained architecture with what a configuration may change afterwards: precision, memory.
+
+    Raises:
+      ValueError: the configuration asks for another network than was trained; names every key.
+    """
+    wanted = describe(config, trained.image_shape)
+    free = {"dtype", "dropout", "label_dropout"}
+    # Whether training augmented shows in the network, which is told; sampling need not know.
+    free.add("augment_dim")
+    pairs = [
+        (f"model.{key}", value, wanted["network"].get(key))
+        for key, value in trained.description["network"].items()
+        if key not in free
+    ]
+    pairs += [
+        (f"model.{key}", trained.description[key], wanted[key])
+        for key in ("parameterization", "preconditioning")
+    ]
+    pairs.append(("loss.sigma_data", trained.description["sigma_data"], wanted["sigma_data"]))
+    differences = [f"{key} is {was!r}, not {now!r}" for key, was, now in pairs if was != now]
+    if differences:
+        raise ValueError(
+            f"the network was trained otherwise: {'; '.join(differences)}. Leave these keys out"
         )
-
-    return denoiser.precondition(
-        apply,
-        sigma_data=config.loss.sigma_data,
-        parameterization=config.model.parameterization,
-        spectrum=_mean_squares(config),
+    network = {**trained.description["network"], "dtype": config.model.dtype}
+    return _architecture.build(
+        {**trained.description, "network": network}, trained.statistics, remat=config.model.remat
     )
 
 
+# --- training ------------------------------------------------------------------------------------
+
+
 def loss(
-    config: ConfigDict, network: models.UNet, path: schedules.Schedule | None = None
+    config: ConfigDict, built: Architecture, path: schedules.Schedule | None = None
 ) -> train_state.LossFn:
     """(params, keys [B], Batch) -> LossTerms of the training objective.
 
-    `path` stands in for the configuration's, where its ratio is an argument of a jitted function.
+    `path` stands in for the architecture's, where its ratio is an argument of a jitted function.
     """
-    path, augment = path or schedule(config), config.augment
-    divides = config.model.parameterization != "score"
+    path, augment = path or built.schedule, config.augment
+    divides = built.description["parameterization"] != "score"
     residual_weight = config.loss.residual_weight if divides else 0.0
     residual_floor = config.loss.residual_floor if divides else 0.0
     losses.check_residual_weight(residual_weight, residual_floor)
@@ -204,11 +234,9 @@ def loss(
             images, augment_labels = augmentation.augment(
                 augment_keys, images, augment.probability, augment.transforms
             )
-        denoise = make_denoiser(
-            config,
-            network,
+        denoise = built.denoiser(
             params,
-            labels=batch.labels,
+            batch.labels,
             augment_labels=augment_labels,
             dropout_key=jax.random.fold_in(keys[0], 2),
         )
@@ -226,7 +254,7 @@ def loss(
 
 
 def initial_state(
-    config: ConfigDict, network: models.UNet, image_shape: tuple[int, int, int], mesh: Mesh
+    config: ConfigDict, built: Architecture, mesh: Mesh
 ) -> tuple[Callable[[], train_state.TrainState], train_state.TrainState]:
     """A jitted function that makes the state before the first step, and its abstract form."""
     options = config.optimizer
@@ -238,9 +266,9 @@ def initial_state(
         optimizer = optax.chain(optax.clip_by_global_norm(options.grad_clip), optimizer)
 
     def make():
-        params = init_params(network, jax.random.key(config.seed), image_shape)
+        params = built.init_params(jax.random.key(config.seed))
         num_ema = len(config.training.ema_halflife_images)
-        return train_state.create_state(network.apply, params, optimizer, num_ema)
+        return train_state.create_state(built.network.apply, params, optimizer, num_ema)
 
     sharding = devices.replicated(mesh)
     abstract = jax.tree.map(
@@ -250,98 +278,124 @@ def initial_state(
     return jax.jit(make, out_shardings=sharding), abstract
 
 
-def sampling_denoiser(
-    config: ConfigDict, network: models.UNet, params: dict, seeds: jax.Array
-) -> denoiser.Denoiser:
-    """The denoiser of each seed's class (its remainder, or the one asked for), guided."""
-    num_classes, guidance, label = (
-        config.model.num_classes, config.sampling.guidance, config.sampling.label,
-    )  # fmt: skip
-    if num_classes == 0:
-        if guidance != 1.0 or label >= 0:
-            raise ValueError("sampling.guidance and sampling.label need a network with classes")
-        return make_denoiser(config, network, params)
-    if label >= num_classes:
-        raise ValueError(f"sampling.label must be below {num_classes}, got {label}")
-    seeds = seeds.astype(jnp.uint32)
-    labels = (seeds % num_classes if label < 0 else jnp.full_like(seeds, label)).astype(jnp.int32)
-    conditional = make_denoiser(config, network, params, labels=labels)
-    if guidance == 1.0:
-        return conditional
-    return denoiser.guided(conditional, make_denoiser(config, network, params), guidance)
+def train_step(
+    config: ConfigDict,
+    built: Architecture,
+    mesh: Mesh,
+    *,
+    resident: bool = False,
+    path: Callable[[jax.Array], schedules.Schedule] | None = None,
+    loss_fn: train_state.LossFn | None = None,
+) -> Callable:
+    """The jitted step: state and metrics donated and everywhere, the batch split over the devices.
 
+    Args:
+      config: see `configs/default.py`.
+      built: of this configuration.
+      mesh: the devices.
+      resident: the batch is given as all images, everywhere, and the indices of the batch, split.
+      path: makes the path of a traced ratio, where one program trains many.
+      loss_fn: stands in for the configuration's.
 
-@dataclasses.dataclass(frozen=True)
-class Sampler:
-    """Draws images by seed.
-
-    Attributes:
-      draw: (params, seeds [B], start [B, H, W, C] or None) -> float images [B, H, W, C], jitted.
-      batch_size: the B that it is compiled for, over all devices.
-      num_calls: calls of the network per image.
-      schedule: the path followed.
-      needs_start: the path does not end in noise, so `start` must be blurred images.
+    Returns:
+      (state, metrics, batch, seed, ratio) -> (state, metrics); with `resident` (state, metrics,
+      stored, indices, seed, ratio). Seed and ratio are arguments so that many trainings share a
+      program; the ratio is not used without `path`.
     """
+    options = config.training
 
-    draw: Callable[[dict, jax.Array, jax.Array | None], jax.Array]
-    batch_size: int
-    num_calls: int
-    schedule: schedules.Schedule
-    needs_start: bool
+    def make(key, loss_fn):
+        return train_state.make_train_step(
+            loss_fn,
+            key,
+            batch_size=options.batch_size,
+            ema_halflives=options.ema_halflife_images,
+            ema_rampup=options.ema_rampup,
+            grad_accumulation=options.grad_accumulation,
+        )
+
+    fixed = loss_fn or loss(config, built)
+    make(jax.random.key(0), fixed)  # what does not fit shows here, before any training
+
+    def step(state, metrics, *arguments):
+        *batch, seed, ratio = arguments
+        if resident:
+            stored, indices = batch
+            batch = [jax.tree.map(lambda leaf: leaf[indices], stored)]
+        chosen = loss(config, built, path(ratio)) if path else fixed
+        return make(jax.random.key(seed), chosen)(state, metrics, *batch)
+
+    everywhere, split = devices.replicated(mesh), devices.split(mesh)
+    batch = (everywhere, split) if resident else (split,)
+    return jax.jit(
+        step,
+        donate_argnums=(0, 1),
+        in_shardings=(everywhere, everywhere, *batch, everywhere, everywhere),
+        out_shardings=everywhere,
+    )
+
+
+# --- sampling and evaluation ---------------------------------------------------------------------
+
+
+def sampling_settings(config: ConfigDict) -> drawing.Settings:
+    """Solver, steps, stochasticity and class of `config.sampling`."""
+    options, churn = config.sampling, None
+    if options.s_churn > 0:
+        churn = samplers.Churn(options.s_churn, options.s_min, options.s_max, options.s_noise)
+    return drawing.Settings(
+        solver=options.solver,
+        num_steps=options.num_steps,
+        rho=options.rho,
+        churn=churn,
+        label=options.label,
+        guidance=options.guidance,
+    )
 
 
 def sampler(
     config: ConfigDict,
-    network: models.UNet,
-    image_shape: tuple[int, int, int],
-    batch_size: int,
+    built: Architecture,
     mesh: Mesh,
     *,
+    batch_size: int = 0,
     return_trajectory: bool = False,
-) -> Sampler:
-    """The sampler of `config.sampling`, its seeds divided over the devices.
+) -> drawing.Sampler:
+    """The sampler of `config.sampling`; `batch_size` 0 is the configuration's."""
+    return drawing.sampler(
+        built,
+        sampling_schedule(config, built.statistics),
+        sampling_settings(config),
+        batch_size=batch_size or config.sampling.batch_size,
+        mesh=mesh,
+        return_trajectory=return_trajectory,
+    )
 
-    With `return_trajectory` it draws (images, states [num_steps + 1, B, H, W, C]).
 
-    Raises:
-      ValueError: a solver that is not known or does not fit the path; a batch that the devices
-        cannot share.
-    """
-    options = config.sampling
-    devices.check_batch_size("sampling.batch_size", batch_size, mesh)
-    path = sampling_schedule(config)
-    churn = None
-    if options.s_churn > 0:
-        churn = samplers.Churn(options.s_churn, options.s_min, options.s_max, options.s_noise)
+def extractor(config: ConfigDict) -> features.Extractor:
+    """The features of `config.eval`, on all devices."""
+    options = config.eval
+    return features.extractor(
+        options.features, weights=options.inception_weights, mesh=devices.make_mesh()
+    )
 
-    def draw(params, seeds, start):
-        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
-        return samplers.sample(
-            sampling_denoiser(config, network, params, seeds),
-            samplers.initial_noise(seeds, image_shape),
-            path,
-            solver=options.solver,
-            num_steps=options.num_steps,
-            rho=options.rho,
-            churn=churn,
-            key=keys,
-            start=start,
-            return_trajectory=return_trajectory,
-        )
 
-    # What does not fit shows here, before any training.
-    seeds = jax.ShapeDtypeStruct((batch_size,), np.dtype("uint32"))
-    params = jax.eval_shape(lambda: init_params(network, jax.random.key(0), image_shape))
-    jax.eval_shape(draw, params, seeds, None)
-    everywhere, split = devices.replicated(mesh), devices.split(mesh)
-    calls = 2 * options.num_steps - 1 if options.solver == "heun" else options.num_steps
-    calls *= 1 if options.guidance == 1.0 else 2
-    jitted = jax.jit(draw, in_shardings=(everywhere, split, split), out_shardings=everywhere)
+def split_name(config: ConfigDict) -> str:
+    """Which part of the data `config.data` is: `eval.split`, or what the source says, or train."""
+    if config.eval.split:
+        return config.eval.split
+    kind, _, argument = config.data.source.partition(":")
+    return (argument.partition(":")[2] if kind == "tfds" else "") or "train"
 
-    def draw_split(params, seeds, start):
-        """Every process passes the whole batch, computes its part and gets all images."""
-        local = jax.tree.map(lambda array: devices.process_slice(np.asarray(array)), (seeds, start))
-        return jitted(params, *devices.put_split(local, mesh))
 
-    needs_start = options.bnr < 0 and config.schedule.name == "cold"
-    return Sampler(draw_split, batch_size, calls, path, needs_start)
+def provenance(config: ConfigDict, data: Dataset, extract: features.Extractor) -> dict:
+    """What statistics of these images in these features are of (`reference.describe`)."""
+    return reference.describe(
+        extract,
+        count=len(data.images),
+        image_shape=data.images.shape[1:],
+        split=split_name(config),
+        source=config.data.source,
+        data_sha256=data.info["content_sha256"],
+        recipe=data.info["resize"],
+    )

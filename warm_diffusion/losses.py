@@ -22,15 +22,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from warm_diffusion import dct as _dct
-from warm_diffusion.denoiser import Denoiser
+from warm_diffusion.denoiser import Denoiser, check_prediction
 from warm_diffusion.process import image_keys
 from warm_diffusion.schedules import Schedule
 
 
 class LossTerms(NamedTuple):
-    """Loss of each example, eqs. (1) and (4): all [B]; total = denoise + deblur, weighted."""
+    """Loss of each example, eqs. (1) and (4): all [B]; total = denoise + deblur, weighted.
+
+    Example:
+      >>> losses.LossTerms(total=3.0, denoise=2.0, deblur=1.0, consistency=0.0).deblur
+      1.0
+    """
 
     total: jax.Array
     denoise: jax.Array
@@ -43,7 +49,14 @@ def _mean_square(x: jax.Array) -> jax.Array:
 
 
 def check_residual_weight(weight: float | str, floor: float) -> None:
-    """Raises ValueError unless eq. (3) has such a weight: a number, or "flow" and its floor."""
+    """Raises ValueError unless eq. (3) has such a weight: a number, or "flow" and its floor.
+
+    Example:
+      >>> losses.check_residual_weight("flow", 0.1)
+      >>> losses.check_residual_weight("flwo", 0.1)
+      Traceback (most recent call last):
+      ValueError: residual_weight must be a number or flow, got 'flwo'
+    """
     flow = isinstance(weight, str) and weight == "flow"
     if not flow and isinstance(weight, str | bool | tuple | None):  # a traced number passes
         raise ValueError(f"residual_weight must be a number or flow, got {weight!r}")
@@ -60,7 +73,7 @@ def _flow_gain(alpha: jax.Array, x: jax.Array) -> jax.Array:
 def score_matching_loss(
     denoise: Denoiser,
     key: jax.Array,
-    x0: jax.Array,
+    x0: ArrayLike,
     schedule: Schedule,
     *,
     sigma_data: float = 0.5,
@@ -83,17 +96,28 @@ def score_matching_loss(
       LossTerms, one number per example.
 
     Raises:
-      ValueError: x0 is not [B, H, W, C]; a weight by an unknown name, a floor without "flow".
+      ValueError: x0 is not [B, H, W, C] in [-1, 1], or `denoise` a network that is not wrapped; a
+        weight by an unknown name, a floor without "flow".
+
+    Example:
+      The exact denoiser of a single image makes no error.
+
+      >>> x0 = np.ones((4, 8, 8, 3))
+      >>> terms = losses.score_matching_loss(
+      ...     oracle.mixture(x0[:1]), jax.random.key(0), x0, schedules.constant_bnr(0.5)
+      ... )
+      >>> terms.total.shape, bool(jnp.all(terms.total < 1e-6))
+      ((4,), True)
     """
     check_residual_weight(residual_weight, residual_floor)
-    x0 = jnp.asarray(x0)
-    if x0.ndim != 4 or not jnp.issubdtype(x0.dtype, jnp.floating):
-        raise ValueError(f"x0 must be float images [B, H, W, C], got {x0.dtype} {x0.shape}")
+    x0 = _dct.as_images(x0, "x0")
+    _dct.check_scale(x0, "x0")
     time_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(image_keys(key, len(x0)))
     alpha, beta = jax.vmap(lambda key: schedule.sample_levels(key, ()))(time_keys)
     noise = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], x0.dtype))(noise_keys)
     blurry = _dct.blur(x0, alpha)
-    prediction = denoise(blurry + _dct.expand_like(beta, x0) * noise, alpha, beta)
+    x = blurry + _dct.expand_like(beta, x0) * noise
+    prediction = check_prediction(denoise(x, alpha, beta))
 
     denoise_weight = (beta**2 + sigma_data**2) / (beta * sigma_data) ** 2
     denoise_loss = denoise_weight * _mean_square(prediction.blurry - blurry)

@@ -14,12 +14,13 @@ against, and a sampler can be studied without training anything.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from warm_diffusion import dct as _dct
 from warm_diffusion.denoiser import Denoiser, Prediction
 
 
-def gaussian(mean: jax.Array, spectrum: jax.Array) -> Denoiser:
+def gaussian(mean: ArrayLike, spectrum: ArrayLike) -> Denoiser:
     """The exact denoiser of Gaussian data, eq. (1).
 
     Args:
@@ -31,6 +32,13 @@ def gaussian(mean: jax.Array, spectrum: jax.Array) -> Denoiser:
 
     Raises:
       ValueError: shapes that do not fit.
+
+    Example:
+      One pixel of variance 1 seen through noise of variance 1: half of what was seen.
+
+      >>> denoise = oracle.gaussian(np.zeros((1, 1, 1)), np.ones((1, 1)))
+      >>> round(float(denoise(jnp.ones((1, 1, 1, 1)), 0.0, 1.0).clean[0, 0, 0, 0]), 4)
+      0.5
     """
     mean, spectrum = jnp.asarray(mean), jnp.asarray(spectrum)
     if mean.ndim != 3 or spectrum.shape not in (mean.shape, mean.shape[:2]):
@@ -41,7 +49,7 @@ def gaussian(mean: jax.Array, spectrum: jax.Array) -> Denoiser:
     variance = (spectrum[..., None] if spectrum.ndim == 2 else spectrum)[None]
     centre = _dct.dct(mean)[None]
 
-    def denoise(x: jax.Array, alpha: jax.Array, beta: jax.Array) -> Prediction:
+    def denoise(x: jax.Array, alpha: ArrayLike, beta: ArrayLike) -> Prediction:
         m = _dct.transfer_like(alpha, x)
         surprise = (_dct.dct(x) - m * centre) / (m**2 * variance + _dct.expand_like(beta, x) ** 2)
         clean = centre + m * variance * surprise
@@ -51,24 +59,31 @@ def gaussian(mean: jax.Array, spectrum: jax.Array) -> Denoiser:
     return denoise
 
 
-def mixture(images: jax.Array) -> Denoiser:
+def mixture(images: ArrayLike) -> Denoiser:
     """The exact denoiser of the empirical distribution of a few images, eq. (2).
 
     Args:
-      images: [N, H, W, C]; memory grows as B N H W C.
+      images: [N, H, W, C] in [-1, 1]; memory grows as B N H W C.
 
     Returns:
       (x [B, H, W, C], alpha, beta) -> Prediction; beta > 0.
 
     Raises:
-      ValueError: images are not [N, H, W, C].
+      ValueError: images are not [N, H, W, C] in [-1, 1].
+
+    Example:
+      A state near one of two images, at little noise, is that image.
+
+      >>> black_and_white = np.stack([-np.ones((2, 2, 1)), np.ones((2, 2, 1))])
+      >>> denoise = oracle.mixture(black_and_white)
+      >>> round(float(denoise(jnp.full((1, 2, 2, 1), 0.9), 0.0, 0.1).clean[0, 0, 0, 0]), 4)
+      1.0
     """
-    images = jnp.asarray(images)
-    if images.ndim != 4:
-        raise ValueError(f"expected images [N, H, W, C], got {images.shape}")
+    images = _dct.as_images(images)
+    _dct.check_scale(images)
     coefficients = _dct.dct(images)[None]
 
-    def denoise(x: jax.Array, alpha: jax.Array, beta: jax.Array) -> Prediction:
+    def denoise(x: jax.Array, alpha: ArrayLike, beta: ArrayLike) -> Prediction:
         m = _dct.transfer_like(alpha, x)[:, None]
         blurred = m * coefficients
         distance = jnp.sum((_dct.dct(x)[:, None] - blurred) ** 2, axis=(2, 3, 4))

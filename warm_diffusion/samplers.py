@@ -17,14 +17,16 @@ The last step, to the clean image (0, 0), is (1) for all solvers: D + (I - B)(D 
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from warm_diffusion import dct as _dct
-from warm_diffusion.denoiser import Denoiser, Prediction
+from warm_diffusion.denoiser import Denoiser, Prediction, check_prediction
 from warm_diffusion.process import image_keys, transition
 from warm_diffusion.schedules import Schedule, time_grid
 
@@ -32,7 +34,12 @@ SOLVERS = ("euler", "heun", "multistep")
 
 
 class Churn(NamedTuple):
-    """EDM's stochasticity (Algorithm 2), on either one-step solver; s_min, s_max bound beta."""
+    """EDM's stochasticity (Algorithm 2), on either one-step solver; s_min, s_max bound beta.
+
+    Example:
+      >>> samplers.Churn(40.0, s_max=50.0)
+      Churn(s_churn=40.0, s_min=0.0, s_max=50.0, s_noise=1.0)
+    """
 
     s_churn: float
     s_min: float = 0.0
@@ -40,7 +47,7 @@ class Churn(NamedTuple):
     s_noise: float = 1.0
 
 
-def initial_noise(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def initial_noise(seeds: ArrayLike | Sequence[int], shape: tuple[int, ...]) -> jax.Array:
     """Standard normal noise with one stream per seed, so that batch and device count don't matter.
 
     Args:
@@ -52,6 +59,11 @@ def initial_noise(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
     Raises:
       ValueError: seeds are not a list of integers.
+
+    Example:
+      >>> noise = samplers.initial_noise([7, 8], (4, 4, 3))
+      >>> noise.shape, bool(jnp.all(noise[1:] == samplers.initial_noise([8], (4, 4, 3))))
+      ((2, 4, 4, 3), True)
     """
     seeds = jnp.asarray(seeds)
     if seeds.ndim != 1 or not jnp.issubdtype(seeds.dtype, jnp.integer):
@@ -172,9 +184,41 @@ def _multistep_solve(
     return x, states
 
 
+@overload
 def sample(
     denoise: Denoiser,
-    noise: jax.Array,
+    noise: ArrayLike,
+    schedule: Schedule,
+    *,
+    solver: str = "heun",
+    num_steps: int = 18,
+    rho: float = 7.0,
+    churn: Churn | float | None = None,
+    key: jax.Array | None = None,
+    return_trajectory: Literal[False] = False,
+    start: ArrayLike | None = None,
+) -> jax.Array: ...
+
+
+@overload
+def sample(
+    denoise: Denoiser,
+    noise: ArrayLike,
+    schedule: Schedule,
+    *,
+    solver: str = "heun",
+    num_steps: int = 18,
+    rho: float = 7.0,
+    churn: Churn | float | None = None,
+    key: jax.Array | None = None,
+    return_trajectory: Literal[True],
+    start: ArrayLike | None = None,
+) -> tuple[jax.Array, jax.Array]: ...
+
+
+def sample(
+    denoise: Denoiser,
+    noise: ArrayLike,
     schedule: Schedule,
     *,
     solver: str = "heun",
@@ -183,7 +227,7 @@ def sample(
     churn: Churn | float | None = None,
     key: jax.Array | None = None,
     return_trajectory: bool = False,
-    start: jax.Array | None = None,
+    start: ArrayLike | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Draws images by following the probability flow from noise to the clean image.
 
@@ -194,24 +238,48 @@ def sample(
       solver: euler, heun or multistep.
       num_steps: n; the denoiser is called n times, by heun 2 n - 1 times.
       rho: spacing of the time grid, see `schedules.time_grid`.
-      churn: EDM's stochasticity, for euler and heun; a bare number is S_churn.
+      churn: makes sampling stochastic, as EDM does, for euler and heun (there is no solver
+        "stochastic"); a bare number is S_churn.
       key: PRNG key for churn; an array of B keys gives every image a stream of its own.
       return_trajectory: also return the states at all times of the grid.
       start: state at t_max; default beta(t_max) * noise, right where noise drowns the data there.
+        Needed where it does not (`Schedule.needs_start`).
 
     Returns:
       Images [B, H, W, C]; with `return_trajectory` (images, states [num_steps + 1, B, H, W, C]).
 
     Raises:
-      ValueError: an unknown solver, wrong shapes, churn without key or with multistep, multistep on
-        a path whose beta does not fall.
+      ValueError: an unknown solver, wrong shapes, a network that is not wrapped, no start where one
+        is needed, churn without key or with multistep, multistep on a path whose beta does not
+        fall.
+
+    Example:
+      The exact denoiser of a single image leads back to it.
+
+      >>> image = np.full((1, 4, 4, 1), 0.25)
+      >>> noise = samplers.initial_noise([7, 8], (4, 4, 1))
+      >>> x = samplers.sample(oracle.mixture(image), noise, schedules.constant_bnr(0.5))
+      >>> x.shape, bool(jnp.all(abs(x - 0.25) < 1e-4))
+      ((2, 4, 4, 1), True)
     """
     if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    if noise.ndim != 4:
-        raise ValueError(f"noise must be [B, H, W, C], got {noise.shape}")
-    if start is not None and start.shape != noise.shape:
-        raise ValueError(f"start and noise must have one shape, got {start.shape}, {noise.shape}")
+        raise ValueError(
+            f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}; churn= makes sampling "
+            "stochastic"
+        )
+    noise = _dct.as_images(noise, "noise")
+    if start is not None:
+        start = _dct.as_images(start, "start")
+        if start.shape != noise.shape:
+            raise ValueError(
+                f"start and noise must have one shape, got {start.shape}, {noise.shape}"
+            )
+    elif schedule.needs_start:
+        raise ValueError(
+            f"the noise at this path's t_max = {schedule.t_max:g} is below 1 and does not hide the "
+            "images: pass start=, blurred images there: process.perturb(x0, noise, "
+            "schedule.alpha(schedule.t_max), schedule.beta(schedule.t_max))"
+        )
     if churn is not None and solver == "multistep":
         raise ValueError(
             "churn works with the one-step solvers, euler and heun, not with multistep"
@@ -220,8 +288,12 @@ def sample(
         t = time_grid(schedule, num_steps, rho).astype(noise.dtype)
         levels = _Level(t, schedule.alpha(t), schedule.beta(t))
     x = levels.beta[0] * noise if start is None else start
+
+    def checked(x: jax.Array, alpha: ArrayLike, beta: ArrayLike) -> Prediction:
+        return check_prediction(denoise(x, alpha, beta))
+
     if solver == "multistep":
-        end, states = _multistep_solve(denoise, x, levels)
+        end, states = _multistep_solve(checked, x, levels)
     else:
         keys = None
         if churn is not None:
@@ -229,5 +301,5 @@ def sample(
             if key is None:
                 raise ValueError("churn draws noise at each step: pass key=, one or one per image")
             keys = image_keys(key, len(noise))
-        end, states = _one_step_solve(denoise, x, levels, schedule, solver, churn, keys)
+        end, states = _one_step_solve(checked, x, levels, schedule, solver, churn, keys)
     return (end, jnp.concatenate([x[None], states])) if return_trajectory else end

@@ -6,85 +6,39 @@
     (4)  blurring_diffusion  alpha = sigma sin^2(pi t / 2), beta = tan(theta_0 + t (theta_1 -
                         theta_0)), log-SNR = -2 ln beta falls from 10 to -10: Hoogeboom & Salimans
                         2023 (arXiv 2209.05557), variance exploding; Warm Diffusion, table 4
-    (5)  spectral       alpha(beta), beta = t         from the data's spectrum (ours), below
+    (5)  spectral       alpha(beta), beta = t         from the data's spectrum (`spectra.py`, ours)
     (6)  any_bnr        (2) with a ratio drawn for each training image (ours)
+         from_functions any two functions of t
 
     (7)  training:      ln beta ~ N(p_mean, p_std^2)  EDM, table 1; (3): ln alpha uniform; (4): t
                         uniform; (6): ln bnr uniform besides, and 0 for a share of the images
     (8)  time grid:     t_i = (t_max^(1/rho) + i/(n-1) (t_min^(1/rho) - t_max^(1/rho)))^rho,
                         t_n = 0                       EDM, eq. (5)
 
-(5): at beta = S_k^(1/2) noise takes over frequency k of the data, and the blur may by then have
-taken the share `attenuation` of it: exp(-lambda_k alpha^2 / 2) = 1 - attenuation. These points,
-with the highest frequency that is still visible deciding, make up alpha(beta), joined by power laws
-with rounded corners; beyond the first and the last point the ratio stays. Data with S ~ 1 / f^2 get
-a constant ratio, (2); S ~ f^-gamma gets alpha ~ beta^(2 / gamma).
-
-On every path t lies in [t_min, t_max] with t_min > 0, and t = 0 is the clean image:
-alpha(0) = beta(0) = 0. Absent on purpose: the noise that inverse heat dissipation adds anew at
-each sampling step (churn serves that) and its list of levels (the path is continuous).
+Each is a `Schedule` (`process.py`: what a path must satisfy). Absent on purpose: the noise that
+inverse heat dissipation adds anew at each sampling step (churn serves that) and its list of levels
+(the path is continuous).
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from warm_diffusion import dct as _dct
 from warm_diffusion import spectra as _spectra
-
-_CORNER = 0.05  # width, in ln beta, over which the corners of (5) are rounded
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """A path through blur and noise, both non-decreasing in t.
-
-    Attributes:
-      alpha: t [...] -> blur in pixels [...]; differentiable on [t_min, t_max].
-      beta: t [...] -> noise standard deviation [...]; differentiable on [t_min, t_max].
-      t_min: smallest time that the network sees, > 0.
-      t_max: time at which sampling starts.
-      sample_time: (key, shape) -> t, the training distribution.
-    """
-
-    alpha: Callable[[jax.Array], jax.Array]
-    beta: Callable[[jax.Array], jax.Array]
-    t_min: float
-    t_max: float
-    sample_time: Callable[[jax.Array, tuple[int, ...]], jax.Array]
-
-    def bnr(self, t: jax.Array) -> jax.Array:
-        """Blur-to-noise ratio alpha / beta at t > 0, in pixels per unit of noise."""
-        return self.alpha(t) / self.beta(t)
-
-    def sample_levels(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        """Levels (alpha, beta) to train at, each of `shape`: those at times of `sample_time`."""
-        t = self.sample_time(key, shape)
-        return self.alpha(t), self.beta(t)
+from warm_diffusion.process import Draw, check_range
+from warm_diffusion.process import Schedule as Schedule  # a name of this module for users, too
 
 
-@dataclasses.dataclass(frozen=True)
-class _AnyBnr(Schedule):
-    """The path of one ratio, trained over many; see `any_bnr`."""
-
-    sample_bnr: Callable[[jax.Array, tuple[int, ...]], jax.Array]
-
-    def sample_levels(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        """Levels (alpha, beta) to train at, eq. (7): beta as on every path, the ratio drawn."""
-        time_key, bnr_key = jax.random.split(key)
-        beta = self.beta(self.sample_time(time_key, shape))
-        return self.sample_bnr(bnr_key, shape) * beta, beta
-
-
-def _check_range(low_name: str, low: float, high_name: str, high: float) -> None:
-    if not 0 < low < high:
-        raise ValueError(
-            f"expected 0 < {low_name} < {high_name}, got {low_name}={low}, {high_name}={high}"
-        )
+def _log_uniform(low: float, high: float) -> Draw:
+    low, high = math.log(low), math.log(high)
+    return lambda key, shape: jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
 
 
 def constant_bnr(
@@ -106,11 +60,16 @@ def constant_bnr(
 
     Raises:
       ValueError: a negative ratio, or levels out of order.
+
+    Example:
+      >>> path = schedules.constant_bnr(0.5)
+      >>> float(path.alpha(4.0)), float(path.beta(4.0))
+      (2.0, 4.0)
     """
     # A traced ratio cannot be looked at (a jitted sampler over many ratios): it is let through.
     if not isinstance(bnr, jax.core.Tracer) and not bnr >= 0:
         raise ValueError(f"bnr must be >= 0, got {bnr}")
-    _check_range("beta_min", beta_min, "beta_max", beta_max)
+    check_range("beta_min", beta_min, "beta_max", beta_max)
     return Schedule(
         alpha=lambda t: bnr * jnp.asarray(t, dtype=float),
         beta=lambda t: jnp.asarray(t, dtype=float),
@@ -120,8 +79,73 @@ def constant_bnr(
     )
 
 
+def from_functions(
+    alpha: Callable[[jax.Array], ArrayLike],
+    beta: Callable[[jax.Array], ArrayLike],
+    *,
+    t_min: float,
+    t_max: float,
+    p_mean: float = -1.2,
+    p_std: float = 1.2,
+    sample_time: Draw | None = None,
+) -> Schedule:
+    """A path of any blur and noise that do not fall, with the clean image put at t = 0.
+
+    Args:
+      alpha: t > 0 [...] -> blur in pixels, by jax.numpy; a bare number stands for a constant.
+      beta: t > 0 [...] -> noise standard deviation > 0, likewise.
+      t_min: smallest time that the network sees, > 0.
+      t_max: time at which sampling starts.
+      p_mean: mean of ln beta in training, eq. (7), within the path's range of beta.
+      p_std: standard deviation of ln beta in training.
+      sample_time: (key, shape) -> t instead; needed where beta does not rise all the way.
+
+    Raises:
+      ValueError: a rule of `Schedule` is broken, or beta stays constant without `sample_time`.
+
+    Example:
+      >>> path = schedules.from_functions(
+      ...     alpha=lambda t: 0.5 * t, beta=lambda t: t**2, t_min=0.05, t_max=9.0
+      ... )
+      >>> float(path.alpha(4.0)), float(path.beta(4.0)), float(path.beta(0.0))
+      (2.0, 16.0, 0.0)
+    """
+    check_range("t_min", t_min, "t_max", t_max)
+
+    def from_clean(level: Callable[[jax.Array], ArrayLike]) -> Callable[[ArrayLike], jax.Array]:
+        def at(t: ArrayLike) -> jax.Array:
+            t = jnp.asarray(t, dtype=float)
+            # The formula never sees 0, where it or its derivative may be infinite.
+            return jnp.where(t > 0, level(jnp.where(t > 0, t, t_min)), 0.0)
+
+        return at
+
+    alpha, beta = from_clean(alpha), from_clean(beta)
+    if sample_time is None:
+        log_t = np.linspace(math.log(t_min), math.log(t_max), 1025)
+        with jax.ensure_compile_time_eval():
+            log_beta = jnp.log(beta(np.exp(log_t)))
+        if not isinstance(log_beta, jax.core.Tracer) and not np.all(np.diff(log_beta) > 0):
+            raise ValueError(
+                "beta must be > 0 and rise all the way from t_min to t_max, so that each level has "
+                "one time to train at: pass sample_time=, (key, shape) -> t"
+            )
+
+        def sample_time(key, shape):
+            # Levels beyond the table get its ends' times: that clips them to the path.
+            levels = p_mean + p_std * jax.random.normal(key, shape)
+            return jnp.exp(jnp.interp(levels, log_beta, log_t))
+
+    return Schedule(alpha, beta, t_min, t_max, sample_time)
+
+
 def hot(**levels: float) -> Schedule:
-    """Noise only, eq. (1): exactly EDM. `levels` as in `constant_bnr`."""
+    """Noise only, eq. (1): exactly EDM. `levels` as in `constant_bnr`.
+
+    Example:
+      >>> float(schedules.hot().alpha(4.0)), float(schedules.hot().beta(4.0))
+      (0.0, 4.0)
+    """
     return constant_bnr(0.0, **levels)
 
 
@@ -138,19 +162,21 @@ def cold(*, alpha_min: float = 0.5, alpha_max: float = 20.0, beta: float = 0.01)
 
     Raises:
       ValueError: levels out of order, or no noise at all.
+
+    Example:
+      >>> path = schedules.cold()
+      >>> float(path.alpha(4.0)), round(float(path.beta(4.0)), 4), path.needs_start
+      (4.0, 0.01, True)
     """
-    _check_range("alpha_min", alpha_min, "alpha_max", alpha_max)
+    check_range("alpha_min", alpha_min, "alpha_max", alpha_max)
     if not beta > 0:
         raise ValueError(f"beta must be > 0 (the loss weights errors by 1 / beta^2), got {beta}")
-    log_range = math.log(alpha_min), math.log(alpha_max)
-    return Schedule(
-        alpha=lambda t: jnp.asarray(t, dtype=float),
-        beta=lambda t: jnp.where(jnp.asarray(t) > 0, beta, 0.0),
+    return from_functions(
+        alpha=lambda t: t,
+        beta=lambda t: beta,
         t_min=alpha_min,
         t_max=alpha_max,
-        sample_time=lambda key, shape: jnp.exp(
-            jax.random.uniform(key, shape, minval=log_range[0], maxval=log_range[1])
-        ),
+        sample_time=_log_uniform(alpha_min, alpha_max),
     )
 
 
@@ -168,48 +194,34 @@ def blurring_diffusion(
 
     Raises:
       ValueError: a negative blur, no range of log-SNR, or t_min out of range.
+
+    Example:
+      Half way, log-SNR 0.
+
+      >>> path = schedules.blurring_diffusion()
+      >>> round(float(path.alpha(0.5)), 3), round(float(path.beta(0.5)), 3)
+      (10.0, 1.0)
     """
     if not sigma_blur_max >= 0:
         raise ValueError(f"sigma_blur_max must be >= 0, got {sigma_blur_max}")
     if not log_snr_max > 0:
         raise ValueError(f"log_snr_max must be > 0, got {log_snr_max}")
-    _check_range("t_min", t_min, "t_max", 1.0)
     angles = [math.atan(math.exp(sign * log_snr_max / 2)) for sign in (-1, 1)]
 
     def inside(t):
         # Churn may ask for a time beyond the end, where sine and tangent would turn back.
-        t = jnp.asarray(t, dtype=float)
         return jnp.where(t > 1, 1.0, t)
 
-    def beta(t):
-        # At t = 0 the formula still has a little noise; the clean image has none.
-        level = jnp.tan(angles[0] + inside(t) * (angles[1] - angles[0]))
-        return jnp.where(jnp.asarray(t) > 0, level, 0.0)
-
-    return Schedule(
+    return from_functions(
         alpha=lambda t: sigma_blur_max * jnp.sin(jnp.pi / 2 * inside(t)) ** 2,
-        beta=beta,
+        beta=lambda t: jnp.tan(angles[0] + inside(t) * (angles[1] - angles[0])),
         t_min=t_min,
         t_max=1.0,
         sample_time=lambda key, shape: jax.random.uniform(key, shape, minval=t_min, maxval=1.0),
     )
 
 
-def _takeover_points(spectrum: np.ndarray, attenuation: float) -> tuple[np.ndarray, np.ndarray]:
-    """(ln beta, ln alpha) of eq. (5), both rising: where noise takes over a ring of frequencies."""
-    eigen = np.array(_dct.eigenvalues(*spectrum.shape), np.float64)
-    eigen[0, 0] = 1.0  # in a ring of its own, left out below
-    power, inverse = (
-        np.asarray(_spectra.radial_mean(a)[1], np.float64)[:0:-1] for a in (spectrum, 1 / eigen)
-    )
-    # From the highest frequency down. A ring with less power than one above it decides nothing:
-    # when noise reaches its power, the finer detail is still visible and allows less blur.
-    decides = np.diff(np.maximum.accumulate(power), prepend=0.0) > 0
-    alpha = np.sqrt(-2 * math.log1p(-attenuation) * inverse)
-    return np.log(power[decides]) / 2, np.log(alpha[decides])
-
-
-def spectral(spectrum: jax.Array, attenuation: float = 0.05, **levels: float) -> Schedule:
+def spectral(spectrum: ArrayLike, attenuation: float = 0.05, **levels: float) -> Schedule:
     """As much blur at each noise level as the data's spectrum allows there, eq. (5).
 
     Args:
@@ -219,24 +231,14 @@ def spectral(spectrum: jax.Array, attenuation: float = 0.05, **levels: float) ->
 
     Raises:
       ValueError: no spectrum, attenuation or levels out of range, or images without any detail.
+
+    Example:
+      >>> path = schedules.spectral(np.array([[1.0, 8 / np.pi**2]]), attenuation=1 - np.exp(-1))
+      >>> round(float(path.bnr(0.3)), 3), round(float(path.bnr(3.0)), 3)
+      (1.0, 1.0)
     """
-    spectrum = _spectra.check_spectrum(spectrum, attenuation)
-    with jax.ensure_compile_time_eval():  # numbers, also under jit
-        log_beta, log_alpha = _takeover_points(spectrum, attenuation)
-    slopes = np.diff(log_alpha) / np.diff(log_beta)
-    # d ln alpha / d ln beta is 1 outside and these slopes between the points. Every corner is a
-    # softplus, so the slope everywhere is an average of them: alpha rises and is smooth.
-    corners = np.diff(slopes, prepend=1.0, append=1.0) if len(slopes) else np.zeros(1)
-    first = float(log_alpha[0] - log_beta[0])
-
-    def alpha(t):
-        t = jnp.asarray(t, dtype=float)
-        shape = (1,) * t.ndim + (-1,)
-        distance = jnp.log(jnp.where(t > 0, t, 1.0))[..., None] - log_beta.reshape(shape)
-        bend = _CORNER * jax.nn.softplus(distance / _CORNER) * corners.reshape(shape)
-        return t * jnp.exp(first + jnp.sum(bend, axis=-1))
-
-    return dataclasses.replace(constant_bnr(0.0, **levels), alpha=alpha)
+    blur = _spectra.allowed_blur(spectrum, attenuation)
+    return dataclasses.replace(constant_bnr(0.0, **levels), alpha=blur)
 
 
 def any_bnr(
@@ -257,21 +259,24 @@ def any_bnr(
 
     Raises:
       ValueError: a ratio, a share or levels out of range.
+
+    Example:
+      >>> path = schedules.any_bnr(0.5, bnr_range=(2.0, 3.0), hot_share=0.0)
+      >>> alpha, beta = path.sample_levels(jax.random.key(0), (100,))
+      >>> bool(jnp.all((alpha / beta > 1.99) & (alpha / beta < 3.01))), float(path.bnr(1.0))
+      (True, 0.5)
     """
     low, high = bnr_range
-    _check_range("bnr_range[0]", low, "bnr_range[1]", high)
+    check_range("bnr_range[0]", low, "bnr_range[1]", high)
     if not 0 <= hot_share <= 1:
         raise ValueError(f"hot_share must lie between 0 and 1, got {hot_share}")
 
     def sample_bnr(key, shape):
         ratio_key, hot_key = jax.random.split(key)
-        log_ratio = jax.random.uniform(
-            ratio_key, shape, minval=math.log(low), maxval=math.log(high)
-        )
-        return jnp.where(jax.random.uniform(hot_key, shape) < hot_share, 0.0, jnp.exp(log_ratio))
+        ratio = _log_uniform(low, high)(ratio_key, shape)
+        return jnp.where(jax.random.uniform(hot_key, shape) < hot_share, 0.0, ratio)
 
-    path = constant_bnr(bnr, **levels)
-    return _AnyBnr(**vars(path), sample_bnr=sample_bnr)
+    return dataclasses.replace(constant_bnr(bnr, **levels), sample_bnr=sample_bnr)
 
 
 def time_grid(schedule: Schedule, num_steps: int, rho: float = 7.0) -> jax.Array:
@@ -286,13 +291,17 @@ def time_grid(schedule: Schedule, num_steps: int, rho: float = 7.0) -> jax.Array
       [num_steps + 1], strictly decreasing.
 
     Raises:
-      ValueError: no step, rho < 1, or a schedule whose t_min is not between 0 and t_max.
+      ValueError: no step, or rho < 1.
+
+    Example:
+      >>> path = schedules.hot(beta_min=1.0, beta_max=100.0)
+      >>> print(np.asarray(schedules.time_grid(path, 3, rho=np.inf)).round(3))
+      [100.  10.   1.   0.]
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     if not rho >= 1:
         raise ValueError(f"rho must be at least 1, got {rho}")
-    _check_range("t_min", schedule.t_min, "t_max", schedule.t_max)
     fraction = np.arange(num_steps) / max(num_steps - 1, 1)
     if math.isinf(rho):
         times = schedule.t_max * (schedule.t_min / schedule.t_max) ** fraction
@@ -300,3 +309,34 @@ def time_grid(schedule: Schedule, num_steps: int, rho: float = 7.0) -> jax.Array
         root_max, root_min = schedule.t_max ** (1 / rho), schedule.t_min ** (1 / rho)
         times = (root_max + fraction * (root_min - root_max)) ** rho
     return jnp.asarray(np.append(times, 0.0), dtype=float)
+
+
+def by_name(name: str, spectrum: ArrayLike | None = None, **numbers: Any) -> Schedule:
+    """The path of a name, as a saved model's settings hold it.
+
+    Args:
+      name: hot, constant_bnr, any_bnr, spectral, blurring_diffusion or cold.
+      spectrum: variance of each DCT coefficient [H, W], for `spectral`; the others ignore it.
+      **numbers: arguments of the function of that name: plain numbers, bnr_range also as a list.
+
+    Raises:
+      ValueError: an unknown name or argument, a missing one, or a number out of range.
+
+    Example:
+      >>> float(schedules.by_name("constant_bnr", bnr=0.5, beta_max=40.0).alpha(4.0))
+      2.0
+    """
+    paths = {
+        f.__name__: f for f in (hot, constant_bnr, any_bnr, spectral, blurring_diffusion, cold)
+    }
+    if name not in paths:
+        raise ValueError(f"schedule name must be one of {', '.join(paths)}, got {name!r}")
+    known = set(inspect.signature(paths[name]).parameters)
+    if "levels" in known:
+        known |= set(constant_bnr.__kwdefaults__)
+    given = {"spectrum": spectrum} if name == "spectral" else {}
+    try:
+        return paths[name](**given, **numbers)
+    except TypeError as error:  # Python's, for an argument too many or too few
+        takes = ", ".join(sorted(known - {"levels", "spectrum"}))
+        raise ValueError(f"schedule {name} takes {takes}: {error}") from error

@@ -10,11 +10,16 @@ from collections.abc import Sequence
 import absl.flags
 import jax
 import ml_collections
+from ml_collections import config_flags
+
+from warm_diffusion import factory, storage
+from warm_diffusion.console import say
 
 # What may change between two starts of one run: where things lie, how long it runs, what it reports
 # and how it samples. All other keys decide what is trained.
 _FREE = (
     "compilation_cache_dir",
+    "data.source",  # a checkpoint knows its images by their hash
     "data.cache_dir",
     "data.data_dir",
     "data.download",
@@ -29,6 +34,7 @@ _FREE = (
     "sampling.",
     "eval.",
     "analysis.",
+    "export.",
 )
 
 
@@ -38,19 +44,55 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 
 def load(path: str, default: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Reads what `to_json` wrote, over a default that gives the types.
+    """Reads what `to_json` wrote, or the config.json of a model folder, over a default.
+
+    The default gives the types, and the values of keys that the file is too old to have. Names of
+    code count from the command line only: a file may come with somebody else's checkpoint.
 
     Raises:
       ValueError: no such file, not JSON, or a key or type that the default does not have.
     """
     try:
-        saved = json.loads(pathlib.Path(path).expanduser().read_text())
-        default.update(saved)
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a configuration that can be read ({error})") from error
+        default.update(_read(path))
     except (KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: does not fit this version's configuration ({error})") from error
     return default
+
+
+def _read(path: str | os.PathLike) -> dict:
+    """What a file says of the configuration, without names of code."""
+    try:
+        saved = storage.read_json(pathlib.Path(path).expanduser())
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{path}: not a configuration that can be read ({error})") from error
+    if isinstance(saved, dict) and "format" in saved:  # the config.json of a model folder
+        saved = saved.get("info", {}).get("configuration") or factory.configuration_of(saved)
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path}: not a configuration, but {type(saved).__name__}")
+    saved.pop("compilation_cache_dir", None)  # compiled programs are code as well
+    if ":" in saved.get("eval", {}).get("features", ""):
+        saved["eval"]["features"] = f"?{saved['eval']['features'].lstrip('?')}"
+    return saved
+
+
+def missing_keys(path: str | os.PathLike, default: ml_collections.ConfigDict) -> list[str]:
+    """The keys that a file is too old to have, with the values that they now get."""
+    saved, known = _flat(_read(path)), _flat(default.to_dict())
+    return [
+        f"{key}={value!r}"
+        for key, value in known.items()
+        if key not in saved and key != "compilation_cache_dir"
+    ]
+
+
+def check_average(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError unless `sampling.ema` names an average that training keeps."""
+    index, count = config.sampling.ema, len(config.training.ema_halflife_images)
+    if not -1 <= index < count:
+        raise ValueError(
+            f"sampling.ema must be -1 (raw weights) or 0 to {count - 1} (of "
+            f"training.ema_halflife_images), got {index}"
+        )
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:
@@ -79,10 +121,7 @@ def write_or_compare(config: ml_collections.ConfigDict, path: pathlib.Path) -> l
                 f"{path.parent} holds a run of another configuration: {'; '.join(refused)}. Use a "
                 f"new --workdir, or continue that run with --config={path}"
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial-{os.getpid()}")
-    partial.write_text(to_json(config))
-    partial.replace(path)
+    storage.write_bytes(path, to_json(config).encode())
     return changes
 
 
@@ -91,8 +130,8 @@ def _differences(
 ) -> tuple[list[str], list[str]]:
     """All keys that differ from those in a file, one line each; and those that must not."""
     # Through JSON on both sides, so that tuples compare with lists.
-    old = _flat(json.loads(path.read_text()))
     new = _flat(json.loads(to_json(config)))
+    old = _flat(storage.read_json(path))
     changes = [
         f"{key}: {old.get(key, '(absent)')!r} -> {new.get(key, '(absent)')!r}"
         for key in sorted(old.keys() | new.keys())
@@ -158,8 +197,8 @@ def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[
     return [argv[0], f"--config={config}", *flags, *others]
 
 
-def prepare(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
-    """Joins the other processes if asked, turns the compilation cache on, applies short flags.
+def start(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
+    """What comes before every mode: the other processes, the compilation cache, short flags.
 
     Args:
       flags: parsed; config, distributed, bnr, solver and steps are used.
@@ -174,6 +213,10 @@ def prepare(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
     for key, flag in (("bnr", "bnr"), ("solver", "solver"), ("num_steps", "steps")):
         if flags[flag].present:
             config.sampling[key] = flags[flag].value
+    _, _, file = config_flags.get_config_filename(flags["config"]).partition(":")
+    missing = missing_keys(file, config) if file.endswith(".json") else []
+    if missing:
+        say(f"note     {file} is of an earlier version; new keys: {', '.join(missing)}")
     return config
 
 

@@ -328,7 +328,7 @@ def test_a_network_with_the_wrong_number_of_channels_is_refused(
 
 
 def test_a_single_image_is_refused():
-    with pytest.raises(ValueError, match=r"images \[B, H, W, C\], got \(6, 5, 2\)"):
+    with pytest.raises(ValueError, match=r"images must be \[B, H, W, C\], got \(6, 5, 2\)"):
         precondition(network("divide"))(normal(1)[0], 0.5, 0.5)
 
 

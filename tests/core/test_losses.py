@@ -365,8 +365,14 @@ def test_gradients_averaged_by_pmap_over_two_devices_are_those_of_the_whole_batc
 @pytest.mark.parametrize(
     ("x0", "message"),
     [
-        (np.zeros(SIZE), r"float images \[B, H, W, C\], got float64 \(6, 5, 2\)"),
-        (np.zeros((3, *SIZE), np.uint8), r"got uint8 \(3, 6, 5, 2\)"),
+        (
+            np.zeros(SIZE),
+            r"x0 must be \[B, H, W, C\], got \(6, 5, 2\): a single image is x\[None\]",
+        ),
+        (
+            np.zeros((3, *SIZE), np.uint8),
+            r"x0 must be floats in \[-1, 1\], got uint8: x / 127.5 - 1",
+        ),
     ],
 )
 def test_anything_but_float_images_is_refused(x0, message):

@@ -102,5 +102,5 @@ def test_gaussian_refuses_shapes_that_do_not_fit(mean, spectrum):
 
 
 def test_mixture_refuses_a_single_image():
-    with pytest.raises(ValueError, match=r"images \[N, H, W, C\], got \(3, 4, 2\)"):
+    with pytest.raises(ValueError, match=r"images must be \[B, H, W, C\], got \(3, 4, 2\)"):
         oracle.mixture(np.zeros(SIZE))

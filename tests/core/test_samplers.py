@@ -65,7 +65,7 @@ def normal(count=3, seed=0):
 
 
 def constant_noise(beta):
-    """Cold diffusion: blur falls from 3 pixels to none, the noise level stays."""
+    """Cold diffusion: blur falls from 3 pixels to none, the noise stays (traced: not checked)."""
     return schedules.Schedule(
         alpha=lambda t: jnp.asarray(t, dtype=float),
         beta=lambda t: jnp.full(jnp.shape(t), beta, dtype=float),
@@ -147,9 +147,9 @@ def test_without_blur_multistep_is_dpm_solver_pp_2m():
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_at_constant_noise_euler_is_cold_diffusions_improved_sampler(beta):
     # Bansal et al., Algorithm 2: x <- x - B(a_s) x0_hat + B(a_next) x0_hat, down to alpha = 0.
-    path, x = constant_noise(beta), normal(seed=1)
-    run = jax.jit(lambda x: sample(toy, x, path, solver="euler", num_steps=5, start=x))
-    images = run(x)
+    x, options = normal(seed=1), {"solver": "euler", "num_steps": 5}
+    run = jax.jit(lambda x, beta: sample(toy, x, constant_noise(beta), start=x, **options))
+    images = run(x, beta)
     alpha = edm_times(0.2, 3.0, 5, 7.0)
     for a, a_next in itertools.pairwise(alpha):
         clean = sum(heads(x, a, beta))
@@ -388,7 +388,7 @@ def test_mistakes_are_refused(options, message):
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["plain", "jit"])
 def test_multistep_refuses_a_path_of_constant_noise(transform):
-    run = transform(lambda noise: sample(toy, noise, schedules.cold(), solver="multistep"))
+    run = transform(lambda x: sample(toy, x, schedules.cold(), solver="multistep", start=x))
     with pytest.raises(ValueError, match="noise level that falls at every step"):
         run(normal())
 

@@ -3,7 +3,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -260,9 +259,15 @@ def test_a_ratio_below_zero_is_refused(bnr):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: schedules.hot(beta_min=0.0), "0 < beta_min < beta_max, got beta_min=0.0"),
+        (
+            lambda: schedules.hot(beta_min=0.0),
+            "0 < beta_min < beta_max < infinity, got beta_min=0.0",
+        ),
         (lambda: schedules.hot(beta_min=2.0, beta_max=1.0), "got beta_min=2.0, beta_max=1.0"),
-        (lambda: schedules.cold(alpha_min=-1.0), "0 < alpha_min < alpha_max, got alpha_min=-1.0"),
+        (
+            lambda: schedules.cold(alpha_min=-1.0),
+            "alpha_min < alpha_max < infinity, got alpha_min=-1",
+        ),
         (lambda: schedules.cold(alpha_min=3.0, alpha_max=3.0), "alpha_min=3.0, alpha_max=3.0"),
         (lambda: schedules.cold(beta=0.0), "beta must be > 0.*got 0.0"),
         (lambda: schedules.blurring_diffusion(sigma_blur_max=-1.0), "sigma_blur_max .* got -1.0"),
@@ -291,10 +296,3 @@ def test_a_grid_without_steps_is_refused(num_steps):
 def test_a_rho_below_one_is_refused(rho):
     with pytest.raises(ValueError, match=f"rho must be at least 1, got {rho}"):
         schedules.time_grid(schedules.hot(), 4, rho)
-
-
-@pytest.mark.parametrize("t_min", [0.0, 80.0])
-def test_a_grid_over_an_empty_range_is_refused(t_min):
-    path = schedules.Schedule(jnp.asarray, jnp.asarray, t_min, 80.0, schedules.hot().sample_time)
-    with pytest.raises(ValueError, match=f"0 < t_min < t_max, got t_min={t_min}, t_max=80.0"):
-        schedules.time_grid(path, 4)

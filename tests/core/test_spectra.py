@@ -15,6 +15,8 @@ from tests.core.closed_forms import (
     difference_step,
     eigenvalues,
     natural_spectrum,
+    rings,
+    rough_spectrum,
     transfer,
 )
 from tests.core.closed_forms import dct as scipy_dct
@@ -175,6 +177,23 @@ def test_what_is_kept_when_noise_takes_over_is_that_of_the_blur_at_this_noise(bn
     )
 
 
+@pytest.mark.parametrize("bnr", [0.1, 0.5, 3.0])
+def test_least_kept_is_what_the_worst_ring_keeps(bnr):
+    # exp(-lambda bnr^2 S / 2) averaged over each ring, in numpy; also inside a jitted function.
+    spectrum, ring = rough_spectrum(), rings(12, 10)
+    kept = np.exp(-eigenvalues(12, 10) * bnr**2 * spectrum / 2)
+    expected = min(kept[ring == k].mean() for k in np.unique(ring))
+    least = spectra.least_kept(spectrum, bnr)
+    assert isinstance(least, float)
+    np.testing.assert_allclose(least, expected, rtol=1e-12)
+    traced = jax.jit(lambda t: t * spectra.least_kept(spectrum, bnr))(2.0)
+    np.testing.assert_allclose(traced, 2 * expected, rtol=1e-12)
+
+
+def test_without_blur_everything_is_kept():
+    assert spectra.least_kept(rough_spectrum(), 0.0) == 1.0
+
+
 def test_at_the_recommended_ratio_the_worst_ring_keeps_the_rest_of_the_attenuation():
     spectrum = natural_spectrum(16, 16)
     ratio = spectra.recommend_bnr(spectrum, 0.1)
@@ -271,6 +290,13 @@ def test_states_of_another_level_depart_by_the_ratio_of_powers(wrong):
     assert np.max(np.abs(departure) / errors) > 20
 
 
+def test_states_of_any_size_have_a_departure():
+    # The sampler starts at beta = 80, far from [-1, 1].
+    x, spectrum = forward_states(0.0, 80.0, count=200)
+    _, departure = spectra.spectral_departure(x, spectrum, 0.0, 80.0)
+    assert np.all(np.abs(departure) < 5 * standard_errors(spectrum, 0.0, 80.0, count=200))
+
+
 def test_departure_is_given_over_the_rings_of_radial_mean():
     x, spectrum = forward_states(0.8, 0.3, count=4)
     frequency, departure = jax.jit(spectra.spectral_departure)(x, spectrum, 0.8, 0.3)
@@ -358,7 +384,7 @@ def test_an_attenuation_that_no_blur_reaches_is_refused():
 
 
 def test_power_spectrum_refuses_a_single_image():
-    with pytest.raises(ValueError, match=r"images \[N, H, W, C\], got \(8, 8, 3\)"):
+    with pytest.raises(ValueError, match=r"images must be \[B, H, W, C\], got \(8, 8, 3\)"):
         spectra.power_spectrum(np.zeros((8, 8, 3)))
 
 

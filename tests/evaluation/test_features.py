@@ -79,6 +79,17 @@ def test_features_that_cannot_be_had_are_refused(user_module, name, message):
         features.extractor(name)
 
 
+@pytest.mark.parametrize("name", ["my_features:mean_and_max", "pixels"])
+def test_a_name_that_came_with_a_checkpoint_is_refused_and_not_imported(user_module, name):
+    with pytest.raises(
+        ValueError, match=r"names of code count from the command line only"
+    ) as error:
+        features.extractor(f"?{name}")
+    assert f"came with the checkpoint names code ({name}) as features" in str(error.value)
+    assert f"--config.eval.features={name} if you trust it" in str(error.value)
+    assert "my_features" not in sys.modules
+
+
 def test_a_missing_weights_file_is_named_with_the_way_out(tmp_path):
     with pytest.raises(ValueError, match=r"no Inception weights at .*gone.safetensors: get"):
         features.extractor("inception", weights=str(tmp_path / "gone.safetensors"))

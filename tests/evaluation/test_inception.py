@@ -1,7 +1,6 @@
 """The Inception network against torch-fidelity's, and its weights file."""
 
 import hashlib
-import zlib
 
 import jax
 import numpy as np
@@ -11,22 +10,6 @@ import safetensors.numpy
 from warm_diffusion.evaluation import inception, inception_layers
 
 
-def _golden_array(name, shape):
-    """The weights that anyone can rebuild: the recipe of shared/golden/README.md."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    if name.endswith("running_var"):
-        array = rng.uniform(0.5, 1.5, shape)
-    elif name.endswith(("running_mean", "bias")):
-        array = 0.1 * rng.standard_normal(shape)
-    elif name.endswith("num_batches_tracked"):
-        array = np.zeros(shape)
-    elif ".bn." in name:
-        array = rng.uniform(0.5, 1.5, shape)
-    else:
-        array = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-    return array.astype(np.float32)
-
-
 @pytest.fixture(scope="module")
 def golden(shared_folder):
     with np.load(shared_folder / "golden" / "inception_features.npz") as file:
@@ -34,14 +17,8 @@ def golden(shared_folder):
 
 
 @pytest.fixture(scope="module")
-def arrays():
-    shapes = inception_layers.array_shapes()
-    return {name: _golden_array(name, shape) for name, shape in shapes.items()}
-
-
-@pytest.fixture(scope="module")
-def params(arrays):
-    return inception.params_from_arrays(arrays)
+def params(golden_arrays):
+    return inception.params_from_arrays(golden_arrays)
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +105,13 @@ def test_images_are_resized_as_tensorflow_1_did(shape):
     np.testing.assert_allclose(inception._prepare(image[None])[0], expected, rtol=0, atol=2e-6)
 
 
-def test_batch_normalisation_is_folded_into_the_convolution(arrays, params):
+def test_batch_normalisation_is_folded_into_the_convolution(golden_arrays, params):
     # batch_norm(conv(x)) is affine in x; for a 1 x 1 kernel and one pixel it is a matrix product.
     layer = {
-        k.split(".")[-1]: arrays[f"Conv2d_3b_1x1.bn.{k}"].astype(float)
+        k.split(".")[-1]: golden_arrays[f"Conv2d_3b_1x1.bn.{k}"].astype(float)
         for k in ("weight", "bias", "running_mean", "running_var")
     }
-    weight = arrays["Conv2d_3b_1x1.conv.weight"][:, :, 0, 0].astype(float)
+    weight = golden_arrays["Conv2d_3b_1x1.conv.weight"][:, :, 0, 0].astype(float)
     x = np.random.default_rng(0).standard_normal(64)
     normalised = (weight @ x - layer["running_mean"]) / np.sqrt(layer["running_var"] + 0.001)
     expected = normalised * layer["weight"] + layer["bias"]
@@ -143,8 +120,11 @@ def test_batch_normalisation_is_folded_into_the_convolution(arrays, params):
     np.testing.assert_allclose(value, expected, rtol=0, atol=1e-5)
 
 
-def test_arrays_that_do_not_fit_are_named_together(arrays):
-    wrong = {**arrays, "AuxLogits.fc.weight": np.zeros(1)}  # names beyond the needed are ignored
+def test_arrays_that_do_not_fit_are_named_together(golden_arrays):
+    wrong = {
+        **golden_arrays,
+        "AuxLogits.fc.weight": np.zeros(1),
+    }  # names beyond the needed are ignored
     del wrong["Mixed_5b.branch1x1.bn.running_mean"]
     wrong["fc.weight"] = np.zeros((1000, 2048), np.float32)
     wrong["Conv2d_1a_3x3.bn.bias"] = np.full(32, np.nan)
@@ -180,9 +160,9 @@ def test_images_of_another_shape_or_type_are_refused(images, message):
         inception.features({}, images)
 
 
-def test_a_weights_file_gives_its_params_and_its_sha256(arrays, params, tmp_path):
+def test_a_weights_file_gives_its_params_and_its_sha256(golden_arrays, params, tmp_path):
     path = tmp_path / "inception.safetensors"
-    safetensors.numpy.save_file(arrays, path)
+    safetensors.numpy.save_file(golden_arrays, path)
     weights = inception.load(path)
     assert weights.weights_hash == hashlib.sha256(path.read_bytes()).hexdigest()
     jax.tree.map(np.testing.assert_array_equal, weights.params, params)

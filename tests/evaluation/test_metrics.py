@@ -1,5 +1,7 @@
 """Names of metrics, and what is compared under them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -76,6 +78,28 @@ def test_two_examples_have_a_frechet_distance_and_no_more():
     values = np.random.default_rng(0).standard_normal((2, 3))
     found = metrics.compare(Features(values), statistics(values))
     assert list(found) == ["fd_pixels_2"]
+
+
+def test_a_reference_without_examples_has_no_metric_that_needs_them():
+    """Of equal covariances: |m1 - m2|^2 = 9 + 16. Every example sure of one of 5 classes: 5."""
+    values = np.random.default_rng(0).standard_normal((200, 3))
+    real = statistics(values - np.array([3.0, 0, 4.0]), "inception")
+    bare = dataclasses.replace(real, kept=np.zeros((0, 3), np.float32))
+    found = metrics.compare(Features(values, 100 * np.eye(5)[np.arange(200) % 5]), bare)
+    assert list(found) == ["fid200_train", "is200", "is200_split_std"]
+    assert found["fid200_train"] == pytest.approx(25)
+    assert found["is200"] == pytest.approx(5)
+    assert metrics.settings(200, bare) == {
+        "kernel_distance": None,
+        "precision_recall": None,
+        "inception_score": {"splits": 10},
+    }
+    # With examples the settings are as ever: they decide which reports are the same.
+    assert metrics.settings(200, real) == {
+        "kernel_distance": {"block_size": 100, "num_blocks": 100},
+        "precision_recall": {"k": 3, "real": 200, "generated": 200},
+        "inception_score": {"splits": 10},
+    }
 
 
 def test_rounds_are_summarised_by_mean_deviation_and_minimum():

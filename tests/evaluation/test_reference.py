@@ -1,5 +1,6 @@
 """Reference statistics: all images, their origin in the file, refusals."""
 
+import hashlib
 import io
 import json
 
@@ -89,14 +90,15 @@ _MOMENTS = dict(mean=np.zeros(2), covariance=np.eye(2), kept=np.zeros((3, 2), np
     [
         b"",
         b"PK damaged",
-        _npz(mu=np.zeros(2), sigma=np.eye(2)),  # as other projects write them
+        _npz(mu=np.zeros(2048)),
         _npz(**_MOMENTS, provenance=np.array(json.dumps({"format": 1}))),
         _npz(**_MOMENTS, provenance=np.array({"a": "pickled"}, dtype=object)),
         _npz(**_MOMENTS, provenance=np.array("no json")),
         _npz(**(_MOMENTS | {"covariance": np.eye(3)}), provenance=np.array(
             json.dumps(described(random_images(3))))),
     ],
-    ids=["empty", "damaged", "other project", "no provenance", "pickle", "no json", "shapes"],
+    ids=["empty", "damaged", "half of another's", "no provenance", "pickle", "no json",
+         "shapes"],
 )  # fmt: skip
 def test_a_file_that_is_no_statistics_is_refused_by_name(tmp_path, content):
     path = tmp_path / "stats.npz"
@@ -108,6 +110,19 @@ def test_a_file_that_is_no_statistics_is_refused_by_name(tmp_path, content):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--mode=fid_stats writes them"):
         reference.load(tmp_path / "gone.npz")
+
+
+def test_a_file_of_before_external_ones_keeps_its_fingerprint(tmp_path):
+    """SHA-256 of provenance, mean and covariance, of a file written here; no fact is added."""
+    facts, mean, covariance = described(random_images(3)), np.arange(2.0), 3 * np.eye(2)
+    path = tmp_path / "stats.npz"
+    moments = {"mean": mean, "covariance": covariance, "kept": np.zeros((3, 2), np.float32)}
+    path.write_bytes(_npz(**moments, provenance=np.array(json.dumps(facts))))
+    read = reference.load(path)
+    hashed = json.dumps(facts, sort_keys=True).encode() + mean.tobytes() + covariance.tobytes()
+    assert reference.fingerprint(read) == hashlib.sha256(hashed).hexdigest()
+    assert read.provenance == facts
+    assert not reference.is_external(read)
 
 
 def test_every_fact_that_differs_is_named():

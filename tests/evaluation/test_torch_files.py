@@ -1,7 +1,6 @@
 """torch's files read without torch, and the convert command built on that.
 
-The files are written here opcode by opcode, as `torch.save` of 1.4 (legacy) and 2.x (zip) writes
-them: pickle protocol 2 with persistent ids for the storages.
+The files are written opcode by opcode (`torch_writer`).
 """
 
 import hashlib
@@ -18,65 +17,18 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.evaluation.torch_writer import (
+    EMPTY,
+    LAYOUTS,
+    REBUILD,
+    STORAGES,
+    dictionary,
+    global_name,
+    opcodes,
+    tensor,
+    torch_file,
+)
 from warm_diffusion.evaluation import inception, inception_layers, torch_files
-
-LAYOUTS = ("zip", "legacy")
-STORAGES = {"<f8": "Double", "<f4": "Float", "<f2": "Half", "<i8": "Long", "<u1": "Byte"}
-
-
-# --- a writer -------------------------------------------------------------------------------------
-
-
-def _value(value):
-    if isinstance(value, tuple):
-        return b"(" + b"".join(map(_value, value)) + b"t"  # MARK ... TUPLE
-    if isinstance(value, str):
-        return b"X" + struct.pack("<I", len(value.encode())) + value.encode()  # BINUNICODE
-    if isinstance(value, bytes):
-        return value  # opcodes already
-    return b"N" if value is None else pickle.dumps(value, 2)[2:-1]
-
-
-def _global(module, name):
-    return f"c{module}\n{name}\n".encode()
-
-
-EMPTY = _global("collections", "OrderedDict") + b")R"
-REBUILD = _global("torch._utils", "_rebuild_tensor_v2")
-
-
-def _tensor(layout, key, dtype, size, offset, shape, strides):
-    kind = _global("torch", f"{STORAGES[dtype]}Storage")
-    view = (None,) if layout == "legacy" else ()
-    storage = _value(("storage", kind, key, "cpu", size, *view)) + b"Q"  # BINPERSID
-    return REBUILD + _value((storage, offset, shape, strides, False, EMPTY)) + b"R"
-
-
-def _dictionary(items):
-    # The empty metadata of a state dictionary is set as its state: BUILD.
-    body = b"".join(_value(name) + value for name, value in items.items())
-    return EMPTY + b"(" + body + b"u" + b"}" + _value("_metadata") + EMPTY + b"sb"
-
-
-def _file(layout, content, storages, compression=zipfile.ZIP_STORED):
-    """A file around the opcodes `content`; storages: key to 1-d array."""
-    program = b"\x80\x02" + content + b"."
-    stream = io.BytesIO()
-    if layout == "zip":
-        with zipfile.ZipFile(stream, "w", compression) as archive:
-            archive.writestr("weights/data.pkl", program)
-            archive.writestr("weights/byteorder", b"little")
-            for key, array in storages.items():
-                archive.writestr(f"weights/data/{key}", array.tobytes())
-            archive.writestr("weights/version", b"3\n")
-        return stream.getvalue()
-    for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True, "type_sizes": {}}):
-        stream.write(pickle.dumps(value, 2))
-    stream.write(program)
-    stream.write(pickle.dumps(sorted(storages), 2))
-    for _, array in sorted(storages.items()):
-        stream.write(struct.pack("<q", len(array)) + array.tobytes())
-    return stream.getvalue()
 
 
 def _example(layout, **changes):
@@ -89,9 +41,9 @@ def _example(layout, **changes):
         "row": (3, (3,), (1,)),
         "scalar": (4, (), ()),
     }
-    items = {name: _tensor(layout, "0", "<f4", 6, *view) for name, view in views.items()}
-    items["steps"] = _tensor(layout, "1", "<i8", 1, 0, (), ())
-    return _file(layout, _dictionary(items), {"0": numbers, "1": np.array([7], "<i8")})
+    items = {name: tensor(layout, "0", "<f4", 6, *view) for name, view in views.items()}
+    items["steps"] = tensor(layout, "1", "<i8", 1, 0, (), ())
+    return torch_file(layout, dictionary(items), {"0": numbers, "1": np.array([7], "<i8")})
 
 
 @pytest.fixture
@@ -122,21 +74,23 @@ def test_tensors_come_back_with_their_strides_and_offsets(layout, write):
 @pytest.mark.parametrize("dtype", STORAGES)
 def test_every_type_of_number_is_read(layout, dtype, write):
     array = np.array([0, 1, 250], dtype)
-    content = _dictionary({"x": _tensor(layout, "k", dtype, 3, 0, (3,), (1,))})
-    tensors = torch_files.read_tensors(write(_file(layout, content, {"k": array})))
+    content = dictionary({"x": tensor(layout, "k", dtype, 3, 0, (3,), (1,))})
+    tensors = torch_files.read_tensors(write(torch_file(layout, content, {"k": array})))
     np.testing.assert_array_equal(tensors["x"], array, strict=True)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_tensor_without_elements_is_read(layout, write):
-    content = _dictionary({"x": _tensor(layout, "k", "<f4", 0, 0, (0, 5), (5, 1))})
-    tensors = torch_files.read_tensors(write(_file(layout, content, {"k": np.zeros(0, "<f4")})))
+    content = dictionary({"x": tensor(layout, "k", "<f4", 0, 0, (0, 5), (5, 1))})
+    tensors = torch_files.read_tensors(
+        write(torch_file(layout, content, {"k": np.zeros(0, "<f4")}))
+    )
     assert tensors["x"].shape == (0, 5)
 
 
 def _call(command):
     """Opcodes that call os.system(command), as its __reduce__ would be pickled."""
-    return _global("posix", "system") + _value((command,)) + b"R"
+    return global_name("posix", "system") + opcodes((command,)) + b"R"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -145,8 +99,8 @@ def test_a_file_that_would_run_a_command_is_refused_by_name_and_runs_nothing(
 ):
     mark = tmp_path / "mark"
     # Beside a sound tensor, as the value of another name.
-    items = {"x": _tensor(layout, "0", "<f4", 1, 0, (), ()), "y": _call(f"touch {mark}")}
-    path = write(_file(layout, _dictionary(items), {"0": np.ones(1, "<f4")}))
+    items = {"x": tensor(layout, "0", "<f4", 1, 0, (), ()), "y": _call(f"touch {mark}")}
+    path = write(torch_file(layout, dictionary(items), {"0": np.ones(1, "<f4")}))
     with pytest.raises(ValueError, match=r"posix\.system"):
         torch_files.read_tensors(path)
     assert not mark.exists()
@@ -156,8 +110,8 @@ def test_a_file_that_would_run_a_command_is_refused_by_name_and_runs_nothing(
 def test_a_command_in_any_pickle_of_a_legacy_file_is_refused(position, write, tmp_path):
     mark = tmp_path / "mark"
     storage = np.ones(1, "<f4")
-    content = _dictionary({"x": _tensor("legacy", "0", "<f4", 1, 0, (), ())})
-    stream = io.BytesIO(_file("legacy", content, {"0": storage}))
+    content = dictionary({"x": tensor("legacy", "0", "<f4", 1, 0, (), ())})
+    stream = io.BytesIO(torch_file("legacy", content, {"0": storage}))
     ends = [0]
     for _ in range(5):
         _skip(stream)
@@ -182,9 +136,9 @@ def _skip(stream):
     "name", ["builtins eval", "torch._utils _rebuild_parameter", "torch.nn Linear", "os getcwd"]
 )
 def test_any_name_that_tensors_do_not_need_is_refused(layout, name, write):
-    content = _dictionary({"x": _global(*name.split())})
+    content = dictionary({"x": global_name(*name.split())})
     with pytest.raises(ValueError, match=name.replace(" ", r"\.")):
-        torch_files.read_tensors(write(_file(layout, content, {})))
+        torch_files.read_tensors(write(torch_file(layout, content, {})))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -210,9 +164,9 @@ def test_a_tensor_beyond_its_storage_is_refused(layout, changes, write):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_storage_of_another_size_than_announced_is_refused(layout, write):
-    content = _dictionary({"x": _tensor(layout, "0", "<f4", 2, 0, (2,), (1,))})
+    content = dictionary({"x": tensor(layout, "0", "<f4", 2, 0, (2,), (1,))})
     with pytest.raises(ValueError, match="expected a storage of 2, got 3"):
-        torch_files.read_tensors(write(_file(layout, content, {"0": np.ones(3, "<f4")})))
+        torch_files.read_tensors(write(torch_file(layout, content, {"0": np.ones(3, "<f4")})))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -220,32 +174,42 @@ def test_a_storage_of_another_size_than_announced_is_refused(layout, write):
     "content",
     [
         pickle.dumps(3, 2)[2:-1],
-        _dictionary({"x": pickle.dumps(3, 2)[2:-1]}),
+        dictionary({"x": pickle.dumps(3, 2)[2:-1]}),
         EMPTY,
-        _dictionary({"x": REBUILD + _value((1, 0, (), ())) + b"R"}),
-        _dictionary({"x": _value(("module", "0")) + b"Q"}),
+        dictionary({"x": REBUILD + opcodes((1, 0, (), ())) + b"R"}),
+        dictionary({"x": opcodes(("module", "0")) + b"Q"}),
     ],
     ids=["number", "dictionary of numbers", "nothing", "tensor without storage", "module"],
 )
 def test_anything_but_a_dictionary_of_tensors_is_refused(layout, content, write):
     with pytest.raises(ValueError, match="cannot read"):
-        torch_files.read_tensors(write(_file(layout, content, {})))
+        torch_files.read_tensors(write(torch_file(layout, content, {})))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_pickle_that_would_fill_the_memory_is_refused(layout, write):
-    # LONG_BINPUT to place 2^32 - 1: the unpickler would make room for 2^33 pointers, 64 GB.
-    content = EMPTY + b"r" + struct.pack("<I", (1 << 32) - 1)
-    with pytest.raises(ValueError, match="memo of 4294967295 places"):
-        torch_files.read_tensors(write(_file(layout, content, {})))
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        # LONG_BINPUT to place 2^32 - 1: the unpickler would make room for 2^33 pointers, 64 GB.
+        (EMPTY + b"r" + struct.pack("<I", (1 << 32) - 1), "memo of 4294967295 places"),
+        (EMPTY + b"p4294967295\n", "memo of 4294967295 places"),  # PUT
+        # A key of nested tuples: their hash would overflow the stack and end the process.
+        (b"})" + b"\x85" * 1_000_000 + b"Ns", "more than 20000 tuples"),
+        (b"})" + b"\x85" * 20_001 + b"Ns", "more than 20000 tuples"),
+    ],
+    ids=["long_binput", "put", "deep tuple", "one tuple too many"],
+)
+def test_a_pickle_that_would_fill_memory_or_stack_is_refused(layout, content, message, write):
+    with pytest.raises(ValueError, match=message):
+        torch_files.read_tensors(write(torch_file(layout, content, {})))
 
 
 def test_a_compressed_archive_is_refused(write):
     # A megabyte of zeros in a kilobyte: torch stores its archives uncompressed.
-    content = _dictionary({"x": _tensor("zip", "0", "<f4", 1 << 18, 0, (1 << 18,), (1,))})
+    content = dictionary({"x": tensor("zip", "0", "<f4", 1 << 18, 0, (1 << 18,), (1,))})
     storages = {"0": np.zeros(1 << 18, "<f4")}
     with pytest.raises(ValueError, match="compressed"):
-        torch_files.read_tensors(write(_file("zip", content, storages, zipfile.ZIP_DEFLATED)))
+        torch_files.read_tensors(write(torch_file("zip", content, storages, zipfile.ZIP_DEFLATED)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -283,12 +247,12 @@ def _inception_file(layout):
     items, expected = {}, {}
     for name, shape in shapes.items():
         strides = np.cumprod((1, *shape[:0:-1]))[::-1]
-        items[name] = _tensor(layout, "0", "<f4", int(size), 0, shape, tuple(map(int, strides)))
+        items[name] = tensor(layout, "0", "<f4", int(size), 0, shape, tuple(map(int, strides)))
         expected[name] = numbers[: np.prod(shape)].reshape(shape)
-    items["Mixed_5b.branch1x1.bn.num_batches_tracked"] = _tensor(
+    items["Mixed_5b.branch1x1.bn.num_batches_tracked"] = tensor(
         layout, "0", "<f4", int(size), 0, (), ()
     )
-    return _file(layout, _dictionary(items), {"0": numbers}), expected
+    return torch_file(layout, dictionary(items), {"0": numbers}), expected
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -311,7 +275,7 @@ def test_convert_writes_the_weights_that_load_reads(layout, write, tmp_path, cap
 
 def test_convert_of_a_hostile_file_ends_with_one_line_and_status_2(write, tmp_path):
     mark = tmp_path / "mark"
-    path = write(_file("legacy", _dictionary({"x": _call(f"touch {mark}")}), {}))
+    path = write(torch_file("legacy", dictionary({"x": _call(f"touch {mark}")}), {}))
     command = [sys.executable, "-m", "warm_diffusion.evaluation.inception", "convert"]
     run = subprocess.run(
         [*command, path, tmp_path / "out.safetensors"],

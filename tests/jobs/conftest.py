@@ -1,5 +1,11 @@
-"""Running main.py as people do, on a network that compiles in seconds."""
+"""Running main.py as people do, on a network that compiles in seconds.
 
+In this process where that tests the same, for a start costs seconds; in one of its own where the
+process is what is tested: signals, kills, devices, several processes, what is imported.
+"""
+
+import contextlib
+import io
 import os
 import pathlib
 import subprocess
@@ -7,6 +13,9 @@ import sys
 import time
 
 import pytest
+from absl import flags, logging
+
+import main
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
@@ -47,12 +56,53 @@ class App:
             text=True,
         )
 
-    def run(self, *arguments, status=0, **options):
+    def run(self, *arguments, status=0, tiny=True, process=False, **options):
         """Runs to the end; returns (stdout, stderr) after checking the exit status."""
-        process = self.start(*arguments, **options)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == status, f"exit status {process.returncode}\n{out}\n{err}"
+        if process or options:
+            started = self.start(*arguments, tiny=tiny, **options)
+            out, err = started.communicate(timeout=300)
+            found = started.returncode
+        else:
+            found, out, err = self._run_here([*(TINY if tiny else ()), *map(str, arguments)])
+        assert found == status, f"exit status {found}\n{out}\n{err}"
         return out, err
+
+    def _run_here(self, arguments):
+        argv = [str(REPOSITORY / "main.py"), *arguments]
+        out, err, status = io.StringIO(), io.StringIO(), 0
+        own = ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")
+        with pytest.MonkeyPatch.context() as patch, _fresh_flags():
+            patch.setattr(sys, "argv", argv)  # ml_collections looks there
+            for name in own:
+                patch.setenv(name, self.environment[name])
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    main.main(main.parse(argv))
+                except SystemExit as end:
+                    status = end.code or 0
+        return status, out.getvalue(), err.getvalue()
+
+
+@contextlib.contextmanager
+def _fresh_flags():
+    """main.py's flags as a new process has them, before and after."""
+    verbosity = logging.get_verbosity()
+
+    def reset():
+        for name in list(flags.FLAGS):
+            if name.startswith("config."):
+                delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+        for module_flags in flags.FLAGS.flags_by_module_dict().values():
+            for flag in module_flags:
+                flag.unparse()
+
+    reset()
+    try:
+        yield
+    finally:
+        reset()
+        logging.set_verbosity(verbosity)
 
 
 def wait_for(condition, process, seconds=240):

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,11 @@ from configs import digits
 from tests.jobs.conftest import REPOSITORY
 from warm_diffusion import schedules
 from warm_diffusion.evaluation import features, fid
-from warm_diffusion.jobs import Incomplete, Interrupted, drawing, watch
-from warm_diffusion.jobs.evaluate import evaluate, path_bnr
+from warm_diffusion.drawing import Sampler
+from warm_diffusion.jobs import Incomplete, Interrupted
+from warm_diffusion.jobs.evaluate import chosen_steps as watch
+from warm_diffusion.jobs.evaluate import evaluate, kept_features
+from warm_diffusion.jobs.evaluate.evaluator import path_bnr
 
 
 def report_of(workdir, step=6):
@@ -51,7 +53,7 @@ def test_a_report_states_its_protocol(app, trained, evaluated):
     assert report["features"] == {"name": "pixels", "weights_hash": ""}
     assert report["reference"]["count"] == 1797
     assert report["reference"]["data_sha256"] == data["content_sha256"]
-    assert len(report["reference"]["sha256"]) == len(report["checkpoint_sha256"]) == 64
+    assert len(report["reference"]["sha256"]) == len(report["weights_sha256"]) == 64
     assert "24 samples are few" in report["warning"]
     assert "warning  24 samples are few" in evaluated[1]
 
@@ -255,14 +257,14 @@ def fake_sampler(drawn, stop_at=None, send=signal.SIGTERM):
             jnp.zeros((1, 2, 2, 1))
         )
 
-    return types.SimpleNamespace(draw=draw, batch_size=4, needs_start=False)
+    return Sampler(draw, 4, 1, schedules.hot())
 
 
 def draw(folder, drawn, stop_at=None, seeds=range(100, 122), send=signal.SIGTERM):
     bar = Bar()
-    found = drawing.draw_features(
+    found = kept_features.draw_features(
         fake_sampler(drawn, stop_at, send), {}, seeds, features.extractor("pixels"), folder,
-        data=None, bar=bar,
+        images=None, bar=bar,
     )  # fmt: skip
     assert bar.count == len(seeds)
     return found.values
@@ -283,7 +285,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(tmp_path, send):
 
 
 def test_features_are_saved_now_and_then(tmp_path, monkeypatch):
-    monkeypatch.setattr(drawing, "_SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(kept_features, "_SAVE_SECONDS", -1.0)
     draw(tmp_path, [])
     assert len(list(tmp_path.iterdir())) == 6  # 22 images in batches of 4
     drawn = []
@@ -293,7 +295,7 @@ def test_features_are_saved_now_and_then(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["cut", "removed"])
 def test_after_a_damaged_part_images_are_drawn_again(tmp_path, monkeypatch, damage):
-    monkeypatch.setattr(drawing, "_SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(kept_features, "_SAVE_SECONDS", -1.0)
     draw(tmp_path, [])
     part = tmp_path / "features_00000008.npz"
     content = part.read_bytes()
@@ -304,7 +306,7 @@ def test_after_a_damaged_part_images_are_drawn_again(tmp_path, monkeypatch, dama
 
 
 def test_features_of_other_seeds_in_the_folder_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(drawing, "_SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(kept_features, "_SAVE_SECONDS", -1.0)
     draw(tmp_path, [])
     with pytest.raises(ValueError, match="holds features of 22 images, expected 3"):
         draw(tmp_path, [], seeds=range(3))
@@ -315,15 +317,15 @@ def test_the_app_saves_what_it_has_drawn_and_exits_with_75(app, trained, tmp_pat
     # main.py, but SIGTERM comes after the first batch of eight is drawn: the next is its last.
     program = f"""
 import os, runpy, signal
-from warm_diffusion.jobs import drawing
+from warm_diffusion.drawing import Sampler
 
-def generate(*arguments, original=drawing.generate):
+def generate(*arguments, original=Sampler.generate):
     for n, batch in enumerate(original(*arguments)):
         if n == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         yield batch
 
-drawing.generate = generate
+Sampler.generate = generate
 runpy.run_path({str(REPOSITORY / "main.py")!r}, run_name="__main__")
 """
     _, err = app.run(

@@ -37,28 +37,28 @@ def test_spectral_preconditioning_uses_the_mean_squares_of_the_data():
 
     config, x = small_config(), np.random.default_rng(0).standard_normal((2, 8, 8, 1))
     config.model.preconditioning = "spectral"
-    network = factory.model(config, (8, 8, 1))
-    params = factory.init_params(network, jax.random.key(0), (8, 8, 1))
+    built = factory.architecture(config, (8, 8, 1))
+    params = built.init_params(jax.random.key(0))
     pixels = np.rint(load_digits().images * (255 / 16)) / 127.5 - 1
     squares = np.mean(scipy.fft.dctn(pixels, norm="ortho", axes=(1, 2)) ** 2, axis=0)
     expected = denoiser.precondition(
-        lambda *inputs: network.apply({"params": params}, *inputs), spectrum=squares
+        lambda *inputs: built.network.apply({"params": params}, *inputs), spectrum=squares
     )(jnp.asarray(x, jnp.float32), 0.4, 0.8)
     # jitted, as in training: the spectrum must not be traced
-    denoise = jax.jit(lambda *inputs: factory.make_denoiser(config, network, params)(*inputs))
+    denoise = jax.jit(lambda *inputs: built.denoiser(params)(*inputs))
     for part, other in zip(denoise(x, 0.4, 0.8), expected, strict=True):
         np.testing.assert_allclose(part, other, atol=2e-5)
 
 
 def test_the_flow_weight_reaches_the_loss():
     config = small_config()
-    network = factory.model(config, (8, 8, 1))
-    params = factory.init_params(network, jax.random.key(0), (8, 8, 1))
+    built = factory.architecture(config, (8, 8, 1))
+    params = built.init_params(jax.random.key(0))
     images = np.asarray(factory.dataset(config).images[:16])
     deblur = []
     for weight, floor in ((1.0, 0.0), ("flow", 0.0), ("flow", 1.0)):
         config.loss.residual_weight, config.loss.residual_floor = weight, floor
-        loss = factory.loss(config, network)
+        loss = factory.loss(config, built)
         keys = jax.random.split(jax.random.key(0), 16)
         deblur.append(np.asarray(loss(params, keys, Batch(images, None)).deblur))
     plain, flow, floored = deblur

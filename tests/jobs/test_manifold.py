@@ -12,7 +12,7 @@ from PIL import Image
 from tests.core.closed_forms import dct, gaussian_data, rings, transfer
 from warm_diffusion import oracle, schedules
 from warm_diffusion.denoiser import Prediction
-from warm_diffusion.jobs import manifold
+from warm_diffusion.jobs.analyze import manifold
 from warm_diffusion.samplers import initial_noise, sample
 
 SIZE, COUNT, STEPS = (8, 8, 1), 1000, 32

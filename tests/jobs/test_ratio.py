@@ -9,7 +9,7 @@ import pytest
 
 from configs import default
 from warm_diffusion import factory, schedules, spectra
-from warm_diffusion.jobs.ratio import realise_bnr
+from warm_diffusion.jobs.train.ratio import realise_bnr
 
 
 def config_with(**options):
@@ -21,7 +21,7 @@ def config_with(**options):
 
 def test_auto_is_what_the_data_recommend():
     config = config_with(bnr="auto")
-    expected = spectra.recommend_bnr(factory.spectrum(config), 0.05)
+    expected = spectra.recommend_bnr(factory.data_statistics(config).spectrum, 0.05)
     assert abs(factory.bnr(config) - expected) <= 0.0005
     assert float(factory.schedule(config).bnr(1.0)) == pytest.approx(expected, abs=0.001)
 
@@ -85,7 +85,7 @@ def test_a_schedule_is_chosen_by_name(options, expected):
 
 def test_the_spectral_schedule_is_that_of_the_data():
     config = config_with(name="spectral", attenuation=0.1)
-    expected = schedules.spectral(factory.spectrum(config), 0.1)
+    expected = schedules.spectral(factory.data_statistics(config).spectrum, 0.1)
     for t in (0.01, 0.5, 50.0):
         assert float(factory.schedule(config).alpha(t)) == pytest.approx(float(expected.alpha(t)))
 

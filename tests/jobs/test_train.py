@@ -240,12 +240,12 @@ def test_a_library_user_gets_the_final_state(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY))
     sys.modules.pop("configs", None)
     from configs import digits
-    from warm_diffusion.jobs.train import train_and_evaluate
+    from warm_diffusion.jobs.train import train
 
     config = digits.get_config()
     config.model.model_channels, config.model.channel_mult = 8, (1,)
     config.training.num_steps, config.training.batch_size = 2, 8
-    state = train_and_evaluate(config, str(tmp_path / "run"))
+    state = train(config, str(tmp_path / "run"))
     assert int(state.step) == 2
 
 

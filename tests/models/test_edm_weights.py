@@ -1,4 +1,4 @@
-"""From a file of EDM's weights to the initial parameters of a warm model, and back into one."""
+"""From a file of EDM's weights to a model folder, and back into a model."""
 
 import os
 import pickle
@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from warm_diffusion import denoiser
-from warm_diffusion.models import ddpmpp, edm_weights, from_edm, load_initial, ncsnpp
-from warm_diffusion.models.edm import edm_hyperparameters, make_network
-from warm_diffusion.models.initial import save_initial
+from warm_diffusion import denoiser, pretrained, samplers
+from warm_diffusion.models import by_name, ddpmpp, edm_weights, from_edm, ncsnpp
+from warm_diffusion.models.edm import edm_hyperparameters
 
 NETWORKS = {"ddpmpp": ddpmpp, "ncsnpp": ncsnpp}
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,20 +73,27 @@ def test_the_command_makes_of_edms_file_a_warm_model_that_is_edm_at_no_blur(
     # EDM's pickles hold the preconditioner, whose network is called `model`.
     weights = {f"model.{key}": array for key, array in weights.items()}
     status, out, _ = command(write(tmp_path / f"edm{suffix}", weights))
-    written = tmp_path / "edm.init.safetensors"
     assert status == 0
     assert f"name={name}" in out
-    assert str(written) in out
-    network = NETWORKS[name](
-        resolution=16, model_channels=16, channel_mult=(1, 2), num_blocks=1,
-        attention_resolutions=(8,), dropout=0.1,
-    )  # fmt: skip
-    params = load_initial(written, network)
+    assert str(tmp_path / "edm") in out
+    model = pretrained.load(tmp_path / "edm")
     labels = jnp.asarray(arrays["augment_labels"])
-    got = denoise(network, params, arrays, augment_labels=labels)
+    got = denoise(model.architecture.network, model.params, arrays, augment_labels=labels)
     expected = arrays["denoised"]
     assert np.abs(got.blurry - expected).max() < 2e-4 * np.abs(expected).max()
     np.testing.assert_array_equal(got.residual, np.zeros_like(expected))
+    assert model.spectrum is None  # what EDM's images were like is not in the file
+
+
+def test_the_converted_model_draws_the_images_of_edms_own_sampler(golden, command, tmp_path):
+    """EDM's deterministic sampler of 6 steps, run by its authors' code in float64."""
+    _, weights, arrays = golden
+    command(write(tmp_path / "edm.npz", weights), f"--out={tmp_path / 'model'}")
+    model = pretrained.load(tmp_path / "model")
+    latents = jnp.asarray(arrays["latents"], jnp.float32)
+    run = jax.jit(lambda x: samplers.sample(model.denoise, x, model.schedule, num_steps=6))
+    expected = arrays["samples_6_steps"]
+    assert np.abs(run(latents) - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 def test_the_command_reads_the_network_off_the_arrays(golden):
@@ -162,7 +168,7 @@ def test_a_class_label_adds_its_column_to_the_embedding(golden):
     shifted = {**weights, "map_layer0.bias": bias + shift}
 
     def run(weights, **conditions):
-        network = make_network(edm_hyperparameters(weights))
+        network = by_name(**edm_hyperparameters(weights))
         variables = from_edm(network, weights, jax.random.key(0))
         return denoise(network, variables["params"], arrays, **conditions).blurry
 
@@ -177,23 +183,19 @@ def test_a_class_label_adds_its_column_to_the_embedding(golden):
 def test_one_head_holds_the_denoiser_alone(golden, command, tmp_path):
     _, weights, _ = golden
     source = write(tmp_path / "edm.npz", weights)
-    assert command(source, "--heads=1", f"--out={tmp_path / 'one'}")[0] == 0
-    network = make_network(edm_hyperparameters(weights), heads=1)
-    params = load_initial(tmp_path / "one", network)
-    output = params["dec_16x16_aux_conv"]["kernel"]
+    assert command(source, "--parameterization=score", f"--out={tmp_path / 'one'}")[0] == 0
+    output = pretrained.load(tmp_path / "one").params["dec_16x16_aux_conv"]["kernel"]
     np.testing.assert_array_equal(
         output, weights["dec.16x16_aux_conv.weight"].transpose(2, 3, 1, 0)
     )
 
 
 def test_the_seed_draws_the_blur_embedding_alone(golden, command, tmp_path):
-    _, weights, _ = golden
-    network = make_network(edm_hyperparameters(weights))
-    source = write(tmp_path / "edm.npz", weights)
+    source = write(tmp_path / "edm.npz", golden[1])
     params = []
     for seed in (0, 1):
         assert command(source, f"--seed={seed}", f"--out={tmp_path / str(seed)}")[0] == 0
-        params.append(load_initial(tmp_path / str(seed), network))
+        params.append(pretrained.load(tmp_path / str(seed)).params)
     same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), *params)
     different = [path for path, equal in jax.tree_util.tree_leaves_with_path(same) if not equal]
     assert [[part.key for part in path] for path in different] == [["blur0", "kernel"]]
@@ -269,7 +271,7 @@ def test_arrays_that_do_not_fit_are_named_in_one_line(golden, command, tmp_path,
     status, _, err = command(write(tmp_path / "edm.npz", weights))
     assert status == 2
     assert re.fullmatch(f"error: .*{message}.*\n", err)
-    assert not (tmp_path / "edm.init.safetensors").exists()
+    assert not (tmp_path / "edm").exists()
 
 
 @pytest.mark.parametrize(
@@ -290,12 +292,13 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(command, tmp_path, name
     assert re.fullmatch(f"error: .*{name}.*\n", err)
 
 
-def test_the_source_is_never_replaced(golden, command, tmp_path):
+def test_what_is_there_is_never_replaced(golden, command, tmp_path):
     source = write(tmp_path / "edm.safetensors", golden[1])
     before = source.read_bytes()
-    status, _, err = command(source, f"--out={source}")
-    assert (status, source.read_bytes()) == (2, before)
-    assert "would replace" in err
+    for out in (source, tmp_path):
+        status, _, err = command(source, f"--out={out}")
+        assert (status, source.read_bytes()) == (2, before)
+        assert re.fullmatch("error: .* is not empty: .*\n", err)
 
 
 def test_the_module_runs_as_a_command_with_one_line_of_error(tmp_path):
@@ -307,46 +310,3 @@ def test_the_module_runs_as_a_command_with_one_line_of_error(tmp_path):
     assert run.returncode == 2
     assert run.stdout == ""
     assert len(run.stderr.splitlines()) == 1
-
-
-# --- reading initial parameters ------------------------------------------------------------------
-
-SMALL = dict(
-    resolution=8, channels=1, model_channels=8, channel_mult=(1,), num_blocks=0,
-    attention_resolutions=(), augment_dim=0,
-)  # fmt: skip
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """(file, network, parameters drawn at random)."""
-    network = ddpmpp(**SMALL)
-    level = jnp.zeros((1,))
-    image = jnp.zeros((1, 8, 8, 1))
-    shapes = jax.eval_shape(network.init, jax.random.key(0), image, level, level)["params"]
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
-    save_initial(tmp_path / "init", params, {"name": "ddpmpp", **SMALL})
-    return tmp_path / "init", network, params
-
-
-def test_saved_parameters_are_read_back_bit_for_bit(saved):
-    path, network, params = saved
-    jax.tree.map(np.testing.assert_array_equal, load_initial(path, network), params)
-    assert [p.name for p in path.parent.iterdir()] == ["init"]  # nothing half-written is left
-
-
-def test_another_network_is_refused_with_both_told(saved):
-    with pytest.raises(ValueError, match=r'made for .*"model_channels": 8') as caught:
-        load_initial(saved[0], ddpmpp(**{**SMALL, "model_channels": 12, "num_classes": 2}))
-    assert "missing map_label/kernel" in str(caught.value)
-    assert "blur0/kernel has shape (8, 8), expected (12, 12)" in str(caught.value)
-
-
-def test_edms_own_file_is_refused_with_the_command_that_converts_it(golden, tmp_path):
-    network = make_network(edm_hyperparameters(golden[1]))
-    path = write(tmp_path / "edm.safetensors", golden[1])
-    with pytest.raises(ValueError, match=r"cannot start from .*models\.edm_weights FILE"):
-        load_initial(path, network)
-    with pytest.raises(ValueError, match="cannot start from"):
-        load_initial(tmp_path / "nowhere", network)

@@ -10,17 +10,24 @@ from warm_diffusion.training.checkpoints import Checkpoints
 from warm_diffusion.training.state import create_state
 
 
+STATISTICS = {
+    "mean": np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 2, 3),
+    "spectrum": np.linspace(0, 1, 4, dtype=np.float32).reshape(2, 2),
+}
+
+
 def state_at(step, seed=0):
     rng = np.random.default_rng(seed + step)
     params = {"layer": {"kernel": jnp.asarray(rng.standard_normal((64, 3)), jnp.float32)}}
     state = create_state(lambda: None, params, optax.adam(1e-3), num_ema=2)
-    return state.replace(step=jnp.asarray(step, jnp.int32))
+    ema = tuple(jax.tree.map(lambda leaf, n=n: leaf + n, params) for n in (1, 2))
+    return state.replace(step=jnp.asarray(step, jnp.int32), ema=ema)
 
 
 def write(workdir, steps, **options):
     saved = Checkpoints(workdir, **options)
     for step in steps:
-        saved.save(state_at(step), {"image_shape": [2, 2, 1]})
+        saved.save(state_at(step), STATISTICS, {"image_shape": [2, 2, 1]})
     saved.close()
 
 
@@ -74,7 +81,7 @@ def test_saving_a_step_again_is_no_error(tmp_path):
 def test_the_state_may_change_while_it_is_being_saved(tmp_path):
     saved = Checkpoints(tmp_path)
     state = state_at(3)
-    saved.save(state, {})
+    saved.save(state, STATISTICS, {})
     jax.tree.map(lambda leaf: leaf.delete(), state.params)  # as donation does
     saved.close()
     restored = read(tmp_path)
@@ -135,3 +142,44 @@ def test_an_absent_step_is_named_with_those_there_are(tmp_path):
     with pytest.raises(ValueError, match=r"no checkpoint of step 7 .*\[5, 6\]"):
         saved.restore(7, state_at(0))
     saved.close()
+
+
+def shapes():
+    return jax.eval_shape(lambda: state_at(0).params)
+
+
+@pytest.mark.parametrize("average", [-1, 0, 1])
+def test_weights_are_read_without_the_optimizer(tmp_path, average):
+    write(tmp_path, [5])
+    with Checkpoints(tmp_path, read_only=True) as saved:
+        found = saved.weights(5, shapes(), average)
+    state = state_at(5)
+    expected = state.params if average < 0 else state.ema[average]
+    np.testing.assert_array_equal(found["layer"]["kernel"], expected["layer"]["kernel"])
+
+
+def test_statistics_of_the_data_are_kept(tmp_path):
+    write(tmp_path, [5])
+    with Checkpoints(tmp_path, read_only=True) as saved:
+        found = saved.statistics(5)
+    assert found.keys() == STATISTICS.keys()
+    for name, array in STATISTICS.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_a_flipped_bit_in_the_weights_is_seen_without_reading_the_optimizer(tmp_path):
+    write(tmp_path, [5])
+    flip_a_bit(largest_file(tmp_path / "checkpoints" / "5"))
+    with (
+        Checkpoints(tmp_path, read_only=True) as saved,
+        pytest.raises(ValueError, match="checkpoint 5 of .* (is damaged|cannot be restored)"),
+    ):
+        for average in (-1, 0, 1):
+            saved.weights(5, shapes(), average)
+        saved.restore(5, state_at(0))  # the bit may be the optimizer's
+
+
+def test_reading_makes_nothing(tmp_path):
+    with Checkpoints(tmp_path / "nowhere", read_only=True) as saved:
+        assert saved.steps() == []
+    assert not (tmp_path / "nowhere").exists()

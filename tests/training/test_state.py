@@ -170,7 +170,7 @@ def test_the_state_is_donated_without_a_copy(tmp_path, restored):
     step = jax.jit(step, donate_argnums=(0, 1))
     if restored:
         saved = Checkpoints(tmp_path)
-        saved.save(state, {})
+        saved.save(state, {"mean": np.zeros(1)}, {})
         saved.close()
         reader = Checkpoints(tmp_path)
         state = reader.restore_latest(state)

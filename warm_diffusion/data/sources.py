@@ -228,7 +228,7 @@ def _lmdb(path: pathlib.Path) -> Source:
     try:
         import lmdb
     except ImportError as error:
-        raise ValueError(f"lmdb:{path} needs lmdb: pip install 'warm-diffusion[lmdb]'") from error
+        raise ValueError(f"lmdb:{path} needs lmdb: pip install lmdb") from error
     if not (path / "data.mdb").is_file():
         raise ValueError(f"lmdb:{path}: no data.mdb in it; name the folder that holds that file")
     fingerprint = _file_fingerprint(path / "data.mdb")
@@ -285,7 +285,7 @@ def _tfds(argument: str, data_dir: str, download: bool) -> Source:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ValueError(
-            f"tfds:{argument} needs tensorflow-datasets: pip install 'warm-diffusion[tfds]'"
+            f"tfds:{argument} needs tensorflow-datasets: pip install tensorflow-datasets importlib_resources"
         ) from error
     name, _, split = argument.partition(":")
     split = split or "train"

@@ -97,8 +97,15 @@ def extractor(name: str, *, weights: str = "", mesh: Mesh | None = None) -> Extr
       mesh: devices to divide Inception's batches over; None for the default device.
 
     Raises:
-      ValueError: an unknown name, weights missing or damaged, a function that cannot be imported.
+      ValueError: an unknown name, weights missing or damaged, a function that cannot be imported,
+        or a name that begins with "?": a checkpoint's, of code that its sender chose.
     """
+    if name.startswith("?"):
+        raise ValueError(
+            f"the configuration that came with the checkpoint names code ({name[1:]}) as features; "
+            "names of code count from the command line only: "
+            f"--config.eval.features={name[1:]} if you trust it"
+        )
     if name == "pixels":
         return Extractor(name, "", 1024, _pixels)
     if name == "inception":

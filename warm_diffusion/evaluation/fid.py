@@ -3,6 +3,9 @@
     python -m warm_diffusion.evaluation.fid GENERATED REFERENCE --weights inception.safetensors
     python -m warm_diffusion.evaluation.fid GENERATED REFERENCE --features pixels
 
+REFERENCE may also be a file of mu and sigma as EDM and pytorch-fid write them: Frechet distance
+alone, of a set that it does not describe.
+
 It says how many files of each side it used. A file that is no readable image, or has another size
 or mode than the first one, is named and counted, never averaged in, and makes the exit status 1;
 2 is a mistake in the command. The images of a run's --mode=sample folder are compared without its
@@ -35,19 +38,20 @@ class Side:
 
     Attributes:
       statistics: of the images used.
-      files: how many files were looked at; of statistics, the images that they are of.
+      files: how many files were looked at; of statistics, the images that they are of, or None
+        where those are unknown.
       left_out: what was wrong with each file that was not used.
       ignored: files that --mode=sample writes beside its images.
     """
 
     statistics: reference.Statistics
-    files: int
+    files: int | None
     left_out: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
     @property
-    def used(self) -> int:
-        """How many images the statistics are of."""
+    def used(self) -> int | None:
+        """How many images the statistics are of, or None where that is unknown."""
         return self.statistics.provenance["count"]
 
 
@@ -145,8 +149,13 @@ def compare_sides(generated: Side, real: Side) -> dict[str, float]:
     """Frechet distance and, where both have enough examples, kernel distance.
 
     Raises:
-      ValueError: features of different sizes.
+      ValueError: features of different sizes, or generated statistics of unknown images.
     """
+    if generated.used is None:
+        raise ValueError(
+            "the generated side is statistics of an unknown number of images, which a metric's "
+            "name states: give its folder of images, or the .npz of --mode=fid_stats"
+        )
     one, two = generated.statistics, real.statistics
     split, features = two.provenance["split"], two.provenance["features"]
     name = lambda kind: metrics.metric_name(kind, features, generated.used, split)  # noqa: E731
@@ -179,7 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     sets = "folder of images, or the .npz of --mode=fid_stats"
     parser.add_argument("generated", type=pathlib.Path, help=sets)
-    parser.add_argument("reference", type=pathlib.Path, help=sets)
+    others = f"{sets}, or EDM's of mu and sigma"
+    parser.add_argument("reference", type=pathlib.Path, help=others)
     parser.add_argument("--features", default="inception", help="inception, pixels or MODULE:FUNC")
     parser.add_argument("--weights", default="", help="Inception's safetensors file")
     parser.add_argument("--json", type=pathlib.Path, help="file to write the result to as well")
@@ -192,7 +202,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for side, path in zip(sides, (options.generated, options.reference), strict=True):
-        print(f"{path}: used {side.used:,} of {side.files:,}")
+        used = "unknown images" if side.used is None else f"{side.used:,} of {side.files:,}"
+        print(f"{path}: used {used}")
         for ignored in side.ignored:
             print(f"  not an image of the set: {ignored}")
         for problem in side.left_out:

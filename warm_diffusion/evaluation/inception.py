@@ -17,9 +17,10 @@ Averaging neighbours and a 1 x 1 convolution commute: the blocks convolve first,
 product, and average the few channels that are left. Same numbers, less work.
 
 Deliberately absent: training, the auxiliary classifier, and any download. The published weights are
-a pickle; they are converted once, without torch:
+a pickle, pytorch-fid's of torch tensors or jax-fid's of numpy arrays; either is converted once,
+running nothing that it contains:
 
-    python -m warm_diffusion.evaluation.inception convert PUBLISHED.pth OUT.safetensors
+    python -m warm_diffusion.evaluation.inception convert PUBLISHED OUT.safetensors
 """
 
 import argparse
@@ -38,7 +39,7 @@ import safetensors
 import safetensors.numpy
 
 from warm_diffusion.evaluation import inception_layers as layers
-from warm_diffusion.evaluation import torch_files
+from warm_diffusion.evaluation import numpy_pickles, torch_files
 
 Params = dict[str, dict[str, jax.Array]]
 
@@ -46,7 +47,20 @@ Params = dict[str, dict[str, jax.Array]]
 # is the same file. Their names end in the first digits of its SHA-256.
 PUBLISHED_NAME = "pt_inception-2015-12-05-6726825d.pth"
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+# The same weights as JAX packages have them, of github.com/matthias-wright/jax-fid.
+JAX_NAME = "inception_v3_weights_fid.pickle"
+JAX_SHA256 = "4e030efa5bccac3222d975f658d1884f9e00fab24f2812082884539220b90d77"
 _COMMAND = "python -m warm_diffusion.evaluation.inception convert"
+
+# The end of an array's name here and in the JAX file; the beginnings are the same.
+_JAX_ENDS = {
+    "conv.weight": "conv.kernel",  # HWIO there, OIHW here
+    "bn.weight": "bn.scale",
+    "bn.bias": "bn.bias",
+    "bn.running_mean": "bn.mean",
+    "bn.running_var": "bn.var",
+    "fc.weight": "fc.kernel",  # [2048, 1008] there
+}
 
 _SIZE = 299
 _EPSILON = 1e-3
@@ -271,24 +285,46 @@ def load(path: str | os.PathLike) -> Weights:
     return Weights(params_from_arrays(arrays), hashlib.sha256(data).hexdigest())
 
 
+def _from_jax(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of the JAX file, named by their keys, in torch's names and layout; others left out."""
+    found = {}
+    for name in layers.array_shapes():
+        *layer, operation, array = name.split(".")
+        theirs = ".".join([*layer, _JAX_ENDS[f"{operation}.{array}"]])
+        if theirs in arrays:
+            array = arrays[theirs]
+            axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
+            found[name] = array if axes is None else array.transpose(axes)
+    return found
+
+
+def _read_published(source: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Arrays of either published file in torch's names and layout."""
+    with open(source, "rb") as file:
+        start = file.read(16)
+    if start.startswith(b"\x80") and not torch_files.is_legacy(start):
+        return _from_jax(numpy_pickles.read_arrays(source))
+    return torch_files.read_tensors(source)
+
+
 def convert(source: str | os.PathLike, destination: str | os.PathLike) -> str:
-    """Writes the published pickle's weights as safetensors, reading tensors only, running nothing.
+    """Writes the published pickle's weights as safetensors, reading arrays only, running nothing.
 
     Args:
-      source: the .pth file.
+      source: pytorch-fid's .pth file, or jax-fid's .pickle.
       destination: a path that ends in .safetensors; replaced in one step if it exists.
 
     Returns:
-      SHA-256 of the source; `PUBLISHED_SHA256` if it is the published file.
+      SHA-256 of the source; `PUBLISHED_SHA256` or `JAX_SHA256` if it is a published file.
 
     Raises:
-      ValueError: the source holds more than tensors, or other weights; the destination's name.
+      ValueError: the source holds more than arrays, or other weights; the destination's name.
       OSError: one of them cannot be read or written.
     """
     destination = pathlib.Path(destination)
     if destination.suffix != ".safetensors":
         raise ValueError(f"the converted file's name must end in .safetensors, got {destination}")
-    arrays = torch_files.read_tensors(source)
+    arrays = _read_published(source)
     params_from_arrays(arrays)
     needed = {name: np.array(arrays[name], np.float32, order="C") for name in layers.array_shapes()}
     temporary = destination.with_suffix(".safetensors.part")
@@ -312,8 +348,8 @@ def main(arguments: list[str] | None = None) -> int:
         description="Prepares the weights that FID needs.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("convert", help="published .pth weights to safetensors")
-    command.add_argument("source", help=PUBLISHED_NAME)
+    command = commands.add_parser("convert", help="published weights to safetensors")
+    command.add_argument("source", help=f"{PUBLISHED_NAME} or {JAX_NAME}")
     command.add_argument("destination", help="the .safetensors file to write")
     options = parser.parse_args(arguments)
     try:
@@ -322,10 +358,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if source_hash != PUBLISHED_SHA256:
+    if source_hash not in (PUBLISHED_SHA256, JAX_SHA256):
         print(
-            f"warning: {options.source} is not the published file (SHA-256 {source_hash}, expected "
-            f"{PUBLISHED_SHA256}): its FIDs compare with no one else's",
+            f"warning: {options.source} is not a published file (SHA-256 {source_hash}, expected "
+            f"{PUBLISHED_SHA256} or {JAX_SHA256}): its FIDs compare with no one else's",
             file=sys.stderr,
         )
     print(f"wrote {options.destination}, SHA-256 {weights_hash}")

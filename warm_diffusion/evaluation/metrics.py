@@ -53,7 +53,8 @@ def compare(generated: Features, reference: Statistics) -> dict[str, float]:
 
     Args:
       generated: features of at least 2 images, and Inception's logits if there are.
-      reference: statistics of the same features.
+      reference: statistics of the same features; if they keep no examples, as those of other
+        projects, there is no kernel distance, precision or recall.
 
     Returns:
       Metric (see `metric_name`) to value; kd's also with its standard error, the Inception
@@ -96,7 +97,21 @@ def kernel_block_size(smaller: int) -> int:
 
 
 def settings(count: int, reference: Statistics) -> dict:
-    """What else decides the numbers of `compare`, to be reported beside them."""
+    """What else decides the numbers of `compare`, to be reported beside them.
+
+    Args:
+      count: number of generated images.
+      reference: what they are compared with.
+
+    Returns:
+      Metric to its settings; None for those that need examples, if the reference keeps none.
+    """
+    if not len(reference.kept):
+        return {
+            "kernel_distance": None,
+            "precision_recall": None,
+            "inception_score": {"splits": _SPLITS},
+        }
     smaller = min(count, len(reference.kept))
     return {
         "kernel_distance": {"block_size": kernel_block_size(smaller), "num_blocks": _KERNEL_BLOCKS},

@@ -10,7 +10,11 @@ The file is an .npz without pickles:
 Statistics of unknown origin are behind many a FID that nobody could reproduce; so the origin is in
 the file, and `check` refuses statistics that are not of the same features, images and recipe.
 
-Deliberately absent: reading other projects' .npz files, which hold no origin.
+Other projects' files, EDM's and pytorch-fid's, hold `mu` and `sigma` alone. They are read as well,
+with a provenance that says so (`is_external`) and is None wherever it is unknown: `check` cannot
+vouch for their images. They keep no examples: Frechet distances alone.
+
+Deliberately absent: writing such files.
 """
 
 import dataclasses
@@ -33,6 +37,9 @@ _FACTS = (
     "format", "count", "split", "source", "data_sha256", "recipe", "image_shape", "features",
     "weights_hash",
 )  # fmt: skip
+_OWN = ("mean", "covariance", "kept", "provenance")
+_ASYMMETRY = 1e-6  # of the largest entry, as far as `distances.frechet` goes
+_EXTERNAL_SIZE = 2048  # of Inception's features, which other projects' files do not name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,15 +149,22 @@ def save(path: str | os.PathLike, statistics: Statistics) -> None:
 
 
 def load(path: str | os.PathLike) -> Statistics:
-    """Reads what `save` wrote.
+    """Reads what `save` wrote, or another project's `mu` [2048] and `sigma` [2048, 2048].
+
+    The latter are taken to be Inception's features of training images (split "train"), as EDM's
+    are; their provenance has the origin "external", the file's name and SHA-256, and None for all
+    that is unknown: count, source, data_sha256, recipe, image_shape, weights_hash.
 
     Raises:
-      ValueError: no such file, a damaged one, or one without provenance.
+      ValueError: no such file, a damaged one, one without provenance, or another project's of
+        other arrays, sizes or numbers than these.
     """
     path = pathlib.Path(path).expanduser()
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("mean", "covariance", "kept", "provenance")}
+            if {"mu", "sigma"} <= set(file.files):
+                return _external(path, {name: file[name] for name in ("mu", "sigma")}, file.files)
+            arrays = {name: file[name] for name in _OWN}
         provenance = json.loads(str(arrays.pop("provenance")))
         missing = [name for name in _FACTS if name not in provenance]
         if missing or provenance["format"] != FORMAT:
@@ -168,6 +182,48 @@ def load(path: str | os.PathLike) -> Statistics:
     return Statistics(**arrays, provenance=provenance)
 
 
+def _external(path: pathlib.Path, arrays: dict[str, np.ndarray], names: list[str]) -> Statistics:
+    """Another project's statistics: `arrays` mu and sigma, of all the `names` in the file."""
+    mean, covariance = arrays["mu"], arrays["sigma"]
+    unknown = sorted(set(names) - {"mu", "sigma"})
+    if unknown:
+        raise ValueError(f"beside mu and sigma it holds {unknown}: expected these two alone")
+    if mean.shape != (_EXTERNAL_SIZE,) or covariance.shape != (_EXTERNAL_SIZE,) * 2:
+        raise ValueError(
+            f"mu and sigma have shapes {mean.shape} and {covariance.shape}: without a provenance "
+            f"they are taken for Inception's, of {_EXTERNAL_SIZE} features"
+        )
+    for name, array in (("mu", mean), ("sigma", covariance)):
+        if array.dtype.kind != "f" or not np.all(np.isfinite(array)):
+            raise ValueError(f"{name} ({array.dtype}) is not of finite real numbers")
+    asymmetry = np.abs(covariance - covariance.T).max()
+    if asymmetry > _ASYMMETRY * np.abs(covariance).max():
+        raise ValueError(f"sigma is not symmetric: it differs by {asymmetry:.3g} from its mirror")
+    provenance = dict.fromkeys(_FACTS) | {
+        "format": FORMAT,
+        "origin": "external",
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "split": "train",
+        "features": "inception",
+    }
+    return Statistics(
+        mean.astype(np.float64),
+        covariance.astype(np.float64),
+        np.zeros((0, _EXTERNAL_SIZE), np.float32),
+        provenance,
+    )
+
+
+def is_external(statistics: Statistics) -> bool:
+    """Whether another project wrote them: of images that nobody can check, without examples."""
+    return _is_external(statistics.provenance)
+
+
+def _is_external(provenance: Mapping) -> bool:
+    return provenance.get("origin") == "external"
+
+
 def fingerprint(statistics: Statistics) -> str:
     """SHA-256 of mean, covariance and provenance: two results with equal ones share a reference."""
     digest = hashlib.sha256(json.dumps(statistics.provenance, sort_keys=True).encode())
@@ -179,6 +235,8 @@ def fingerprint(statistics: Statistics) -> str:
 def check(provenance: Mapping, expected: Mapping, name: str) -> None:
     """Refuses statistics whose provenance differs from what is `expected` of some facts.
 
+    Facts that external statistics do not know (None) are passed over.
+
     Raises:
       ValueError: names every fact that differs.
     """
@@ -186,6 +244,7 @@ def check(provenance: Mapping, expected: Mapping, name: str) -> None:
         f"{fact} is {provenance.get(fact)!r}, expected {value!r}"
         for fact, value in expected.items()
         if provenance.get(fact) != value
+        and not (_is_external(provenance) and provenance.get(fact) is None)
     ]
     if differences:
         raise ValueError(

@@ -1,9 +1,8 @@
 """Tensors out of torch's checkpoint files, without torch and without running what they contain.
 
-A pickle is a program that may call anything. This reader lets it name only what a dictionary of
-tensors is made of (`collections.OrderedDict`, the storage types and torch's rebuild function) and
-answers those names with inert stand-ins; arrays are made after the pickle has ended, from checked
-offsets. Two layouts exist:
+A pickle may name only what a dictionary of tensors is made of (`collections.OrderedDict`, the
+storage types and torch's rebuild function), and gets inert stand-ins (`restricted_pickles`); arrays
+are made after it has ended, from checked offsets. Two layouts exist:
 
     zip     since torch 1.6: NAME/data.pkl, and NAME/data/KEY with the bytes of each storage
     legacy  before: five pickles in a row (magic number, protocol 1001, system, object, keys), then
@@ -18,12 +17,14 @@ import math
 import os
 import pathlib
 import pickle
-import pickletools
 import struct
 import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from warm_diffusion.evaluation import restricted_pickles
+from warm_diffusion.evaluation.restricted_pickles import is_count
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -38,19 +39,6 @@ _STORAGES = {
     "ByteStorage": "<u1",
     "BoolStorage": "<?",
 }
-# Whatever a damaged or hostile file makes the unpickler, its stand-ins or zipfile raise.
-_BROKEN = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    EOFError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    RuntimeError,
-)
 
 
 # Tuples: a pickle may try to set the state of what it is given, and these cannot change.
@@ -67,10 +55,10 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
-    """Resolves names to the stand-ins of this module; any other is a ValueError."""
+class _Unpickler(restricted_pickles.Unpickler):
+    contents = "a dictionary of tensors"
 
-    def find_class(self, module: str, name: str) -> Any:
+    def stand_in(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -78,10 +66,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
             return lambda storage, offset, shape, strides, *_: _Tensor(
                 storage, offset, shape, strides
             )
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        shown = f"{module}.{name}"
-        raise ValueError(f"it names {shown!r:.100}, which a dictionary of tensors never does")
+        return _STORAGES.get(name) if module == "torch" else None
 
     def persistent_load(self, pid: Any) -> _Storage:
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
@@ -89,24 +74,14 @@ class _RestrictedUnpickler(pickle.Unpickler):
         _, dtype, key, _, size = pid[:5]
         if len(pid) == 6 and pid[5] is not None:
             raise ValueError("it holds a view of a storage, of a very old torch: save it anew")
-        if dtype not in _STORAGES.values() or not isinstance(key, str) or not _is_count(size):
+        if dtype not in _STORAGES.values() or not isinstance(key, str) or not is_count(size):
             raise ValueError("it describes a storage wrongly")
         return _Storage(key, dtype, size)
 
 
 def _unpickle(file: io.BytesIO) -> Any:
     """The next object in the file."""
-    start = file.tell()
-    for opcode, argument, position in pickletools.genops(file):
-        # A memo has one place an opcode; one far beyond would make the unpickler fill the memory.
-        if opcode.name == "LONG_BINPUT" and argument > position:
-            raise ValueError(f"its pickle asks for a memo of {argument} places")
-    file.seek(start)
-    return _RestrictedUnpickler(file).load()
-
-
-def _is_count(number: Any) -> bool:
-    return type(number) is int and number >= 0
+    return restricted_pickles.load(file, _Unpickler)
 
 
 def _check_tensors(content: Any) -> dict[str, _Tensor]:
@@ -128,7 +103,7 @@ def _to_array(tensor: _Tensor, data: bytes) -> np.ndarray:
     _, offset, shape, strides = tensor
     if len(storage) != tensor.storage.size:
         raise ValueError(f"expected a storage of {tensor.storage.size}, got {len(storage)}")
-    if len(shape) != len(strides) or not all(map(_is_count, (offset, *shape, *strides))):
+    if len(shape) != len(strides) or not all(map(is_count, (offset, *shape, *strides))):
         raise ValueError("a tensor has no valid shape")
     if 0 in shape:
         return np.zeros(shape, storage.dtype)
@@ -189,14 +164,19 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
       OSError: the file cannot be read.
     """
     data = pathlib.Path(path).read_bytes()
-    try:
+    with restricted_pickles.one_error(path):
         if data.startswith(b"PK"):
             return _read_zip(io.BytesIO(data))
         if data.startswith(b"\x80"):
             return _read_legacy(io.BytesIO(data))
         raise ValueError("it is no file of torch.save")
-    except _BROKEN as error:
-        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-        raise ValueError(f"cannot read {path}: it is damaged ({reason})") from error
-    except ValueError as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def is_legacy(start: bytes) -> bool:
+    """Whether a pickle that starts with these 16 bytes is torch's: its first is a long number.
+
+    Every other pickle of weights begins with a dictionary.
+    """
+    # After the protocol (2 bytes) and, since protocol 4, the frame (9 bytes).
+    first = start[11:12] if start[2:3] == pickle.FRAME else start[2:3]
+    return start.startswith(pickle.PROTO) and first == pickle.LONG1

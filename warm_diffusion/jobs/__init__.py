@@ -1,6 +1,6 @@
-"""What `main.py` does, one file a mode: train, sample, evaluate, fid_stats, analyze, info.
+"""What `main.py` does, one file or folder for each mode and nothing else.
 
-Each file is loaded when it is first used: `info` needs no matplotlib, sampling no TensorBoard.
+Each is loaded when it is first used: `info` needs no matplotlib, sampling no TensorBoard.
 """
 
 import importlib
@@ -31,6 +31,6 @@ class Incomplete(Stopped):
 
 
 def __getattr__(name: str):
-    if name in ("train", "sample", "evaluate", "fid_stats", "analyze", "info"):
+    if name in ("train", "sample", "evaluate", "fid_stats", "analyze", "export", "info"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from warm_diffusion import denoiser, factory, settings
-from warm_diffusion.jobs.console import say
+from warm_diffusion.console import say
 from warm_diffusion.training import devices
 
 
-def describe(config: ConfigDict) -> None:
+def print_info(config: ConfigDict) -> None:
     """Prints configuration, parameter table, output shapes and batch sizes; trains nothing.
 
     Raises:
@@ -20,20 +20,18 @@ def describe(config: ConfigDict) -> None:
     devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
     data = factory.dataset(config)
     image_shape = data.images.shape[1:]
-    network = factory.model(config, image_shape)
-    factory.sampler(config, network, image_shape, config.sampling.batch_size, mesh)
-    params = jax.eval_shape(
-        lambda: factory.init_params(network, jax.random.key(config.seed), image_shape)
-    )
+    built = factory.architecture(config, image_shape)
+    factory.sampler(config, built, mesh)
+    params = jax.eval_shape(lambda: built.init_params(jax.random.key(config.seed)))
     batch = config.training.batch_size
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
     level = jax.ShapeDtypeStruct((batch,), jnp.float32)
     raw = jax.eval_shape(
-        lambda p, x, a, b: network.apply({"params": p}, x, a, b), params, images, level, level
+        lambda p, x, a, b: built.network.apply({"params": p}, x, a, b),
+        *(params, images, level, level),
     )
     prediction = jax.eval_shape(
-        lambda p, x, a, b: factory.make_denoiser(config, network, p)(x, a, b),
-        *(params, images, level, level),
+        lambda p, x, a, b: built.denoiser(p)(x, a, b), params, images, level, level
     )
     say(settings.to_json(config))
     say(clu.parameter_overview.get_parameter_overview(params, include_stats=False))

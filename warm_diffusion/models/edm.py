@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from warm_diffusion.models.unet import UNet, ddpmpp, ncsnpp, scaled_init
+from warm_diffusion.models.unet import UNet, scaled_init
+from warm_diffusion.models.weights import init_params
 
 _FOURIER = "map_noise.freqs"  # NCSN++ has it, DDPM++ has not
 _FILTER = "resample_filter"
@@ -108,12 +109,6 @@ def edm_hyperparameters(arrays: Mapping[str, np.ndarray]) -> dict:
     )
 
 
-def make_network(hyperparameters: Mapping, **options) -> UNet:
-    """The network of `edm_hyperparameters`, with further arguments of `ddpmpp`."""
-    arguments = {**hyperparameters, **options}
-    return {"ddpmpp": ddpmpp, "ncsnpp": ncsnpp}[arguments.pop("name")](**arguments)
-
-
 def _check_filters(name: str, arrays: Mapping[str, np.ndarray]) -> None:
     """The stored low-pass filters must be those that the network will use."""
     taps = np.array((1, 3, 3, 1) if name == "ncsnpp" else (1, 1), np.float32)
@@ -142,11 +137,8 @@ def from_edm(model: UNet, arrays: Mapping[str, np.ndarray], key: jax.Array) -> d
     """
     arrays = {name: a for name, a in _strip(arrays).items() if not name.endswith(_FILTER)}
     size = model.resolution
-    level = jnp.zeros((1,))
-    shapes = jax.eval_shape(
-        model.init, key, jnp.zeros((1, size, size, model.channels)), level, level
-    )
-    params = flax.traverse_util.flatten_dict(shapes["params"])
+    shapes = jax.eval_shape(lambda: init_params(model, key))
+    params = flax.traverse_util.flatten_dict(shapes)
     output_layer = f"dec_{size}x{size}_aux_conv"
 
     problems, used = [], set()

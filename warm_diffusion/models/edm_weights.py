@@ -1,17 +1,19 @@
-"""Turns a file of EDM's weights into initial parameters of a warm model, for `config.init_from`.
+"""Turns a file of EDM's weights into a model folder, to sample, evaluate or train on from.
 
-    python -m warm_diffusion.models.edm_weights FILE [--out OUT]
+    python -m warm_diffusion.models.edm_weights FILE [--out FOLDER]
 
 FILE is a .safetensors or .npz file with EDM's parameters under its own names, torch layouts. The
 network is read off their shapes: DDPM++ or NCSN++, widths, blocks, attention, class labels,
-augmentation labels. At BNR 0 the model in OUT is EDM's; its deblurrer and blur embedding start at
-zero. Exit status: 0 written; 2 a file that cannot be used, and one line that says why.
+augmentation labels. The model is EDM's, on EDM's path without blur; its deblurrer and blur
+embedding start at zero. What its training images were like is not in such a file. Exit status: 0
+written; 2 a file that cannot be used, and one line that says why.
 
 Deliberately absent: unpickling. What torch saves (.pkl, .pth) may run anything when loaded, so the
 arrays are to be taken out where that file is trusted.
 """
 
 import argparse
+import hashlib
 import os
 import pathlib
 import sys
@@ -22,8 +24,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from warm_diffusion.models.edm import edm_hyperparameters, from_edm, make_network
-from warm_diffusion.models.initial import save_initial
+from warm_diffusion import architecture, denoiser, pretrained, storage
+from warm_diffusion.models.edm import edm_hyperparameters, from_edm
 
 _PICKLES = (".pkl", ".pickle", ".pth", ".pt", ".ckpt", ".bin")
 
@@ -68,30 +70,41 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def convert(
-    source: str | os.PathLike, target: str | os.PathLike, *, heads: int = 2, seed: int = 0
-) -> dict:
-    """Writes the warm model of EDM's weights in `source` to `target`.
+    source: str | os.PathLike, *, parameterization: str = "divide", seed: int = 0
+) -> pretrained.Model:
+    """The warm model of EDM's weights in `source`.
 
     Args:
       source: .npz or .safetensors file of EDM's parameters.
-      target: file to write, read by `initial.load_initial`.
-      heads: images that the network puts out; 2 for parameterization `divide`, else 1.
+      parameterization: divide has a second head, the deblurrer, which starts at zero; with clean
+        or score the network is EDM's own.
       seed: of the blur embedding's first layer, the one thing drawn at random.
-
-    Returns:
-      Name and arguments of the network, to be set in the configuration that starts from `target`.
 
     Raises:
       ValueError: a file that cannot be used; missing, extra and misshaped arrays are named.
-      OSError: `target` cannot be written.
     """
-    if pathlib.Path(source).resolve() == pathlib.Path(target).resolve():
-        raise ValueError(f"{target} would replace the weights that it is made from: name another")
     arrays = read_arrays(source)
-    network = {**edm_hyperparameters(arrays), "heads": heads}
-    params = from_edm(make_network(network), arrays, jax.random.key(seed))["params"]
-    save_initial(target, params, network)
-    return network
+    network = edm_hyperparameters(arrays)
+    network |= {"heads": denoiser.num_heads(parameterization), "dropout": 0.0}
+    size, channels = network["resolution"], network["channels"]
+    description = {
+        "image_shape": [size, size, channels],
+        "network": {k: list(v) if isinstance(v, tuple) else v for k, v in network.items()},
+        "parameterization": parameterization,
+        "preconditioning": "edm",
+        "sigma_data": 0.5,
+        "schedule": {"name": "hot", "beta_min": 0.002, "beta_max": 80.0},
+    }
+    built = architecture.build(description)
+    params = from_edm(built.network, arrays, jax.random.key(seed))["params"]
+    source = pathlib.Path(source)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    info = {
+        "weights": "EDM's",
+        "weights_sha256": storage.digest(params),
+        "origin": f"EDM's weights, converted from `{source.name}` (SHA-256 `{digest}`).",
+    }
+    return pretrained.Model(built, params, info)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,21 +113,26 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m warm_diffusion.models.edm_weights", description=__doc__.splitlines()[0]
     )
     parser.add_argument("file", type=pathlib.Path, help=".npz or .safetensors of EDM's parameters")
-    parser.add_argument("--out", type=pathlib.Path, help="file to write [FILE.init.safetensors]")
     parser.add_argument(
-        "--heads", type=int, choices=(1, 2), default=2, help="2: divide; 1: clean or score [2]"
+        "--out", type=pathlib.Path, help="folder to write [FILE without its suffix]"
     )
+    parser.add_argument(
+        "--parameterization", choices=denoiser.PARAMETERIZATIONS, default="divide",
+        help="divide: with a second head, the deblurrer [divide]",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the blur embedding's first layer")
     options = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # converting needs no accelerator
-    out = options.out or options.file.with_suffix(".init.safetensors")
+    out = options.out or options.file.with_suffix("")
     try:
-        network = convert(options.file, out, heads=options.heads, seed=options.seed)
+        model = convert(options.file, parameterization=options.parameterization, seed=options.seed)
+        pretrained.save(model, out, samples=np.zeros((0, *model.image_shape), np.uint8))
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    network = model.architecture.description["network"]
     print(f"network  {', '.join(f'{key}={value}' for key, value in network.items())}")
-    print(f"wrote    {out}: start from it with config.init_from={out} and that config.model")
+    print(f"model    {out}: for --checkpoint={out}, or --config.init_from={out}")
     return 0
 
 

@@ -9,6 +9,7 @@ Layers carry EDM's names (`enc_32x32_block0`, ...), which makes its weights load
 (`edm.py`). Norms and softmax are always float32; `dtype` is that of the convolutions.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _SKIP_SCALE = 0.5**0.5  # keeps the variance of the sum of two branches
 _MAX_GROUPS, _MIN_GROUP_SIZE, _NORM_EPS = 32, 4, 1e-6
 
@@ -360,3 +362,22 @@ def ncsnpp(*args, **options) -> UNet:
     return ddpmpp(*args, **options).clone(
         fourier_embedding=True, residual_encoder=True, taps=(1, 3, 3, 1)
     )
+
+
+def by_name(name: str, **arguments) -> UNet:
+    """The network of a name, from arguments as JSON holds them (`dtype` by name, lists for tuples).
+
+    Raises:
+      ValueError: a name or an argument that is not known.
+    """
+    makers = {"ddpmpp": ddpmpp, "ncsnpp": ncsnpp}
+    if name not in makers:
+        raise ValueError(f"model.name must be one of {', '.join(makers)}, got {name!r}")
+    known = inspect.signature(ddpmpp).parameters
+    unknown = sorted(arguments.keys() - known.keys())
+    if unknown:
+        raise ValueError(f"{name} has no argument {', '.join(unknown)}; it has {', '.join(known)}")
+    dtype = arguments.pop("dtype", "float32")
+    if dtype not in _DTYPES:
+        raise ValueError(f"model.dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    return makers[name](**arguments, dtype=_DTYPES[dtype])

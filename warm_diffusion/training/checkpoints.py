@@ -1,22 +1,30 @@
 """Checkpoints: orbax, asynchronous and atomic, with a checksum of what they hold.
 
 A checkpoint is written under a temporary name and renamed when complete, so a kill at any time
-leaves the ones before. Orbax restores flipped bits without complaint; therefore each checkpoint
-carries the SHA-256 of its arrays, and restoring verifies it. A damaged one is moved aside, never
-deleted, and the one before is used.
+leaves the ones before. It holds
+
+    state        step, weights, averages, optimizer, counters
+    statistics   mean image and spectrum of the training data
+    about        JSON: format, step, what network it is of, configuration, origins, checksums
+
+so that nothing else is needed to use it. Orbax restores flipped bits without complaint; therefore
+the SHA-256 of each part is kept and verified. A damaged checkpoint is moved aside, never deleted,
+and the one before is used. Format 1 had no statistics and one checksum.
 """
 
 import hashlib
+import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from warm_diffusion.storage import digest
 from warm_diffusion.training.state import TrainState
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def _arrays(state: TrainState) -> dict:
@@ -30,13 +38,14 @@ def _arrays(state: TrainState) -> dict:
     }
 
 
-def _checksum(arrays: dict) -> str:
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-        array = np.ascontiguousarray(jax.device_get(leaf))
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+def _digests(arrays: dict) -> dict:
+    """Checksums of the parts that are restored by themselves, and of the rest together."""
+    rest = {name: tree for name, tree in arrays.items() if name not in ("params", "ema")}
+    return {
+        "params": digest(arrays["params"]),
+        "ema": [digest(average) for average in arrays["ema"]],
+        "rest": digest(rest),
+    }
 
 
 class Checkpoints:
@@ -60,31 +69,48 @@ class Checkpoints:
             self._path,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=managers.AnyPreservationPolicy(policies),
-                # A reader may look on while the training run writes.
+                # A reader may look on while the training run writes, and makes nothing.
+                create=not read_only,
                 cleanup_tmp_directories=not read_only,
             ),
         )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, about: dict) -> None:
+    def save(self, state: TrainState, statistics: Mapping[str, np.ndarray], about: dict) -> None:
         """Starts saving a state; returns when the state may be changed. Saved steps are skipped.
 
         Args:
           state: the state after `state.step` steps.
+          statistics: arrays by name, of the training data.
           about: facts to keep beside it, for `about`.
         """
         step = int(state.step)
         if step in self.steps():
             return
-        arrays = _arrays(state)
-        about = {**about, "format": _FORMAT, "step": step, "sha256": _checksum(arrays)}
+        arrays, statistics = _arrays(state), dict(statistics)
+        digests = {**_digests(arrays), "statistics": digest(statistics)}
+        about = {
+            **about,
+            "format": _FORMAT,
+            "step": step,
+            "digests": digests,
+            "sha256": hashlib.sha256(json.dumps(digests).encode()).hexdigest(),
+        }
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)
+                state=ocp.args.StandardSave(arrays),
+                statistics=ocp.args.StandardSave(statistics),
+                about=ocp.args.JsonSave(about),
             ),
             force=True,
         )
@@ -139,27 +165,83 @@ class Checkpoints:
             raise ValueError(
                 f"no checkpoint of step {step} in {self._path}: there are {self.steps()}"
             )
-        try:
-            arguments = ocp.args.Composite(about=ocp.args.JsonRestore())
-            return self._manager.restore(step, args=arguments).about
-        except Exception as error:  # see restore_latest
-            raise ValueError(f"checkpoint {step}: {_first_line(error)}") from error
+        about = self._read(step, about=ocp.args.JsonRestore()).about
+        if about["format"] not in (1, _FORMAT):
+            raise ValueError(
+                f"checkpoint {step} of {self._path} is of format {about['format']}, this version "
+                f"reads format {_FORMAT} and 1"
+            )
+        return about
 
     def restore(self, step: int, target: TrainState) -> TrainState:
-        """The checkpoint of one step, its checksum verified.
+        """The checkpoint of one step, its checksums verified.
 
         Raises:
           ValueError: there is no such checkpoint, or it does not hold what was saved.
         """
         about = self.about(step)
-        if about["format"] != _FORMAT:
-            raise ValueError(f"format {about['format']}, this version reads format {_FORMAT}")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(target))
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        arrays = self._manager.restore(step, args=arguments).state
-        if _checksum(arrays) != about["sha256"]:
-            raise ValueError("its arrays differ from what was saved (checksum mismatch)")
+        arrays = self._read(step, state=ocp.args.StandardRestore(abstract)).state
+        if about["format"] == 1:
+            self._verify(step, digest(arrays), about["sha256"])
+        else:
+            saved = {name: about["digests"][name] for name in ("params", "ema", "rest")}
+            self._verify(step, _digests(arrays), saved)
+            self.statistics(step)
         return target.replace(**arrays)
+
+    def weights(self, step: int, shapes: dict, average: int) -> dict:
+        """The weights of a checkpoint alone, as host arrays, their checksum verified.
+
+        Args:
+          step: of the checkpoint.
+          shapes: abstract parameters.
+          average: which of the averages; -1: the weights themselves.
+
+        Raises:
+          ValueError: there is no such checkpoint, or it does not hold what was saved.
+        """
+        digests = self.about(step)["digests"]
+        if average < 0:
+            found = self._partial(step, "state", {"params": shapes})["params"]
+            self._verify(step, digest(found), digests["params"])
+            return found
+        found = self._partial(step, "state", {"ema": [shapes] * len(digests["ema"])})["ema"]
+        self._verify(step, digest(found[average]), digests["ema"][average])
+        return found[average]
+
+    def statistics(self, step: int) -> dict[str, np.ndarray]:
+        """The statistics of the training data, by name.
+
+        Raises:
+          ValueError: there is no such checkpoint, or it does not hold what was saved.
+        """
+        digests = self.about(step)["digests"]
+        found = self._read(step, statistics=ocp.args.StandardRestore()).statistics
+        found = {name: np.asarray(array) for name, array in found.items()}
+        self._verify(step, digest(found), digests["statistics"])
+        return found
+
+    def _partial(self, step: int, item: str, shapes: dict) -> dict:
+        """Some branches of an item as host arrays; the others are not read."""
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        restore = ocp.args.PyTreeRestore(shapes, restore_args=arguments, partial_restore=True)
+        return self._read(step, **{item: restore})[item]
+
+    def _read(self, step: int, **items):
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # see restore_latest
+            raise ValueError(
+                f"checkpoint {step} of {self._path.parent} cannot be restored: {_first_line(error)}"
+            ) from error
+
+    def _verify(self, step: int, found, saved) -> None:
+        if found != saved:
+            raise ValueError(
+                f"checkpoint {step} of {self._path.parent} is damaged: its arrays differ from what "
+                "was saved (checksum mismatch)"
+            )
 
     def _move_aside(self, steps: list[int]) -> None:
         folder = self._path.parent / "damaged"

@@ -5,9 +5,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes along the axis `data`."""
-    return Mesh(np.array(jax.devices()), ("data",))
+def make_mesh(count: int | None = None) -> Mesh:
+    """All devices of all processes along the axis `data`, or the first `count` of this process."""
+    chosen = jax.devices() if count is None else jax.local_devices()[:count]
+    return Mesh(np.array(chosen), ("data",))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -29,16 +30,22 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def process_slice(array: np.ndarray) -> np.ndarray:
-    """This process's part of a global batch that every process knows."""
-    share = len(array) // jax.process_count()
-    return array[jax.process_index() * share : (jax.process_index() + 1) * share]
+def process_slice(array: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """This process's part of a global batch that every process of the mesh knows."""
+    processes = sorted({device.process_index for device in mesh.devices.flat})
+    share, own = len(array) // len(processes), processes.index(jax.process_index())
+    return array[own * share : (own + 1) * share]
 
 
-def put_split(local, mesh: Mesh):
-    """Global arrays of the parts that each process holds (`process_slice`)."""
+def put_split(batch, mesh: Mesh):
+    """Global arrays, split over the devices, of a batch of host arrays that every process knows."""
+    return put_local(jax.tree.map(lambda leaf: process_slice(np.asarray(leaf), mesh), batch), mesh)
+
+
+def put_local(part, mesh: Mesh):
+    """The same of the part of the batch that each process holds (`process_slice`)."""
     sharding = split(mesh)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), local)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), part)
 
 
 def put_replicated(tree, mesh: Mesh):

@@ -172,6 +172,11 @@ def make_train_step(
     return train_step
 
 
+def choose_average(state: TrainState, index: int) -> dict:
+    """Weights to draw with: average number `index`, or the weights themselves for -1."""
+    return state.params if index < 0 else state.ema[index]
+
+
 def is_finite(state: TrainState) -> jax.Array:
     """Whether weights, averages and optimizer hold finite numbers only."""
     tree = (state.params, state.ema, state.opt_state)

@@ -1,8 +1,10 @@
-"""Moments of a data set's DCT coefficients, in one pass over any number of images.
+"""Mean image and spectrum of a data set, in one pass over any number of images.
 
-The spectrum of `spectra.power_spectrum` for sets that do not fit in memory as floats: chunks of
-images are merged exactly (Chan, Golub and LeVeque 1979).
+The spectrum is that of `spectra.power_spectrum`, for sets that do not fit in memory as floats:
+chunks of images are merged exactly (Chan, Golub and LeVeque 1979).
 """
+
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,25 +16,32 @@ from warm_diffusion.data.images import from_uint8
 _CHUNK = 2048
 
 
+class Statistics(NamedTuple):
+    """What a trained network knows of its data, float32.
+
+    Attributes:
+      mean: mean image [H, W, C] in [-1, 1].
+      spectrum: variance of each DCT coefficient over images and channels [H, W].
+    """
+
+    mean: np.ndarray
+    spectrum: np.ndarray
+
+
 @jax.jit
 def _chunk_moments(images: jax.Array) -> tuple[jax.Array, jax.Array]:
     coefficients = dct.dct(from_uint8(images))
     return coefficients.mean(axis=(0, 3)), coefficients.var(axis=(0, 3))
 
 
-def coefficient_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of each DCT coefficient over images and channels.
-
-    Args:
-      images: uint8 [N, H, W, C], possibly memory-mapped.
-
-    Returns:
-      (mean, variance), float64 [H, W]; the variance is the power spectrum of the data.
-    """
+def statistics(images: np.ndarray) -> Statistics:
+    """Mean image and spectrum of uint8 images [N, H, W, C], possibly memory-mapped."""
+    total = np.zeros(images.shape[1:], np.int64)
     count, mean, scatter = 0, 0.0, 0.0
     with tqdm(total=len(images), desc="spectrum", unit=" images", disable=None) as bar:
         for first in range(0, len(images), _CHUNK):
             chunk = np.asarray(images[first : first + _CHUNK])
+            total += chunk.sum(axis=0, dtype=np.int64)
             new_mean, variance = (np.asarray(a, np.float64) for a in _chunk_moments(chunk))
             added, difference = len(chunk) * chunk.shape[3], new_mean - mean
             # The scatter of two groups is theirs plus that between their means.
@@ -41,4 +50,5 @@ def coefficient_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             mean = mean + difference * added / (count + added)
             count += added
             bar.update(len(chunk))
-    return mean, scatter / count
+    mean_image = total / (127.5 * len(images)) - 1
+    return Statistics(mean_image.astype(np.float32), (scatter / count).astype(np.float32))

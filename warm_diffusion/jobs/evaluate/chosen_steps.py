@@ -1,12 +1,12 @@
 """Which checkpoints of a training run to evaluate, and waiting for those that are still to come."""
 
-import json
 import pathlib
 import time
 from collections.abc import Iterator
 
+from warm_diffusion import storage
+from warm_diffusion.console import say
 from warm_diffusion.jobs import Incomplete
-from warm_diffusion.jobs.console import say
 
 _POLL_SECONDS = 1.0
 
@@ -99,7 +99,7 @@ def best_step(reports: pathlib.Path, steps: list[int]) -> int:
     """
     found: dict[str, dict[int, float]] = {}
     for path in sorted(reports.glob("step_*.json")):
-        report = json.loads(path.read_text())
+        report = storage.read_json(path)
         if report["step"] in steps and "metric" in report:
             values = found.setdefault(report["metric"], {})
             value = report[report["metric"]]

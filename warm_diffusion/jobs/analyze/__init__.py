@@ -3,7 +3,6 @@
 With a checkpoint, of its sampling as well: `manifold.py`.
 """
 
-import json
 import pathlib
 
 import jax
@@ -11,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_diffusion import dct, factory, plots, process, spectra
+from warm_diffusion import dct, factory, plots, process, spectra, storage
+from warm_diffusion.console import say, say_kept
 from warm_diffusion.data.images import from_uint8, grid, save_png, to_uint8
-from warm_diffusion.jobs import manifold
-from warm_diffusion.jobs.console import say
-from warm_diffusion.jobs.ratio import least_kept, say_curve
+from warm_diffusion.jobs.analyze import manifold
 from warm_diffusion.schedules import Schedule
 
 _LEVELS, _STRIPS = 6, 6
@@ -37,8 +35,8 @@ def analyze(config: ConfigDict, workdir: str, checkpoint: str | None = None) -> 
         cannot be used.
     """
     data = factory.dataset(config)
-    schedule = factory.sampling_schedule(config)
-    spectrum = factory.spectrum(config)
+    statistics = factory.data_statistics(config)
+    schedule, spectrum = factory.sampling_schedule(config, statistics), statistics.spectrum
     attenuation = config.schedule.attenuation
     recommended = spectra.recommend_bnr(spectrum, attenuation)
     frequency, power = (np.asarray(a) for a in spectra.radial_mean(spectrum))
@@ -61,13 +59,15 @@ def analyze(config: ConfigDict, workdir: str, checkpoint: str | None = None) -> 
         "pixel_std": float(np.sqrt(spectrum.mean())),
         "recommended_bnr": recommended,
         "attenuation": attenuation,
-        "least_kept_by_bnr": least_kept(spectrum),
+        "least_kept_by_bnr": {
+            str(ratio): spectra.least_kept(spectrum, ratio) for ratio in spectra.PAPER_RATIOS
+        },
         "frequency": frequency.tolist(),
         "power": power.tolist(),
     }
-    (folder / "analysis.json").write_text(json.dumps(report, indent=2) + "\n")
+    storage.write_json(folder / "analysis.json", report)
     say(f"spectrum {len(data.images):,} images, pixel standard deviation {report['pixel_std']:.3f}")
-    say_curve(report["least_kept_by_bnr"])
+    say_kept(report["least_kept_by_bnr"])
     say(
         f"BNR      recommended {recommended:.3f}: no band loses more than {100 * attenuation:g} % "
         "before noise hides it"

@@ -10,7 +10,6 @@ else they are training images, and the report says so.
 """
 
 import copy
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -19,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_diffusion import dct, factory, plots, process, spectra
+from warm_diffusion import dct, factory, plots, pretrained, process, spectra, storage
+from warm_diffusion.architecture import Architecture
+from warm_diffusion.console import progress, say, say_weights
 from warm_diffusion.data import Dataset
 from warm_diffusion.data.images import from_uint8, grid, save_png, to_uint8
 from warm_diffusion.denoiser import Denoiser, Prediction
-from warm_diffusion.jobs.console import progress, say
-from warm_diffusion.jobs.sample import blurred_start
-from warm_diffusion.jobs.trained import load_trained
+from warm_diffusion.drawing import Sampler
 from warm_diffusion.schedules import Schedule, time_grid
 from warm_diffusion.training import devices
 
@@ -117,12 +116,14 @@ def _reference(config: ConfigDict, data: Dataset, count: int) -> tuple[np.ndarra
     return np.asarray(from_uint8(jnp.asarray(images[np.sort(chosen)])))[np.argsort(chosen)], about
 
 
-def _run(config: ConfigDict, trained, sampler: factory.Sampler, data: Dataset, levels):
+def _run(config: ConfigDict, built: Architecture, params, sampler: Sampler, data: Dataset, levels):
     """States [num_steps + 1, N, H, W, C], each step's heads, and strips of a few seeds."""
 
     @jax.jit
     def look(params, seeds, x, start, end):
-        denoise = factory.sampling_denoiser(config, trained.network, params, seeds)
+        denoise = built.seed_denoiser(
+            params, seeds, label=config.sampling.label, guidance=config.sampling.guidance
+        )
         found, prediction = heads(denoise, x, start, end)
         return found, prediction.blurry[:_STRIPS], prediction.clean[:_STRIPS]
 
@@ -131,9 +132,9 @@ def _run(config: ConfigDict, trained, sampler: factory.Sampler, data: Dataset, l
     with progress(batches, "sampling", " batches") as bar:
         for b in range(batches):
             seeds = np.arange(b * sampler.batch_size, (b + 1) * sampler.batch_size, dtype=np.uint32)
-            _, states = sampler.draw(trained.params, seeds, blurred_start(sampler, seeds, data))
+            _, states = sampler.draw(params, seeds, sampler.start(seeds, data.images))
             seen = [
-                jax.device_get(look(trained.params, seeds, states[i], levels[i], levels[i + 1]))
+                jax.device_get(look(params, seeds, states[i], levels[i], levels[i + 1]))
                 for i in range(len(levels) - 1)
             ]
             found.append([step[0] for step in seen])
@@ -154,16 +155,16 @@ def analyze_sampling(config: ConfigDict, folder: pathlib.Path, checkpoint: str) 
     Raises:
       ValueError: no usable checkpoint, or settings and held-out images that do not fit it.
     """
-    mesh = devices.make_mesh()
-    trained = load_trained(config, checkpoint, mesh)
-    data, options = factory.dataset(config), config.sampling
-    sampler = factory.sampler(
-        config, trained.network, trained.image_shape, options.batch_size, mesh,
-        return_trajectory=True,
-    )  # fmt: skip
+    mesh, options = devices.make_mesh(), config.sampling
+    model = pretrained.load(checkpoint, options.ema)
+    built = factory.trained_architecture(config, model.architecture)
+    say_weights(model.info, checkpoint)
+    data = factory.dataset(config)
+    sampler = factory.sampler(config, built, mesh, return_trajectory=True)
     levels = levels_of(sampler.schedule, options.num_steps, options.rho)
-    spectrum = factory.spectrum(config)
-    states, contributions, strips = _run(config, trained, sampler, data, levels)
+    spectrum = factory.data_statistics(config).spectrum
+    params = devices.put_replicated(jax.tree.map(np.asarray, model.params), mesh)
+    states, contributions, strips = _run(config, built, params, sampler, data, levels)
     reference, about = _reference(config, data, 2 * states.shape[1])
     states = states[:, : len(reference) // 2]
     frequency = np.asarray(spectra.radial_mean(spectrum)[0])
@@ -177,8 +178,8 @@ def analyze_sampling(config: ConfigDict, folder: pathlib.Path, checkpoint: str) 
         step.update(heads_of_step)
     report = {
         "checkpoint": str(checkpoint),
-        "step": trained.step,
-        "weights": trained.weights,
+        "step": model.info.get("step"),
+        "weights": model.info["weights"],
         "seeds": f"0-{states.shape[1] - 1}",
         "network_calls": sampler.num_calls,
         "sampling": options.to_dict(),
@@ -188,9 +189,10 @@ def analyze_sampling(config: ConfigDict, folder: pathlib.Path, checkpoint: str) 
         "steps": steps,
     }
     # A ring in which the data have no variance has no departure at the clean image: not a number.
-    text = json.dumps(_without_nan(report), indent=2, allow_nan=False) + "\n"
-    (folder / "sampling.json").write_text(text)
-    title = f"step {trained.step:,}, {options.solver}, {sampler.num_calls} network calls"
+    storage.write_json(folder / "sampling.json", _without_nan(report))
+    title = f"{options.solver}, {sampler.num_calls} network calls"
+    if "step" in model.info:
+        title = f"step {model.info['step']:,}, {title}"
     plots.departure(folder / "departure.png", frequency, steps, title)
     plots.heads(folder / "heads.png", frequency, steps[:-1], title)
     save_png(folder / "film.png", _film(strips, levels))

@@ -6,7 +6,7 @@ SIGTERM and SIGINT lose nothing.
 """
 
 import contextlib
-import os
+import io
 import pathlib
 import time
 import zipfile
@@ -14,25 +14,24 @@ import zipfile
 import jax
 import numpy as np
 
-from warm_diffusion import factory
-from warm_diffusion.data import Dataset
+from warm_diffusion import storage
+from warm_diffusion.console import say
+from warm_diffusion.drawing import Sampler
 from warm_diffusion.evaluation.features import Extractor, Features, concatenate
 from warm_diffusion.jobs import Interrupted
-from warm_diffusion.jobs.console import say
-from warm_diffusion.jobs.sample import generate
 from warm_diffusion.training.signals import stop_requests
 
 _SAVE_SECONDS = 30.0
 
 
 def draw_features(
-    sampler: factory.Sampler,
+    sampler: Sampler,
     params: dict,
     seeds: range,
     extract: Extractor,
     folder: pathlib.Path,
     *,
-    data: Dataset | None,
+    images: np.ndarray | None,
     bar,
 ) -> Features:
     """Features of the images of all seeds, in order.
@@ -43,7 +42,7 @@ def draw_features(
       seeds: one image each.
       extract: the features.
       folder: keeps the features so far; belongs to these seeds, weights and settings alone.
-      data: for paths that start from images.
+      images: uint8, for paths that start from images.
       bar: progress bar, told of every image.
 
     Raises:
@@ -57,7 +56,7 @@ def draw_features(
     bar.update(done)
     pending, saved_at = [], time.monotonic()
     with _stop_requests() as stop_request:
-        for batch in generate(sampler, params, seeds[done:], data):
+        for batch in sampler.generate(params, seeds[done:], images):
             pending.append(extract(batch))
             bar.update(len(batch))
             reason = stop_request()
@@ -90,13 +89,10 @@ def save_part(folder: pathlib.Path, first: int, part: Features) -> None:
     """Writes features whose first image is number `first`; the first process only."""
     if jax.process_index():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"features_{first:08d}.npz"
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     arrays = {name: array for name, array in part._asdict().items() if array is not None}
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    partial.replace(path)
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    storage.write_bytes(folder / f"features_{first:08d}.npz", content.getvalue())
 
 
 def load_parts(folder: pathlib.Path) -> list[Features]:

@@ -13,80 +13,25 @@ another protocol in the same place is renamed, never overwritten.
 import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import shutil
 import time
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from warm_diffusion import factory, schedules, settings
+from warm_diffusion import factory, schedules, storage
+from warm_diffusion.console import progress, say
 from warm_diffusion.evaluation import metrics, reference
-from warm_diffusion.jobs import Incomplete, bits, fid_stats
-from warm_diffusion.jobs.console import progress, say
-from warm_diffusion.jobs.drawing import draw_features
-from warm_diffusion.jobs.trained import Trained, load_trained, split_checkpoint
-from warm_diffusion.jobs.watch import chosen_steps
+from warm_diffusion.jobs.evaluate import bits_per_dim
+from warm_diffusion.jobs.evaluate.kept_features import draw_features
+from warm_diffusion.pretrained import Model
 from warm_diffusion.training import devices
 from warm_diffusion.training.writer import Writer
 
 
-def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.0) -> list[dict]:
-    """Evaluates the checkpoints that `config.eval.checkpoint` names; returns their reports.
-
-    Args:
-      config: see section eval of `configs/default.py`.
-      workdir: gets eval/step_N.json; may be the training's own.
-      checkpoint: training workdir, or its checkpoints/STEP.
-      wait: seconds to wait for a checkpoint that is not there yet, see `watch.chosen_steps`.
-
-    Raises:
-      ValueError: no usable checkpoint, a reference that does not fit, settings that do not work.
-      Interrupted: SIGTERM or SIGINT; the same command continues.
-      Incomplete: some checkpoints could not be evaluated, or did not come in time; the reports of
-        the others are written.
-    """
-    if wait and jax.process_count() > 1:
-        raise ValueError("--wait is for one process: several may see a new checkpoint in turns")
-    training, step = split_checkpoint(checkpoint)
-    which = config.eval.checkpoint
-    if step is not None:
-        if which not in ("latest", str(step)):
-            raise ValueError(f"--checkpoint names step {step}, eval.checkpoint={which} another")
-        which = str(step)
-    run_config = training / "config.json"
-    # Without it the configuration is the command line's alone: it must prove to be the run's.
-    unproven = not run_config.exists()
-    evaluator = _Evaluator(config, pathlib.Path(workdir).expanduser().absolute() / "eval")
-    steps = chosen_steps(
-        which, training, last=config.training.num_steps, wait=wait, reports=evaluator.folder
-    )
-    reports, skipped = [], []
-    for step in steps:
-        if unproven and run_config.exists():
-            settings.refuse_other_run(config, run_config)
-            unproven = False
-        try:
-            trained = load_trained(
-                config, str(training / "checkpoints" / str(step)), evaluator.mesh
-            )
-        except ValueError as error:
-            if which != "every":
-                raise
-            skipped.append(step)
-            say(f"skipped  step {step:,}: {error}")
-            continue
-        reports.append(evaluator.run(trained))
-    if skipped:
-        raise Incomplete(
-            f"{len(skipped)} of {len(skipped) + len(reports)} checkpoints of {training} could not "
-            f"be read (steps {skipped}); the others are evaluated"
-        )
-    return reports
-
-
-class _Evaluator:
+class Evaluator:
     """Evaluates checkpoints of one run under one protocol."""
 
     def __init__(self, config: ConfigDict, folder: pathlib.Path):
@@ -98,34 +43,28 @@ class _Evaluator:
             raise ValueError("eval.num_samples must be at least 2 (0: as many as the data), got 1")
         self.folder, self.mesh = folder, devices.make_mesh()
         self._config, self._options = config, options
-        self._extract = fid_stats.make_extractor(config)
+        self._extract = factory.extractor(config)
         self._data = self._sampler = self._statistics = None
 
-    def run(self, trained: Trained) -> dict:
+    def run(self, model: Model) -> dict:
         """Evaluates one checkpoint, or returns its report if that is there."""
         if self._statistics is None:
-            self._sampler = factory.sampler(
-                self._config,
-                trained.network,
-                trained.image_shape,
-                self._config.sampling.batch_size,
-                self.mesh,
-            )
-            self._statistics = self._reference(trained)
-        count = self._options.num_samples or self._statistics.provenance["count"]
-        protocol = self._protocol(trained, count)
+            self._sampler = factory.sampler(self._config, model.architecture, self.mesh)
+            self._statistics = self._reference(model)
+        count = self._count()
+        protocol = self._protocol(model, count)
         identity = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
-        path = self.folder / f"step_{trained.step:08d}.json"
-        earlier, wanted = _read(path), bits.protocol(self._config)
+        path = self.folder / f"{_name(model)}.json"
+        earlier, wanted = _read(path), bits_per_dim.protocol(self._config)
         same = earlier.get("identity") == identity
         if same and wanted in ({}, earlier.get("likelihood")):
-            say(f"eval     step {trained.step:,} is evaluated already: {path}")
+            say(f"eval     {_name(model)} is evaluated already: {path}")
             return earlier
         began = time.monotonic()
-        rounds = earlier["ranges"] if same else self._measure(trained, count, identity)
-        report = self._report(trained, rounds, protocol, identity)
+        rounds = earlier["ranges"] if same else self._measure(model, count, identity)
+        report = self._report(model, rounds, protocol, identity)
         if wanted:
-            report |= {"likelihood": wanted} | self._likelihood(trained)
+            report |= {"likelihood": wanted} | self._likelihood(model)
         report["seconds"] = round(time.monotonic() - began, 1)
         if jax.process_index() == 0:
             self._write(path, report)
@@ -136,32 +75,41 @@ class _Evaluator:
         self._say(report, path)
         return report
 
-    def _likelihood(self, trained: Trained) -> dict[str, float]:
-        data, split = self._dataset(), fid_stats.split_name(self._config)
-        found = fid_stats.describe(self._config, data, self._extract)
-        expected = {"image_shape": list(trained.image_shape)}
+    def _count(self) -> int:
+        count = self._options.num_samples or self._statistics.provenance["count"]
+        if not count:
+            raise ValueError(
+                f"{self._options.reference} does not say of how many images it is: set "
+                "eval.num_samples (50000 for FID)"
+            )
+        return count
+
+    def _likelihood(self, model: Model) -> dict[str, float]:
+        data, split = self._dataset(), factory.split_name(self._config)
+        found = factory.provenance(self._config, data, self._extract)
+        expected = {"image_shape": list(model.image_shape)}
         if split == "train":
-            expected["data_sha256"] = trained.about["data_sha256"]
+            expected["data_sha256"] = model.info.get("data_sha256")
         reference.check(found, expected, "config.data, for its likelihood,")
-        return bits.measure(self._config, trained, data, split, self.mesh)
+        return bits_per_dim.measure(self._config, model, data, split, self.mesh)
 
     def _dataset(self):
         if self._data is None:
             self._data = factory.dataset(self._config)
         return self._data
 
-    def _reference(self, trained: Trained) -> reference.Statistics:
+    def _reference(self, model: Model) -> reference.Statistics:
         """The statistics to compare with: `eval.reference`, or of `config.data`, kept for later."""
         expected = {
             "features": self._extract.name,
             "weights_hash": self._extract.weights_hash,
-            "image_shape": list(trained.image_shape),
+            "image_shape": list(model.image_shape),
         }
         given = self._options.reference
         if given:
             statistics = reference.load(given)
         else:
-            found = fid_stats.describe(self._config, self._dataset(), self._extract)
+            found = factory.provenance(self._config, self._dataset(), self._extract)
             key = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:12]
             kept = self.folder / f"reference_{key}.npz"
             if kept.exists():
@@ -169,27 +117,32 @@ class _Evaluator:
                 expected = found | expected
             else:
                 reference.check(found, expected, "config.data")
-                statistics = fid_stats.collect(self._dataset(), self._extract, found)
+                statistics = self._collect(found)
                 if jax.process_index() == 0:
                     reference.save(kept, statistics)
         # Called train, it must be what the network was trained on; of another part at least
         # prepared alike.
         if statistics.provenance["split"] == "train":
-            expected["data_sha256"] = trained.about["data_sha256"]
+            expected["data_sha256"] = model.info.get("data_sha256")
         elif given:
             expected["recipe"] = self._dataset().info["resize"]
         reference.check(statistics.provenance, expected, given or "config.data as reference")
         return statistics
 
-    def _protocol(self, trained: Trained, count: int) -> dict:
+    def _collect(self, found: dict) -> reference.Statistics:
+        images = self._dataset().images
+        with progress(len(images), "reference", " images") as bar:
+            return reference.collect(self._extract, images, found, report=bar.update)
+
+    def _protocol(self, model: Model, count: int) -> dict:
         """All that decides the numbers."""
         sampling = self._config.sampling.to_dict()
         sampling.pop("batch_size")
         path = self._sampler.schedule
         return {
-            "step": trained.step,
-            "checkpoint_sha256": trained.about["sha256"],
-            "weights": trained.weights,
+            "step": model.info.get("step", 0),
+            "weights_sha256": model.info["weights_sha256"],
+            "weights": model.info["weights"],
             "num_samples": count,
             "seed_ranges": self._options.seed_ranges,
             "network_calls": self._sampler.num_calls,
@@ -202,14 +155,15 @@ class _Evaluator:
             "reference": self._statistics.provenance,
         }
 
-    def _measure(self, trained: Trained, count: int, identity: str) -> list[dict]:
+    def _measure(self, model: Model, count: int, identity: str) -> list[dict]:
         """The metrics of each seed range."""
         total = self._options.seed_ranges * count
         if total > 2**32:
             raise ValueError(f"seeds must stay below 2^32, got {total} images in all")
-        data = self._dataset() if self._sampler.needs_start else None
+        start = self._dataset().images if self._sampler.schedule.needs_start else None
+        params = devices.put_replicated(jax.tree.map(np.asarray, model.params), self.mesh)
         rounds = []
-        with progress(total, f"step {trained.step}", " images") as bar:
+        with progress(total, _name(model), " images") as bar:
             for first in range(0, total, count):
                 folder = self.folder / "partial" / identity / f"seeds_{first}"
                 done = _read(folder / "metrics.json")
@@ -219,17 +173,17 @@ class _Evaluator:
                     continue
                 seeds = range(first, first + count)
                 drawn = draw_features(
-                    self._sampler, trained.params, seeds, self._extract, folder, data=data, bar=bar
+                    self._sampler, params, seeds, self._extract, folder, images=start, bar=bar
                 )
                 name = {"seeds": f"{seeds[0]}-{seeds[-1]}"}
                 rounds.append(name | metrics.compare(drawn, self._statistics))
                 if jax.process_index() == 0:
-                    _write_json(folder / "metrics.json", rounds[-1])
+                    storage.write_json(folder / "metrics.json", rounds[-1])
                     for part in folder.glob("features_*"):  # summed up; large
                         part.unlink()
         return rounds
 
-    def _report(self, trained: Trained, rounds: list[dict], protocol: dict, identity: str) -> dict:
+    def _report(self, model: Model, rounds: list[dict], protocol: dict, identity: str) -> dict:
         count, provenance = protocol["num_samples"], protocol["reference"]
         report = metrics.summarise(_numbers(rounds))
         report["metric"] = metrics.metric_name("fd", self._extract.name, count, provenance["split"])
@@ -256,7 +210,7 @@ class _Evaluator:
                 aside = aside.with_suffix(".again.json")
             path.replace(aside)
             say(f"note     the report of another protocol is now {aside}")
-        _write_json(path, report)
+        storage.write_json(path, report)
         writer = Writer(self.folder, first_step=None)
         numbers = metrics.summarise(_numbers(report["ranges"])) | _bits(report)
         writer.scalars(report["step"], {k: v for k, v in numbers.items() if v is not None})
@@ -295,18 +249,16 @@ def _numbers(rounds: list[dict]) -> list[dict]:
     return [{name: v for name, v in round_.items() if name != "seeds"} for round_ in rounds]
 
 
+def _name(model: Model) -> str:
+    """Of the report of a checkpoint, or of a model that does not know its step."""
+    return f"step_{model.info['step']:08d}" if "step" in model.info else "model"
+
+
 def _read(path: pathlib.Path) -> dict:
     """What a JSON file says; {} if there is none."""
     try:
-        return json.loads(path.read_text())
+        return storage.read_json(path)
     except FileNotFoundError:
         return {}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it") from error
-
-
-def _write_json(path: pathlib.Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: delete it") from error

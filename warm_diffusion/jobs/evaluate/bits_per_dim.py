@@ -8,10 +8,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from warm_diffusion import factory
+from warm_diffusion.console import progress
 from warm_diffusion.data import Dataset
 from warm_diffusion.evaluation import metrics
-from warm_diffusion.jobs.console import progress
-from warm_diffusion.jobs.trained import Trained
+from warm_diffusion.pretrained import Model
 from warm_diffusion.training import devices
 
 
@@ -24,7 +24,7 @@ def protocol(config: ConfigDict) -> dict:
 
 
 def measure(
-    config: ConfigDict, trained: Trained, data: Dataset, split: str, mesh: Mesh
+    config: ConfigDict, model: Model, data: Dataset, split: str, mesh: Mesh
 ) -> dict[str, float]:
     """Mean over a random part of the data set's images, and its standard error.
 
@@ -46,18 +46,19 @@ def measure(
         raise ValueError("eval.likelihood: a guided network has none; set sampling.guidance=1")
     rows = np.sort(np.random.default_rng(0).permutation(len(data.images))[:count])
     labels = factory.labels(config, data)
-    path = factory.sampling_schedule(config)
+    path = factory.sampling_schedule(config, model.architecture.statistics)
     everywhere, split_over = devices.replicated(mesh), devices.split(mesh)
 
     def bits(params, images, labels, numbers):
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(numbers)
-        denoise = factory.make_denoiser(config, trained.network, params, labels=labels)
+        denoise = model.architecture.denoiser(params, labels)
         return likelihood.bits_per_dim(
             denoise, images, path, key=keys, trace=options.likelihood_trace
         )
 
     run = jax.jit(bits, in_shardings=(everywhere, *[split_over] * 3), out_shardings=everywhere)
     batch = min(config.sampling.batch_size, math.ceil(count / mesh.size) * mesh.size)
+    weights = devices.put_replicated(jax.tree.map(np.asarray, model.params), mesh)
     values = []
     with progress(count, "likelihood", " images") as bar:
         for first in range(0, count, batch):
@@ -68,8 +69,7 @@ def measure(
                 None if labels is None else labels[filled],
                 filled.astype(np.uint32),
             )
-            local = jax.tree.map(devices.process_slice, inputs)
-            found = run(trained.params, *devices.put_split(local, mesh))
+            found = run(weights, *devices.put_split(inputs, mesh))
             if not bool(found.converged) or not np.all(np.isfinite(found.values)):
                 raise ValueError(
                     "eval.likelihood: the solver did not come to the end of the flow; the network "

@@ -13,6 +13,18 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
+def say_weights(info: dict, checkpoint: str) -> None:
+    """Prints which weights a job uses."""
+    step = f", step {info['step']:,}" if "step" in info else ""
+    say(f"weights  {info.get('weights', 'as they are')}{step} of {checkpoint}")
+
+
+def say_kept(by_ratio: dict[str, float]) -> None:
+    """Prints `spectra.least_kept` of several ratios."""
+    kept = ", ".join(f"{bnr}: {value:.3f}" for bnr, value in by_ratio.items())
+    say(f"kept     of the worst band where noise takes over, by BNR: {kept}")
+
+
 def progress(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
     """A progress bar, on a terminal and on the first process only."""
     hidden = None if jax.process_index() == 0 else True

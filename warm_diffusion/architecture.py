@@ -1,0 +1,175 @@
+"""What a network is, besides its weights: from a description in plain values to objects.
+
+The description is what a model folder's config.json says and what every checkpoint carries:
+
+    image_shape        [H, W, C]
+    network            name (ddpmpp, ncsnpp) and arguments of that function in `models`
+    parameterization   what its output means: divide, clean, score
+    preconditioning    edm, or spectral
+    sigma_data         standard deviation of the data
+    schedule           name and arguments of that function in `schedules`: the path trained on
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from warm_diffusion import dct, models, schedules
+from warm_diffusion.data.statistics import Statistics
+from warm_diffusion.denoiser import Denoiser, guided, num_heads, precondition
+
+_KEYS = (
+    "image_shape", "network", "parameterization", "preconditioning", "sigma_data", "schedule",
+)  # fmt: skip
+PRECONDITIONINGS = ("edm", "spectral")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Architecture:
+    """All of a trained network but its weights; see `build`.
+
+    Attributes:
+      description: the plain values that it was made from.
+      network: the flax module.
+      schedule: the path trained on.
+      statistics: mean image and spectrum of the training data, or None where nobody knows them.
+    """
+
+    description: dict
+    network: models.UNet
+    schedule: schedules.Schedule
+    statistics: Statistics | None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the training images."""
+        return tuple(self.description["image_shape"])
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the network is told, 0 for none."""
+        return self.network.num_classes
+
+    def init_params(self, key: jax.Array) -> dict:
+        """Fresh parameters; call it inside jit, or by `jax.eval_shape` for their shapes."""
+        return models.init_params(self.network, key)
+
+    def denoiser(
+        self,
+        params: dict,
+        labels: jax.Array | None = None,
+        *,
+        augment_labels: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> Denoiser:
+        """The preconditioned network with its weights; with a dropout key in training mode."""
+        train = dropout_key is not None
+        rngs = {"dropout": dropout_key} if train else None
+
+        def apply(x, c_noise, c_blur):
+            variables = {"params": params}
+            return self.network.apply(
+                variables, x, c_noise, c_blur, labels, augment_labels, train=train, rngs=rngs
+            )
+
+        spectral = self.description["preconditioning"] == "spectral"
+        return precondition(
+            apply,
+            sigma_data=self.description["sigma_data"],
+            parameterization=self.description["parameterization"],
+            spectrum=_mean_squares(self.statistics) if spectral else None,
+        )
+
+    def seed_denoiser(
+        self, params: dict, seeds: jax.Array, *, label: int = -1, guidance: float = 1.0
+    ) -> Denoiser:
+        """The denoiser of each seed's class: its remainder, or `label` if that is not negative.
+
+        Args:
+          params: the weights.
+          seeds: integers [B].
+          label: class of all images.
+          guidance: weight of the class (`denoiser.guided`); 1: not guided.
+
+        Raises:
+          ValueError: a class that the network does not have.
+        """
+        if self.num_classes == 0:
+            if guidance != 1.0 or label >= 0:
+                raise ValueError("sampling.guidance and sampling.label need a network with classes")
+            return self.denoiser(params)
+        if label >= self.num_classes:
+            raise ValueError(f"sampling.label must be below {self.num_classes}, got {label}")
+        seeds = seeds.astype(jnp.uint32)
+        labels = seeds % self.num_classes if label < 0 else jnp.full_like(seeds, label)
+        conditional = self.denoiser(params, labels.astype(jnp.int32))
+        if guidance == 1.0:
+            return conditional
+        return guided(conditional, self.denoiser(params), guidance)
+
+
+def _mean_squares(statistics: Statistics) -> np.ndarray:
+    """Mean square of each DCT coefficient over images and channels [H, W]."""
+    with jax.ensure_compile_time_eval():  # numbers, also under jit
+        mean = np.asarray(dct.dct(statistics.mean)).mean(axis=-1)
+    return mean**2 + statistics.spectrum
+
+
+def build(
+    description: Mapping, statistics: Statistics | None = None, *, remat: bool = False
+) -> Architecture:
+    """The objects of a description.
+
+    Args:
+      description: see the module; checked in full.
+      statistics: of the training data; needed by `spectral` schedule and preconditioning.
+      remat: compute blocks anew for their gradient: less memory, more work.
+
+    Raises:
+      ValueError: a key, name, number or size that is missing, not known or does not work.
+    """
+    missing = [key for key in _KEYS if key not in description]
+    if missing:
+        raise ValueError(f"the description of the network lacks {', '.join(missing)}")
+    description = {key: description[key] for key in _KEYS}
+    shape = description["image_shape"]
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(f"image_shape must be three positive integers [H, W, C], got {shape!r}")
+    if description["preconditioning"] not in PRECONDITIONINGS:
+        raise ValueError(
+            f"model.preconditioning must be one of {', '.join(PRECONDITIONINGS)}, got "
+            f"{description['preconditioning']!r}"
+        )
+    if statistics is None and needs_statistics(description):
+        raise ValueError("a spectral schedule or preconditioning needs the spectrum of the data")
+    network = network_of(description, remat=remat)
+    heads = num_heads(description["parameterization"])
+    if (network.heads, network.channels) != (heads, shape[2]):
+        raise ValueError(
+            f"parameterization {description['parameterization']!r} of images {shape} needs a "
+            f"network of {heads} head(s) and {shape[2]} channel(s), got {network.heads} and "
+            f"{network.channels}"
+        )
+    _check_size(network, shape)
+    spectrum = None if statistics is None else statistics.spectrum
+    schedule = schedules.by_name(spectrum=spectrum, **description["schedule"])
+    return Architecture(description, network, schedule, statistics)
+
+
+def network_of(description: Mapping, *, remat: bool = False) -> models.UNet:
+    """The flax module alone."""
+    return models.by_name(**description["network"], remat=remat)
+
+
+def needs_statistics(description: Mapping) -> bool:
+    """Whether path or denoiser depend on the data's mean and spectrum."""
+    return "spectral" in (description["preconditioning"], description["schedule"]["name"])
+
+
+def _check_size(network: models.UNet, image_shape) -> None:
+    """Raises ValueError where the network cannot halve such images."""
+    image, level = jnp.zeros((1, *image_shape)), jnp.zeros((1,))
+    jax.eval_shape(lambda: network.init(jax.random.key(0), image, level, level))

@@ -1,0 +1,103 @@
+"""The README.md of a model folder: what it is, how it was trained, how good it is, how to use."""
+
+import math
+import pathlib
+
+import numpy as np
+
+from warm_diffusion.data.images import grid, save_png
+
+_CARD = """---
+library_name: warm_diffusion
+tags: [image-generation, diffusion, jax, warm-diffusion]
+---
+
+# {name}
+
+A blur-noise diffusion model ([Warm Diffusion](https://arxiv.org/abs/2511.16904)) of {shape} images:
+{network}, {parameters:,} parameters, path `{schedule}`.
+{picture}
+## Use
+
+```python
+from warm_diffusion import pretrained
+model = pretrained.load("{name}")  # the path of this folder
+images = model.sample(range(16))  # uint8 {example}
+```
+
+`python main.py --mode=sample --checkpoint={name} --workdir=OUT` writes PNG files.
+
+## Training
+
+{training}
+
+## Evaluation
+
+{evaluation}
+
+## Limits
+
+It draws what its training images look like, at their size, with their biases and no others.
+"""
+
+
+def write(folder: pathlib.Path, name: str, config: dict, samples: np.ndarray) -> None:
+    """Writes README.md and samples.png for a model folder's config.json."""
+    picture = ""
+    if len(samples):
+        save_png(folder / "samples.png", grid(samples, min_side=48))
+        picture = f"\n![{len(samples)} samples](samples.png)\n"
+    network, info, shape = config["network"], config["info"], config["image_shape"]
+    schedule = config["schedule"]
+    numbers = ", ".join(f"{key}={value}" for key, value in schedule.items() if key != "name")
+    text = _CARD.format(
+        name=name,
+        shape="x".join(map(str, shape)),
+        network={"ddpmpp": "DDPM++", "ncsnpp": "NCSN++"}[network["name"]],
+        parameters=config["parameters"],
+        schedule=f"{schedule['name']}({numbers})",
+        picture=picture,
+        example=[16, *shape],
+        training=_training(name, info),
+        evaluation=_evaluation(info.get("evaluation", [])),
+    )
+    (folder / "README.md").write_text(text)
+
+
+def _training(name: str, info: dict) -> str:
+    if "configuration" not in info:
+        return info.get("origin", "Not known.")
+    run, data = info["configuration"], info["configuration"]["data"]
+    rows = {
+        "data": f"`{data['source']}`, content hash `{info['data_sha256'][:16]}`",
+        "images seen": f"{info['images_seen']:,} ({info['step']:,} steps of "
+        f"{run['training']['batch_size']})",
+        "weights": f"{info['weights']}, SHA-256 `{info['weights_sha256'][:16]}`",
+        "versions": ", ".join(f"{key} {value}" for key, value in info["versions"].items()),
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return (
+        f"| | |\n| --- | --- |\n{table}\n\nEvery setting is in `config.json` under "
+        f"`info.configuration`; this trains it again:\n\n"
+        f"```sh\npython main.py --config={name}/config.json --workdir=RUN\n```"
+    )
+
+
+def _evaluation(reports: list[dict]) -> str:
+    if not reports:
+        return "None is recorded."
+    lines = ["| metric | value | solver | network calls | BNR | seeds |", "|" + " --- |" * 6]
+    for report in reports:
+        metric, spread = report["metric"], report.get(f"{report['metric']}_std")
+        value = f"{report[metric]:.4g}"
+        if spread is not None and math.isfinite(spread):
+            value += f" ± {spread:.2g}"
+        lines.append(
+            f"| `{metric}` | {value} | {report['solver']} | {report['network_calls']} | "
+            f"{report['bnr']} | {report['seeds']} |"
+        )
+    note = (
+        "\n\nA metric's name says features, number of samples and, unless it is the training "
+        "set, what they are compared with; only `fid` is FID."
+    )
+    return "\n".join(lines) + note

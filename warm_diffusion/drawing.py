@@ -1,0 +1,162 @@
+"""Images by seed: the sampler of an architecture, compiled once, over any number of devices.
+
+An image depends on its seed alone: neither the batch nor the number of devices matters, but for
+rounding.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from warm_diffusion import process, samplers
+from warm_diffusion.architecture import Architecture
+from warm_diffusion.data.images import from_uint8, to_uint8
+from warm_diffusion.schedules import Schedule
+from warm_diffusion.training import devices
+
+NUM_SEEDS = 2**32
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How images are drawn.
+
+    Attributes:
+      solver: euler, heun or multistep.
+      num_steps: steps of the solver.
+      rho: spacing of the time grid.
+      churn: EDM's stochasticity; None: deterministic.
+      label: class to draw; negative: the seed modulo the number of classes.
+      guidance: weight of the class; 1: not guided.
+    """
+
+    solver: str = "heun"
+    num_steps: int = 18
+    rho: float = 7.0
+    churn: samplers.Churn | None = None
+    label: int = -1
+    guidance: float = 1.0
+
+    @property
+    def num_calls(self) -> int:
+        """Calls of the network per image: heun calls it twice per step but in the last one."""
+        calls = 2 * self.num_steps - 1 if self.solver == "heun" else self.num_steps
+        return calls if self.guidance == 1.0 else 2 * calls
+
+
+def draw(
+    architecture: Architecture,
+    params: dict,
+    seeds: jax.Array,
+    schedule: Schedule,
+    settings: Settings,
+    start: jax.Array | None = None,
+    *,
+    return_trajectory: bool = False,
+):
+    """Float images [B, H, W, C] of seeds [B], a pure function; arguments as `samplers.sample`."""
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
+    return samplers.sample(
+        architecture.seed_denoiser(params, seeds, label=settings.label, guidance=settings.guidance),
+        samplers.initial_noise(seeds, architecture.image_shape),
+        schedule,
+        solver=settings.solver,
+        num_steps=settings.num_steps,
+        rho=settings.rho,
+        churn=settings.churn,
+        key=keys,
+        start=start,
+        return_trajectory=return_trajectory,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Draws images by seed in batches of one size, each from the same compiled program.
+
+    Attributes:
+      draw: (params, seeds [B], start [B, H, W, C] or None) -> float images [B, H, W, C], jitted.
+      batch_size: the B that it is compiled for, over all devices.
+      num_calls: calls of the network per image.
+      schedule: the path followed.
+    """
+
+    draw: Callable[[dict, np.ndarray, jax.Array | None], jax.Array]
+    batch_size: int
+    num_calls: int
+    schedule: Schedule
+
+    def generate(
+        self, params: dict, seeds: Sequence[int], images: np.ndarray | None = None
+    ) -> Iterator[np.ndarray]:
+        """Draws uint8 images [<= batch_size, H, W, C] of the seeds, batch by batch.
+
+        The last batch is filled up and cut.
+
+        Args:
+          params: the weights.
+          seeds: of the images.
+          images: uint8 [N, H, W, C] to start from, blurred, on a path that does not end in noise.
+        """
+        seeds = np.asarray(seeds, np.uint32)
+        for first in range(0, len(seeds), self.batch_size):
+            batch = seeds[first : first + self.batch_size]
+            padded = np.resize(batch, self.batch_size)
+            start = self.start(padded, images)
+            yield to_uint8(self.draw(params, padded, start))[: len(batch)]
+
+    def start(self, seeds: np.ndarray, images: np.ndarray | None) -> jax.Array | None:
+        """Blurred images to start each seed from, or None on a path that ends in noise."""
+        if not self.schedule.needs_start:
+            return None
+        if images is None:
+            raise ValueError(
+                "this path ends in blurred images, not in noise: sampling it needs images to blur"
+            )
+        t = self.schedule.t_max
+        clean = from_uint8(np.asarray(images[seeds % len(images)]))
+        noise = samplers.initial_noise(seeds, clean.shape[1:])
+        return process.perturb(clean, noise, self.schedule.alpha(t), self.schedule.beta(t))
+
+
+def sampler(
+    architecture: Architecture,
+    schedule: Schedule,
+    settings: Settings,
+    *,
+    batch_size: int,
+    mesh: Mesh,
+    return_trajectory: bool = False,
+) -> Sampler:
+    """The sampler of an architecture along a path, its seeds divided over the devices of a mesh.
+
+    With `return_trajectory` it draws (images, states [num_steps + 1, B, H, W, C]).
+
+    Raises:
+      ValueError: a solver that is not known or does not fit the path; a batch that the devices
+        cannot share.
+    """
+    devices.check_batch_size("sampling.batch_size", batch_size, mesh)
+
+    def function(params, seeds, start):
+        return draw(
+            architecture, params, seeds, schedule, settings, start,
+            return_trajectory=return_trajectory,
+        )  # fmt: skip
+
+    # What does not fit shows here, before any training.
+    seeds = jax.ShapeDtypeStruct((batch_size,), np.dtype("uint32"))
+    params = jax.eval_shape(lambda: architecture.init_params(jax.random.key(0)))
+    image = jax.ShapeDtypeStruct((batch_size, *architecture.image_shape), np.dtype("float32"))
+    jax.eval_shape(function, params, seeds, image if schedule.needs_start else None)
+    everywhere, split = devices.replicated(mesh), devices.split(mesh)
+    jitted = jax.jit(function, in_shardings=(everywhere, split, split), out_shardings=everywhere)
+
+    def draw_split(params, seeds, start):
+        """Every process passes the whole batch, computes its part and gets all images."""
+        return jitted(params, *devices.put_split((seeds, start), mesh))
+
+    return Sampler(draw_split, batch_size, settings.num_calls, schedule)

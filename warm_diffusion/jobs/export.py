@@ -1,0 +1,92 @@
+"""A trained network as a model folder for others, and as a program that needs JAX alone."""
+
+import datetime
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from warm_diffusion import drawing, factory, pretrained, storage
+from warm_diffusion.console import say, say_weights
+from warm_diffusion.training import devices
+
+_PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export(config: ConfigDict, workdir: str, checkpoint: str) -> pathlib.Path:
+    """Writes the weights that `config.sampling.ema` names as a model folder `workdir`; returns it.
+
+    The picture in its card is drawn by `config.sampling`, as many images as
+    `config.export.num_images`. With `config.export.program` also sampler.stablehlo, see `program`.
+
+    Raises:
+      ValueError: no usable checkpoint, a folder that is not empty, settings that do not work.
+    """
+    folder, mesh = pathlib.Path(workdir).expanduser().absolute(), devices.make_mesh()
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty: export to a new --workdir")
+    model = pretrained.load(checkpoint, config.sampling.ema)
+    say_weights(model.info, checkpoint)
+    built = factory.trained_architecture(config, model.architecture)
+    seeds = np.arange(config.export.num_images, dtype=np.uint32)
+    samples = np.zeros((0, *model.image_shape), np.uint8)
+    sampler = factory.sampler(config, built, mesh)
+    if len(seeds):
+        images = factory.dataset(config).images if sampler.schedule.needs_start else None
+        params = devices.put_replicated(jax.tree.map(np.asarray, model.params), mesh)
+        samples = np.concatenate(list(sampler.generate(params, seeds, images)))
+    written = None
+    if config.export.program:
+        if sampler.schedule.needs_start:
+            raise ValueError("export.program: this path starts from images, not from seeds alone")
+        settings = factory.sampling_settings(config)
+        written = program(built, model.params, sampler.schedule, settings)
+    pretrained.save(model, folder, samples=samples)
+    if written:
+        storage.write_bytes(folder / "sampler.stablehlo", written)
+        storage.write_json(folder / "sampler.json", _about(config, sampler))
+    say(f"model    {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    return folder
+
+
+def program(built, params: dict, schedule, settings: drawing.Settings) -> bytes:
+    """The sampler with its weights inside, serialized by jax.export.
+
+    `jax.export.deserialize(bytearray(content)).call(seeds)` takes uint32 seeds [B], any B, and
+    gives uint8 images [B, H, W, C], on a CPU, an NVIDIA GPU or a TPU.
+
+    Raises:
+      ValueError: the package flatbuffers is not there.
+    """
+
+    def draw(seeds):
+        images = drawing.draw(built, params, seeds, schedule, settings)
+        return jnp.clip(images * 127.5 + 128, 0, 255).astype(jnp.uint8)  # data.images, eq. (2)
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    seeds = jax.ShapeDtypeStruct((batch,), jnp.uint32)
+    exported = jax.export.export(jax.jit(draw), platforms=_PLATFORMS)(seeds)
+    try:
+        return bytes(exported.serialize())
+    except ImportError as error:
+        raise ValueError(
+            "export.program needs the package flatbuffers: pip install flatbuffers"
+        ) from error
+
+
+def _about(config: ConfigDict, sampler: drawing.Sampler) -> dict:
+    today = datetime.datetime.now(datetime.UTC).date()
+    return {
+        "file": "sampler.stablehlo",
+        "call": "jax.export.deserialize(bytearray(open(FILE, 'rb').read())).call(seeds)",
+        "seeds": "uint32 [B]",
+        "returns": "uint8 images [B, H, W, C]",
+        "platforms": list(_PLATFORMS),
+        "network_calls": sampler.num_calls,
+        "sampling": config.sampling.to_dict(),
+        "jax": jax.__version__,
+        "written": today.isoformat(),
+        "valid": "JAX promises to read it for 6 months from then; export anew after that",
+    }

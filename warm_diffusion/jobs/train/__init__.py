@@ -1,0 +1,158 @@
+"""Training: what is checked before anything is written, the start or the restore, the loop."""
+
+import importlib.metadata
+import json
+import pathlib
+
+import clu.parameter_overview
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from warm_diffusion import factory, pretrained, settings
+from warm_diffusion.architecture import Architecture
+from warm_diffusion.console import say
+from warm_diffusion.data import Dataset
+from warm_diffusion.jobs.train.loop import Loop, fits_device, make_advance
+from warm_diffusion.jobs.train.ratio import realise_bnr
+from warm_diffusion.models import weights
+from warm_diffusion.training import devices
+from warm_diffusion.training.checkpoints import Checkpoints
+from warm_diffusion.training.state import TrainState
+
+_GRID_IMAGES = 64
+
+
+def train(config: ConfigDict, workdir: str) -> TrainState:
+    """Trains until `config.training.num_steps`, from the latest checkpoint in `workdir` if any.
+
+    Args:
+      config: see `configs/default.py`.
+      workdir: gets config.json, checkpoints, metrics.jsonl, TensorBoard events and sample grids.
+
+    Returns:
+      The final state.
+
+    Raises:
+      ValueError: a configuration or data that cannot work, or another run's workdir.
+      Interrupted: SIGTERM or SIGINT; the state is saved.
+      Diverged: gradients or state were not finite; the checkpoints are from before.
+    """
+    workdir = pathlib.Path(workdir).expanduser().absolute()
+    config = realise_bnr(config, workdir)
+    mesh = devices.make_mesh()
+    devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
+    data, statistics = factory.dataset(config), factory.data_statistics(config)
+    built = factory.architecture(config, data.images.shape[1:], statistics)
+    make_state, abstract = factory.initial_state(config, built, mesh)
+    advance = make_advance(config, built, data, mesh)
+    grid_size = max(1, _GRID_IMAGES // mesh.size) * mesh.size
+    grids = factory.sampler(config, built, mesh, batch_size=grid_size)
+    settings.check_average(config)
+    initial = None if _has_checkpoint(workdir) else _initial_params(config, built)
+    # All that can be wrong is wrong by here: nothing of the run has been written yet.
+    for change in settings.write_or_compare(config, workdir / "config.json"):
+        say(f"config   changed since this run began: {change}")
+    _say_what_is_trained(config, data, abstract, mesh)
+
+    with Checkpoints(
+        workdir, keep_latest=config.training.keep_latest, keep_every=config.training.keep_every
+    ) as saved:
+        state = saved.restore_latest(abstract, report=say)
+        if state is None:
+            state = _start_from(make_state(), initial, mesh)
+            say(f"run      new, in {workdir}")
+        else:
+            step = int(state.step)
+            _refuse_other_data(saved.about(step), config, data)
+            images = step * config.training.batch_size
+            say(f"run      continues at step {step:,} ({images:,} images), in {workdir}")
+        origins = _origins(config, built, data)
+        loop = Loop(config, workdir, saved, grids, data, statistics, origins, mesh)
+        return loop.run(state, advance)
+
+
+def _has_checkpoint(workdir: pathlib.Path) -> bool:
+    """Whether there is a finished checkpoint: a kill in the first save leaves none."""
+    if not (workdir / "checkpoints").is_dir():
+        return False
+    with Checkpoints(workdir, read_only=True) as saved:
+        return bool(saved.steps())
+
+
+def _initial_params(config: ConfigDict, built: Architecture) -> dict | None:
+    """The weights of `config.init_from`, which must be those of the same network."""
+    if not config.init_from:
+        return None
+    model = pretrained.load(config.init_from)
+    shapes = jax.eval_shape(lambda: built.init_params(jax.random.key(0)))
+    expected, found = (
+        {name: leaf.shape for name, leaf in weights.flatten(tree).items()}
+        for tree in (shapes, model.params)
+    )
+    problems = weights.differences(expected, found)
+    if problems:
+        raise ValueError(
+            f"init_from={config.init_from} is of another network than config.model: "
+            f"{'; '.join(problems)}"
+        )
+    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(model.params)):
+        raise ValueError(f"init_from={config.init_from} has weights that are not finite")
+    say(f"weights  from {config.init_from}")
+    return model.params
+
+
+def _start_from(state: TrainState, params: dict | None, mesh: Mesh) -> TrainState:
+    """The state with other weights, in the averages too; the optimizer starts afresh."""
+    if params is None:
+        return state
+    params = devices.put_replicated(jax.tree.map(np.asarray, params), mesh)
+    # Copies: the step donates the state, and one buffer cannot be donated twice.
+    ema = tuple(jax.tree.map(jnp.copy, params) for _ in state.ema)
+    return state.replace(params=params, ema=ema)
+
+
+def _refuse_other_data(about: dict, config: ConfigDict, data: Dataset) -> None:
+    found, saved = data.info["content_sha256"], about["data_sha256"]
+    if found != saved:
+        raise ValueError(
+            f"{config.data.source} holds other images than this run was trained on (SHA-256 "
+            f"{found[:16]}, the run's {saved[:16]}): give the run's data, or a new --workdir"
+        )
+
+
+def _origins(config: ConfigDict, built: Architecture, data: Dataset) -> dict:
+    """Facts kept with each checkpoint: what is needed to use it, and where it comes from."""
+    packages = ("warm-diffusion", "jax", "flax", "optax", "orbax-checkpoint")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"  # run from a checkout, without pip install
+    return {
+        "model": built.description,
+        "configuration": json.loads(settings.to_json(config)),
+        "weights": [f"ema {half} images" for half in config.training.ema_halflife_images],
+        "data_sha256": data.info["content_sha256"],
+        "versions": versions,
+    }
+
+
+def _say_what_is_trained(
+    config: ConfigDict, data: Dataset, abstract: TrainState, mesh: Mesh
+) -> None:
+    height, width, channels = data.images.shape[1:]
+    parameters = clu.parameter_overview.count_parameters(abstract.params)
+    batch = config.training.batch_size
+    say(
+        f"data     {config.data.source}: {len(data.images):,} images {height}x{width}x{channels}, "
+        f"{'on the device' if fits_device(config, data) else 'read from disk'}"
+    )
+    say(f"network  {config.model.name}: {parameters:,} parameters")
+    say(
+        f"devices  {mesh.size} x {mesh.devices.flat[0].device_kind}, "
+        f"batch {batch} in all, {batch // mesh.size} a device"
+    )

@@ -1,0 +1,89 @@
+"""A network's weights in a file: safetensors, which holds arrays and nothing to run.
+
+Arrays are named by their path, with dots: `enc_32x32_block0.conv0.kernel`.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from warm_diffusion import storage
+from warm_diffusion.models.unet import UNet
+
+
+def flatten(tree: Mapping) -> dict:
+    """{"a": {"b": array}} to {"a.b": array}."""
+    return flax.traverse_util.flatten_dict(tree, sep=".")
+
+
+def init_params(network: UNet, key: jax.Array) -> dict:
+    """Fresh parameters; call it inside jit, or by `jax.eval_shape` for their shapes."""
+    size, level = network.resolution, jnp.zeros((1,))
+    return network.init(key, jnp.zeros((1, size, size, network.channels)), level, level)["params"]
+
+
+def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays by name; the file appears under its name only when complete."""
+    arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    storage.write_bytes(path, safetensors.numpy.save(arrays))
+
+
+def load(path: str | os.PathLike, network: UNet, extra: Mapping[str, tuple] = {}) -> dict:
+    """The arrays in a file that must be exactly those of a network.
+
+    Args:
+      path: what `save` wrote.
+      network: whose parameters they are.
+      extra: names and shapes of arrays that the file holds besides.
+
+    Returns:
+      Name to array, float32; `unflatten` makes parameters of those of the network.
+
+    Raises:
+      ValueError: no such file, another kind of file, arrays that are missing, unknown, of another
+        shape or type (all are named), or numbers that are not finite.
+    """
+    shapes = jax.eval_shape(lambda: init_params(network, jax.random.key(0)))
+    expected = {name: leaf.shape for name, leaf in flatten(shapes).items()} | dict(extra)
+    try:
+        arrays = safetensors.numpy.load(pathlib.Path(path).read_bytes())
+    # safetensors reports types that numpy lacks (bfloat16) by the latter three.
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error})") from error
+    problems = differences(expected, {name: array.shape for name, array in arrays.items()})
+    problems += [
+        f"{name} is {array.dtype}, expected float32"
+        for name, array in arrays.items()
+        if array.dtype != np.float32
+    ]
+    problems = problems or [
+        f"{name} has numbers that are not finite"
+        for name, array in arrays.items()
+        if not np.all(np.isfinite(array))
+    ]
+    if problems:
+        raise ValueError(f"{path} does not fit: {'; '.join(problems)}")
+    return arrays
+
+
+def unflatten(arrays: Mapping[str, np.ndarray]) -> dict:
+    """{"a.b": array} to {"a": {"b": array}}."""
+    return flax.traverse_util.unflatten_dict(dict(arrays), sep=".")
+
+
+def differences(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> list[str]:
+    """How arrays differ from those expected, by name and shape, one line each."""
+    problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"unknown {name}" for name in sorted(found.keys() - expected.keys())]
+    return problems + [
+        f"{name} has shape {found[name]}, expected {expected[name]}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name] != expected[name]
+    ]
