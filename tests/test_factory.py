@@ -210,10 +210,7 @@ def test_guidance_extrapolates_from_no_class_to_the_class():
     assert num_calls == 4
 
     def heads(x, alpha, beta):
-        both = [
-            built.denoiser(params, labels)(x, alpha, beta)
-            for labels in (jnp.array([1]), None)
-        ]
+        both = [built.denoiser(params, labels)(x, alpha, beta) for labels in (jnp.array([1]), None)]
         return type(both[0])(*(u + 2.5 * (c - u) for c, u in zip(*both, strict=True)))
 
     noise = samplers.initial_noise(jnp.array([7]), SHAPE)

@@ -260,6 +260,7 @@ def test_a_level_may_be_a_plain_number_and_an_image_a_numpy_array(model):
 def test_a_class_is_told_to_the_network():
     network = {**DESCRIPTION["network"], "num_classes": 3}
     conditional = make_model(network=network)
+    conditional.params["map_label"]["kernel"] *= 30  # shows in images of 8 bits
     x, alpha, beta = levels()
     by_class = [conditional.denoise(x, alpha, beta, labels=np.full(4, c)).clean for c in (0, 1)]
     assert np.abs(by_class[0] - by_class[1]).max() > 1e-4

@@ -32,6 +32,9 @@ _SCHEDULES = {
     "cold": {"alpha_min": "cold_alpha_min", "alpha_max": "cold_alpha_max", "beta": "cold_beta"},
 }
 
+# Keys of the network that do not matter once it is trained.
+_AFTERWARDS = ("model.dtype", "model.dropout", "model.label_dropout")
+
 
 # --- data ----------------------------------------------------------------------------------------
 
@@ -186,21 +189,17 @@ def trained_architecture(config: ConfigDict, trained: Architecture) -> Architect
     Raises:
       ValueError: the configuration asks for another network than was trained; names every key.
     """
-    wanted = describe(config, trained.image_shape)
-    free = {"dtype", "dropout", "label_dropout"}
-    # Whether training augmented shows in the network, which is told; sampling need not know.
-    free.add("augment_dim")
-    pairs = [
-        (f"model.{key}", value, wanted["network"].get(key))
-        for key, value in trained.description["network"].items()
-        if key not in free
+    was, now = (
+        {f"model.{key}": value for key, value in told["model"].items()} | told["loss"]
+        for told in map(
+            configuration_of, (trained.description, describe(config, trained.image_shape))
+        )
+    )
+    differences = [
+        f"{key} is {value!r}, not {now.get(key)!r}"
+        for key, value in was.items()
+        if value != now.get(key) and key not in _AFTERWARDS
     ]
-    pairs += [
-        (f"model.{key}", trained.description[key], wanted[key])
-        for key in ("parameterization", "preconditioning")
-    ]
-    pairs.append(("loss.sigma_data", trained.description["sigma_data"], wanted["sigma_data"]))
-    differences = [f"{key} is {was!r}, not {now!r}" for key, was, now in pairs if was != now]
     if differences:
         raise ValueError(
             f"the network was trained otherwise: {'; '.join(differences)}. Leave these keys out"
@@ -315,7 +314,7 @@ def train_step(
         )
 
     fixed = loss_fn or loss(config, built)
-    make(jax.random.key(0), fixed)  # what does not fit shows here, before any training
+    make(jax.random.key(0), fixed)  # what does not fit shows here
 
     def step(state, metrics, *arguments):
         *batch, seed, ratio = arguments
@@ -340,16 +339,11 @@ def train_step(
 
 def sampling_settings(config: ConfigDict) -> drawing.Settings:
     """Solver, steps, stochasticity and class of `config.sampling`."""
-    options, churn = config.sampling, None
-    if options.s_churn > 0:
-        churn = samplers.Churn(options.s_churn, options.s_min, options.s_max, options.s_noise)
+    options = config.sampling
+    churn = samplers.Churn(options.s_churn, options.s_min, options.s_max, options.s_noise)
+    names = ("solver", "num_steps", "rho", "label", "guidance")
     return drawing.Settings(
-        solver=options.solver,
-        num_steps=options.num_steps,
-        rho=options.rho,
-        churn=churn,
-        label=options.label,
-        guidance=options.guidance,
+        **{name: options[name] for name in names}, churn=churn if options.s_churn > 0 else None
     )
 
 
@@ -374,10 +368,8 @@ def sampler(
 
 def extractor(config: ConfigDict) -> features.Extractor:
     """The features of `config.eval`, on all devices."""
-    options = config.eval
-    return features.extractor(
-        options.features, weights=options.inception_weights, mesh=devices.make_mesh()
-    )
+    weights = config.eval.inception_weights
+    return features.extractor(config.eval.features, weights=weights, mesh=devices.make_mesh())
 
 
 def split_name(config: ConfigDict) -> str:

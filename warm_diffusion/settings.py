@@ -137,7 +137,14 @@ def _differences(
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
-    return changes, [line for line in changes if not line.startswith(_FREE)]
+    # A key that the run is too old to have is no difference: it began with today's default, for
+    # what a new key does by default is what was done before.
+    refused = [
+        f"{key}: {old[key]!r} -> {new.get(key, '(absent)')!r}"
+        for key in sorted(old)
+        if old[key] != new.get(key) and not key.startswith(_FREE)
+    ]
+    return changes, refused
 
 
 def refuse_other_run(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:

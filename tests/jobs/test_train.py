@@ -1,6 +1,7 @@
 """Training as a process: files, exact resume after kill and signals, guards, devices, isolation."""
 
 import json
+import shutil
 import signal
 import socket
 import sys
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.jobs.conftest import REPOSITORY, wait_for
+from warm_diffusion import pretrained
 
 STEPS = ("--config.training.num_steps=8", "--config.training.checkpoint_every=4")
 
@@ -249,34 +251,87 @@ def test_a_library_user_gets_the_final_state(tmp_path, monkeypatch):
     assert int(state.step) == 2
 
 
-def test_a_run_starts_from_the_weights_it_is_given(app, tmp_path):
-    """A learning rate of 0 keeps them: the saved state is the file, averages included."""
-    import jax
+def first_average_only(workdir, step):
+    return {k: v for k, v in final_arrays(workdir, step).items() if k.startswith("['ema'][0]")}
 
-    from warm_diffusion import models
-    from warm_diffusion.models.initial import save_initial
 
-    network = models.ddpmpp(8, 1, 8, (1,), 1, (8,), 0.0, augment_dim=0)
-    levels = np.zeros((1,), np.float32)
-    params = network.init(jax.random.key(3), np.zeros((1, 8, 8, 1), np.float32), levels, levels)
-    save_initial(tmp_path / "initial.safetensors", params["params"], {"name": "ddpmpp"})
+@pytest.mark.parametrize("kind", ["workdir", "checkpoint", "folder"])
+def test_a_run_starts_from_the_weights_it_is_given(app, trained, tmp_path, kind):
+    """A learning rate of 0 keeps them: weights and averages are the average of the other run."""
+    source = {"workdir": trained[0], "checkpoint": trained[0] / "checkpoints" / "6"}.get(kind)
+    if kind == "folder":
+        source = tmp_path / "model"
+        pretrained.save(pretrained.load(trained[0]), source, samples=np.zeros((0, 8, 8, 1)))
     flags = ["--config.training.num_steps=1", "--config.optimizer.learning_rate=0"]
     flags.append("--config.training.ema_rampup=0")  # a ramp-up forgets what averages begin with
-    flags.append(f"--config.init_from={tmp_path / 'initial.safetensors'}")
+    flags.append(f"--config.init_from={source}")
     app.run(f"--workdir={tmp_path / 'run'}", *flags)
     saved = final_arrays(tmp_path / "run", step=1)
-    expected = jax.tree_util.tree_leaves_with_path(params["params"])
-    for path, leaf in expected:
-        name = jax.tree_util.keystr(path)
+    expected = first_average_only(trained[0], step=6)
+    assert expected
+    for name, leaf in expected.items():
         for place in ("['params']", "['ema'][0]"):
-            np.testing.assert_array_equal(saved[place + name], leaf, err_msg=place + name)
+            found = saved[name.replace("['ema'][0]", place)]
+            np.testing.assert_array_equal(found, leaf, err_msg=place + name)
 
 
-def test_weights_of_another_network_are_refused_before_anything_is_written(app, tmp_path):
-    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+def test_after_a_kill_in_the_first_save_a_run_starts_from_its_weights_again(app, trained, tmp_path):
+    """An unfinished save is no checkpoint: what orbax writes before it renames."""
+    flags = [f"--config.init_from={trained[0]}", "--config.training.num_steps=1"]
+    flags += ["--config.optimizer.learning_rate=0", "--config.training.ema_rampup=0"]
+    unfinished = tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp"
+    unfinished.mkdir(parents=True)
+    out, _ = app.run(f"--workdir={tmp_path}", *flags)
+    assert f"weights  from {trained[0]}" in out
+    name, leaf = next(iter(first_average_only(trained[0], step=6).items()))
+    np.testing.assert_array_equal(final_arrays(tmp_path, step=1)[name], leaf)
+
+
+def test_weights_of_another_network_are_refused_before_anything_is_written(app, trained, tmp_path):
+    for source, message in (
+        (tmp_path / "nowhere", "there is no trained network in"),
+        (trained[0], "is of another network than config.model: missing enc_8x8_block1"),
+    ):
+        _, err = app.run(
+            f"--workdir={tmp_path / 'run'}", f"--config.init_from={source}",
+            "--config.model.num_blocks=2", status=2,
+        )  # fmt: skip
+        assert message in err
+        assert err.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_continued_on_other_images(app, trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    np.save(tmp_path / "other.npy", np.zeros((16, 8, 8), np.uint8))
     _, err = app.run(
-        f"--workdir={tmp_path / 'run'}", f"--config.init_from={tmp_path / 'other.npz'}", status=2
-    )
-    assert "cannot start from" in err
-    assert err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+        f"--workdir={tmp_path / 'run'}", f"--config.data.source=npy:{tmp_path}/other.npy",
+        "--config.training.num_steps=7", status=2,
+    )  # fmt: skip
+    assert "holds other images than this run was trained on" in err
+
+
+def test_a_run_goes_on_where_its_images_were_moved(app, trained, tmp_path):
+    digits = next((app.folder / "cache").rglob("images.npy"))
+    shutil.copytree(trained[0], tmp_path / "run")
+    np.save(tmp_path / "moved.npy", np.load(digits))
+    out, _ = app.run(
+        f"--workdir={tmp_path / 'run'}", f"--config.data.source=npy:{tmp_path}/moved.npy",
+        "--config.training.num_steps=7",
+    )  # fmt: skip
+    assert "continues at step 6" in out
+
+
+def test_a_key_that_is_newer_than_a_run_does_not_lock_it_out(app, trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    del config["model"]["remat"], config["export"]
+    path.write_text(json.dumps(config))
+    out, _ = app.run(f"--workdir={tmp_path / 'run'}", "--config.training.num_steps=7")
+    assert "changed since this run began: model.remat: '(absent)' -> False" in out
+    assert "continues at step 6" in out
+    shutil.copytree(trained[0], tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    out, _ = app.run("--mode=sample", f"--workdir={tmp_path / 'other'}", "--seeds=0", tiny=False)
+    assert "is of an earlier version; new keys: model.remat=False, export.num_images=64" in out
