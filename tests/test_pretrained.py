@@ -1,4 +1,4 @@
-"""A trained network as one object: what is saved is what is loaded, bit for bit, and nothing runs."""
+"""A trained network as one object: what is saved is what is loaded, bit for bit; nothing runs."""
 
 import json
 import pathlib

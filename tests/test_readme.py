@@ -5,6 +5,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from warm_diffusion import losses
@@ -13,8 +14,20 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_a_trained_network_is_loaded_and_sampled_in_three_lines(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    code, names = PYTHON[0], {}
+    assert len(code.strip().splitlines()) == 3
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["images"].shape == (16, 8, 8, 1)
+    assert names["images"].dtype == np.uint8
+
+
 def test_the_example_learns_and_samples():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = PYTHON[1]
     shortened = code.replace("range(2000)", "range(60)")
     assert shortened != code
     code, loop = shortened.split("for n in range")

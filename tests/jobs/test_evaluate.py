@@ -15,11 +15,10 @@ import pytest
 from configs import digits
 from tests.jobs.conftest import REPOSITORY
 from warm_diffusion import schedules
-from warm_diffusion.evaluation import features, fid
 from warm_diffusion.drawing import Sampler
+from warm_diffusion.evaluation import features, fid
 from warm_diffusion.jobs import Incomplete, Interrupted
-from warm_diffusion.jobs.evaluate import chosen_steps as watch
-from warm_diffusion.jobs.evaluate import evaluate, kept_features
+from warm_diffusion.jobs.evaluate import checkpoint_choice, evaluate, kept_features
 from warm_diffusion.jobs.evaluate.evaluator import path_bnr
 
 
@@ -423,7 +422,9 @@ def test_several_processes_do_not_wait_for_checkpoints(tmp_path, monkeypatch):
 
 
 def choose(which, tmp_path, *, last=9, wait=0.0):
-    return watch.chosen_steps(which, tmp_path, last=last, wait=wait, reports=tmp_path / "eval")
+    return checkpoint_choice.chosen_steps(
+        which, tmp_path, last=last, wait=wait, reports=tmp_path / "eval"
+    )
 
 
 def save(tmp_path, *steps):
@@ -442,30 +443,36 @@ def test_the_latest_is_the_one_of_most_steps(tmp_path):
 @pytest.mark.parametrize("which", ["latest", "3", "every"])
 def test_waiting_ends_when_the_time_is_up(tmp_path, monkeypatch, which):
     now = [0.0]
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(watch.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(checkpoint_choice.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(
+        checkpoint_choice.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds)
+    )
     with pytest.raises(ValueError, match="after 60 s of waiting"):
         list(choose(which, tmp_path, wait=60))
     assert 60 <= now[0] <= 62
 
 
 def test_without_waiting_nothing_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(watch.time, "sleep", lambda seconds: pytest.fail("slept"))
+    monkeypatch.setattr(checkpoint_choice.time, "sleep", lambda seconds: pytest.fail("slept"))
     with pytest.raises(ValueError, match="there is no checkpoint"):
         list(choose("latest", tmp_path))
 
 
 def test_each_new_checkpoint_is_met_and_the_last_ends_it(tmp_path, monkeypatch):
     coming = [3, 6, 9]
-    monkeypatch.setattr(watch.time, "sleep", lambda seconds: save(tmp_path, coming.pop(0)))
+    monkeypatch.setattr(
+        checkpoint_choice.time, "sleep", lambda seconds: save(tmp_path, coming.pop(0))
+    )
     assert list(choose("every", tmp_path, wait=60)) == [3, 6, 9]
     assert coming == []
 
 
 def test_a_training_run_that_dies_leaves_the_evaluation_incomplete(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(watch.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(checkpoint_choice.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(
+        checkpoint_choice.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds)
+    )
     save(tmp_path, 3)
     steps = choose("every", tmp_path, wait=60)
     assert next(steps) == 3

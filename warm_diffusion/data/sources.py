@@ -285,7 +285,8 @@ def _tfds(argument: str, data_dir: str, download: bool) -> Source:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ValueError(
-            f"tfds:{argument} needs tensorflow-datasets: pip install tensorflow-datasets importlib_resources"
+            f"tfds:{argument} needs tensorflow-datasets: "
+            "pip install tensorflow-datasets importlib_resources"
         ) from error
     name, _, split = argument.partition(":")
     split = split or "train"

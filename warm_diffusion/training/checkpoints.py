@@ -27,6 +27,12 @@ from warm_diffusion.training.state import TrainState
 _FORMAT = 2
 
 
+def finished_steps(workdir: pathlib.Path) -> list[int]:
+    """Steps with a finished checkpoint, oldest first; looks only, so it may run beside training."""
+    folder = pathlib.Path(workdir) / "checkpoints"
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
 def _arrays(state: TrainState) -> dict:
     return {
         "step": state.step,

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from warm_diffusion import factory, pretrained, settings
 from warm_diffusion.console import say, say_weights
 from warm_diffusion.jobs import Incomplete
-from warm_diffusion.jobs.evaluate.chosen_steps import chosen_steps
+from warm_diffusion.jobs.evaluate.checkpoint_choice import chosen_steps
 from warm_diffusion.jobs.evaluate.evaluator import Evaluator
 
 

@@ -54,11 +54,12 @@ class Evaluator:
         count = self._count()
         protocol = self._protocol(model, count)
         identity = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
-        path = self.folder / f"{_name(model)}.json"
+        name = f"step_{model.info['step']:08d}" if "step" in model.info else "model"
+        path = self.folder / f"{name}.json"
         earlier, wanted = _read(path), bits_per_dim.protocol(self._config)
         same = earlier.get("identity") == identity
         if same and wanted in ({}, earlier.get("likelihood")):
-            say(f"eval     {_name(model)} is evaluated already: {path}")
+            say(f"eval     {_label(model)} is evaluated already: {path}")
             return earlier
         began = time.monotonic()
         rounds = earlier["ranges"] if same else self._measure(model, count, identity)
@@ -163,7 +164,7 @@ class Evaluator:
         start = self._dataset().images if self._sampler.schedule.needs_start else None
         params = devices.put_replicated(jax.tree.map(np.asarray, model.params), self.mesh)
         rounds = []
-        with progress(total, _name(model), " images") as bar:
+        with progress(total, _label(model), " images") as bar:
             for first in range(0, total, count):
                 folder = self.folder / "partial" / identity / f"seeds_{first}"
                 done = _read(folder / "metrics.json")
@@ -249,9 +250,9 @@ def _numbers(rounds: list[dict]) -> list[dict]:
     return [{name: v for name, v in round_.items() if name != "seeds"} for round_ in rounds]
 
 
-def _name(model: Model) -> str:
-    """Of the report of a checkpoint, or of a model that does not know its step."""
-    return f"step_{model.info['step']:08d}" if "step" in model.info else "model"
+def _label(model: Model) -> str:
+    """Of a checkpoint, or of a model that does not know its step."""
+    return f"step {model.info['step']:,}" if "step" in model.info else "the model"
 
 
 def _read(path: pathlib.Path) -> dict:

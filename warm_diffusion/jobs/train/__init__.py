@@ -19,7 +19,7 @@ from warm_diffusion.jobs.train.loop import Loop, fits_device, make_advance
 from warm_diffusion.jobs.train.ratio import realise_bnr
 from warm_diffusion.models import weights
 from warm_diffusion.training import devices
-from warm_diffusion.training.checkpoints import Checkpoints
+from warm_diffusion.training.checkpoints import Checkpoints, finished_steps
 from warm_diffusion.training.state import TrainState
 
 _GRID_IMAGES = 64
@@ -51,7 +51,8 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     grid_size = max(1, _GRID_IMAGES // mesh.size) * mesh.size
     grids = factory.sampler(config, built, mesh, batch_size=grid_size)
     settings.check_average(config)
-    initial = None if _has_checkpoint(workdir) else _initial_params(config, built)
+    # A kill in the first save leaves no finished checkpoint: such a run starts again.
+    initial = None if finished_steps(workdir) else _initial_params(config, built)
     # All that can be wrong is wrong by here: nothing of the run has been written yet.
     for change in settings.write_or_compare(config, workdir / "config.json"):
         say(f"config   changed since this run began: {change}")
@@ -72,14 +73,6 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         origins = _origins(config, built, data)
         loop = Loop(config, workdir, saved, grids, data, statistics, origins, mesh)
         return loop.run(state, advance)
-
-
-def _has_checkpoint(workdir: pathlib.Path) -> bool:
-    """Whether there is a finished checkpoint: a kill in the first save leaves none."""
-    if not (workdir / "checkpoints").is_dir():
-        return False
-    with Checkpoints(workdir, read_only=True) as saved:
-        return bool(saved.steps())
 
 
 def _initial_params(config: ConfigDict, built: Architecture) -> dict | None:

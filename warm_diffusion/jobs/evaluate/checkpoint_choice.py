@@ -7,15 +7,9 @@ from collections.abc import Iterator
 from warm_diffusion import storage
 from warm_diffusion.console import say
 from warm_diffusion.jobs import Incomplete
+from warm_diffusion.training.checkpoints import finished_steps
 
 _POLL_SECONDS = 1.0
-
-
-def saved_steps(training: pathlib.Path) -> list[int]:
-    """Steps with a checkpoint, oldest first; looks only, so it may run beside the training."""
-    folder = training / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
 
 
 def chosen_steps(
@@ -43,14 +37,14 @@ def chosen_steps(
         yield from _every(training, last, wait)
         return
     if which == "best":
-        yield best_step(reports, saved_steps(training))
+        yield best_step(reports, finished_steps(training))
         return
     wanted = int(which) if which.isdigit() else None
     steps = _wait_for(training, wait, lambda steps: wanted in steps if which != "latest" else steps)
     if not steps:
         raise ValueError(
             f"there is no checkpoint{'' if wanted is None else f' of step {wanted}'} in "
-            f"{training / 'checkpoints'}: there are {saved_steps(training) or 'none'}"
+            f"{training / 'checkpoints'}: there are {finished_steps(training) or 'none'}"
             + (f" after {wait:g} s of waiting" if wait else "; train first, or set --checkpoint")
         )
     yield steps[-1] if wanted is None else wanted
@@ -59,7 +53,7 @@ def chosen_steps(
 def _wait_for(training: pathlib.Path, wait: float, is_enough) -> list[int]:
     """Polls until the saved steps are enough; then returns them, or [] when the time is up."""
     limit, told = time.monotonic() + wait, False
-    while not is_enough(steps := saved_steps(training)):
+    while not is_enough(steps := finished_steps(training)):
         if time.monotonic() >= limit:
             return []
         if not told:
@@ -87,7 +81,7 @@ def _every(training: pathlib.Path, last: int, wait: float) -> Iterator[int]:
         step = min(set(steps) - done)
         done.add(step)
         yield step
-        if not set(saved_steps(training)) - done and (step >= last or not wait):
+        if not set(finished_steps(training)) - done and (step >= last or not wait):
             return
 
 
