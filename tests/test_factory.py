@@ -8,6 +8,7 @@ import pytest
 
 from configs import default
 from warm_diffusion import factory, losses, samplers
+from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Dataset, augmentation
 from warm_diffusion.data.images import from_uint8
 from warm_diffusion.training.devices import make_mesh
@@ -173,14 +174,42 @@ def test_a_bfloat16_network_has_float32_weights_and_nearly_the_same_gradient():
     assert float(jnp.abs(flat - narrow_flat).max()) > 0  # it did run in bfloat16
 
 
-def test_dropout_masks_differ_from_step_to_step():
+class Watched(Architecture):
+    """Tells the dropout key that each step passes."""
+
+    def denoiser(self, params, labels=None, *, dropout_key=None, **options):
+        jax.debug.callback(lambda data: self.keys.append(data), jax.random.key_data(dropout_key))
+        return super().denoiser(params, labels, dropout_key=dropout_key, **options)
+
+
+def test_each_step_has_a_dropout_mask_of_its_own():
+    """fold_in(key of its first image, 2), that being fold_in(fold_in(seed, step), 0)."""
+    config = make_config(**{"model.dropout": 0.5, "seed": 3})
+    watched = Watched(**vars(factory.architecture(config, SHAPE)))
+    object.__setattr__(watched, "keys", [])
+    config.training.batch_size = 8
+    make_state, _ = factory.initial_state(config, watched, make_mesh())
+    step = factory.train_step(config, watched, make_mesh())
+    state, metrics = make_state(), TrainMetrics.empty()
+    for _ in range(2):
+        state, metrics = step(state, metrics, random_batch(), np.uint32(3), np.float32(0))
+    jax.block_until_ready(state)
+    jax.effects_barrier()
+    expected = [
+        jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(3), n), 0), 2)
+        for n in range(2)
+    ]
+    np.testing.assert_array_equal(watched.keys, [jax.random.key_data(key) for key in expected])
+
+
+def test_dropout_changes_what_the_network_says():
     config = make_config(**{"model.dropout": 0.5})
     built = factory.architecture(config, SHAPE)
-    params, batch = random_params(built), random_batch()
-    loss_fn = jax.jit(factory.loss(config, built))
-    other_dropout = keys().at[0].set(jax.random.key(99))
-    one, other = (loss_fn(params, k, batch).total for k in (keys(), other_dropout))
-    assert np.all(np.asarray(one[1:]) != np.asarray(other[1:]))
+    params, x = random_params(built), jnp.ones((2, *SHAPE))
+    one, other = (
+        built.denoiser(params, dropout_key=jax.random.key(n))(x, 0.1, 0.5).clean for n in (0, 1)
+    )
+    assert np.abs(one - other).max() > 1e-4
 
 
 def sample(config, params, built, seeds):

@@ -57,7 +57,11 @@ def test_two_writers_in_one_second_do_not_share_a_file(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_is_a_request_and_the_second_acts(number):
     acted = []
-    before = signal.signal(number, lambda *_: acted.append(True))
+
+    def own(*_):
+        acted.append(True)
+
+    before = signal.signal(number, own)
     try:
         with stop_requests() as stop_request:
             assert stop_request() == ""
@@ -66,7 +70,7 @@ def test_the_first_signal_is_a_request_and_the_second_acts(number):
             assert not acted
             os.kill(os.getpid(), number)
             assert acted
-        assert signal.getsignal(number) is not None
+        assert signal.getsignal(number) is own
     finally:
         signal.signal(number, before)
 
