@@ -4,8 +4,7 @@
     python main.py --config=configs/digits.py --workdir=runs/digits
 
 Exit status: 0 done; 1 a fault of the program; 2 a mistake in the command (one line says which);
-3 training diverged; 4 checkpoints missing or damaged; 75 stopped by a signal: run it again.
-"""
+3 training diverged; 4 checkpoints missing or damaged; 75 stopped by a signal: run it again."""
 
 import pathlib
 import sys
@@ -23,7 +22,7 @@ MODES = {
     "eval": lambda *job: jobs.evaluate.evaluate(*job, FLAGS.wait),
     "fid_stats": lambda config, workdir, _: jobs.fid_stats.write_statistics(config, workdir),
     "analyze": lambda *job: jobs.analyze.analyze(*job[:2], FLAGS.checkpoint),
-    "export": lambda *job: jobs.export.export(*job[:2], FLAGS.checkpoint),
+    "export": lambda *job: jobs.export.export(*job),
     "info": lambda config, *_: jobs.info.print_info(config),
 }
 config_flags.DEFINE_config_file(
@@ -33,9 +32,7 @@ config_flags.DEFINE_config_file(
 )
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 flags.DEFINE_string("workdir", None, "Where results go; train continues what is there.")
-flags.DEFINE_string(
-    "checkpoint", None, "Model folder, training workdir or its checkpoints/STEP [--workdir]."
-)
+flags.DEFINE_string("checkpoint", None, "Model folder, or training workdir [--workdir].")
 flags.DEFINE_string("seeds", "0-63", "sample: such as 0-63 or 3,5,8-11.")
 flags.DEFINE_float("bnr", None, "sample, eval: blur-to-noise ratio of the path [as trained].")
 flags.DEFINE_string("solver", None, "sample, eval: euler, heun or multistep.")
