@@ -1,7 +1,9 @@
-"""Time from the start of `main.py` to its first training step, with an empty and a filled cache.
+"""How long a user waits: for the first training step, the first picture, an import, a network.
 
-Also what `import warm_diffusion` costs beyond importing jax. Each pair runs one after the other, so
-that a busy machine slows both; medians are reported.
+`main.py` to its first training step and to 64 images of a shipped network on disk, each with an
+empty and with a filled cache of compiled programs; `import warm_diffusion` and `pretrained` beyond
+`import jax`; `pretrained.load`. What is compared runs one after the other, so that a busy machine
+slows both; medians are reported.
 
     python -m benchmarks.startup
 """
@@ -20,18 +22,17 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def first_step(config: str, cache: pathlib.Path) -> float:
-    """Seconds to the first step, from before the process starts to its console line."""
+def app_seconds(cache: pathlib.Path, flags: list[str], line: str) -> float:
+    """Seconds from before `main.py` starts to a line on its console."""
     with tempfile.TemporaryDirectory() as workdir:
-        flags = [f"--config={config}", f"--workdir={workdir}", "--config.training.num_steps=1"]
-        flags.append(f"--config.compilation_cache_dir={cache}")
+        flags = [*flags, f"--workdir={workdir}", f"--config.compilation_cache_dir={cache}"]
         command = [sys.executable, str(ROOT / "main.py"), *flags]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         begin = time.perf_counter()
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as run:
-            for line in run.stdout:
-                if re.match("compile +first step", line):
+            for said in run.stdout:
+                if re.match(line, said):
                     elapsed = time.perf_counter() - begin
         if run.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {run.returncode}")
@@ -51,19 +52,36 @@ def main() -> None:
     parser.add_argument("--config", default=str(ROOT / "configs/digits.py"))
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    cold, warm, jax_alone, package = [], [], [], []
+    shown = ["--mode=sample", f"--checkpoint={ROOT / 'pretrained/cifar10_16'}"]
+    steps = [f"--config={options.config}", "--config.training.num_steps=1"]
+    load = (
+        "import time; from warm_diffusion import pretrained; began = time.perf_counter(); "
+        f"pretrained.load({str(ROOT / 'pretrained/digits')!r}); "
+        "print(time.perf_counter() - began)"
+    )
+    seconds = {}
+
+    def note(name: str, value: float) -> None:
+        seconds.setdefault(name, []).append(value)
+
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as cache:
-            cold.append(first_step(options.config, pathlib.Path(cache)))
-            warm.append(first_step(options.config, pathlib.Path(cache)))
-        jax_alone.append(import_seconds("import jax"))
-        package.append(import_seconds("import jax, warm_diffusion"))
-    medians = [statistics.median(times) for times in (cold, warm, jax_alone, package)]
-    result = {
-        "first_step_cold_s": medians[0],
-        "first_step_warm_s": medians[1],
-        "warm_to_cold": statistics.median(w / c for w, c in zip(warm, cold, strict=True)),
-        "import_beyond_jax_s": medians[3] - medians[2],
+            for state in ("cold", "warm"):
+                for what, flags, line in (
+                    ("first_step", steps, "compile +first step"),
+                    ("first_picture", shown, "samples "),
+                ):
+                    note(f"{what}_{state}", app_seconds(pathlib.Path(cache), flags, line))
+        alone = import_seconds("import jax")
+        note("import_beyond_jax", import_seconds("import jax, warm_diffusion") - alone)
+        pretrained = import_seconds("import jax; from warm_diffusion import pretrained")
+        note("import_pretrained_beyond_jax", pretrained - alone)
+        run = subprocess.run([sys.executable, "-c", load], cwd=ROOT, capture_output=True, text=True)
+        note("load_digits", float(run.stdout))
+    result = {f"{name}_s": statistics.median(values) for name, values in seconds.items()}
+    ratios = zip(seconds["first_step_warm"], seconds["first_step_cold"], strict=True)
+    result |= {
+        "first_step_warm_to_cold": statistics.median(warm / cold for warm, cold in ratios),
         "repeats": options.repeats,
         "config": options.config,
     }

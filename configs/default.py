@@ -137,6 +137,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.export = export = ml_collections.ConfigDict()  # --mode=export
     export.num_images = 64  # in the model card's picture; 0: none
+    export.evaluation = ""  # workdir of --mode=eval whose reports the card shows; empty: the run's
     # Write the sampler with its weights as one program, sampler.stablehlo: a script with JAX alone
     # draws the same images from it.
     export.program = False

@@ -168,6 +168,14 @@ DAMAGE = {
     "text as width": lambda f: edit(f, lambda c: c["network"].update(model_channels="x")),
     "no levels": lambda f: edit(f, lambda c: c["network"].update(channel_mult=[])),
     "bad shape": lambda f: edit(f, lambda c: c.update(image_shape=[8, 8])),
+    "list as network": lambda f: edit(f, lambda c: c.update(network=[1])),
+    "list as info": lambda f: edit(f, lambda c: c.update(info=[1])),
+    "deep JSON": lambda f: (f / "config.json").write_text('{"a":' * 9999),
+    "huge network": lambda f: edit(f, lambda c: c["network"].update(model_channels=10**8)),
+    "text as sigma": lambda f: edit(f, lambda c: c.update(sigma_data="0.5")),
+    "changed spectrum": lambda f: edit_arrays(
+        f, lambda a: a.update({"data.spectrum": a["data.spectrum"] * 2})
+    ),
     "unknown path": lambda f: edit(f, lambda c: c["schedule"].update(name="warm")),
     "unknown number": lambda f: edit(f, lambda c: c["schedule"].update(speed=1)),
     "cut file": lambda f: (f / "model.safetensors").write_bytes(
@@ -192,6 +200,8 @@ NAMED = {
     "newer version": r"of version 99, this release reads up to 1: update",
     "unknown argument": "ddpmpp has no argument colour; it has",
     "lacking key": "lacks sigma_data",
+    "changed spectrum": "is damaged: its checksum does not fit",
+    "huge network": "model.model_channels must be 4 to 2,048, got 100000000",
 }
 
 
@@ -270,6 +280,25 @@ def test_a_class_is_told_to_the_network():
     assert np.any(asked[2] != asked[1])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros((2, 8, 8, 1), np.uint8), 0.0, 1.0), "of uint8 images take x / 127.5 - 1"),
+        ((np.zeros((8, 8, 1), np.float32), 0.0, 1.0), r"expected float images \[B, H, W, C\]"),
+        ((np.zeros((2, 8, 8, 1), np.float32), 0.0, 1.0, [0, 7]), "labels must be below 0"),
+        ((np.zeros((2, 8, 8, 1), np.float32), 0.0, 1.0, [0.5, 1]), "labels must be integers"),
+    ],
+)
+def test_what_a_denoiser_does_not_take_is_said(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model.denoise(*arguments)
+
+
+def test_a_model_is_a_denoiser(model):
+    x, alpha, beta = levels()
+    np.testing.assert_array_equal(model(x, alpha, beta).clean, model.denoise(x, alpha, beta).clean)
+
+
 # --- its samples ---------------------------------------------------------------------------------
 
 
@@ -296,6 +325,13 @@ def test_an_image_depends_on_its_seed_alone(model):
 def test_seeds_that_are_none_are_refused(model, seeds):
     with pytest.raises(ValueError, match="seeds must"):
         model.sample(seeds)
+
+
+def test_samples_that_are_not_finite_are_no_images(model):
+    params = jax.tree.map(lambda leaf: leaf * jnp.nan, model.params)
+    broken = pretrained.Model(model.architecture, params, model.info)
+    with pytest.raises(ValueError, match="images are not finite"):
+        broken.sample([0], num_steps=2)
 
 
 def test_churn_changes_images_and_repeats_by_seed(model):

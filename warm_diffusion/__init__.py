@@ -9,7 +9,8 @@
     oracle      closed-form denoisers
     spectra     power spectra and the recommended blur-to-noise ratio
 
-They are pure functions of arrays and need only jax and numpy. Networks, data, training and
+They are pure functions of arrays and need only jax and numpy. `warm_diffusion.pretrained` loads a
+trained network and saves one for others. Architectures, data, training and
 evaluation are sub-packages, imported by name.
 """
 

@@ -11,11 +11,13 @@ The description is what a model folder's config.json says and what every checkpo
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from warm_diffusion import dct, models, schedules
 from warm_diffusion.data.statistics import Statistics
@@ -118,6 +120,20 @@ def _mean_squares(statistics: Statistics) -> np.ndarray:
     return mean**2 + statistics.spectrum
 
 
+def check_labels(labels: ArrayLike, batch: int, num_classes: int) -> jax.Array:
+    """Classes as integers [batch]; ValueError unless they are that, below `num_classes`."""
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape not in ((), (batch,)):
+        raise ValueError(
+            f"labels must be integers, one or {batch}, got {labels.dtype} {labels.shape}"
+        )
+    if not isinstance(labels, jax.core.Tracer) and not jnp.all(
+        (labels >= -1) & (labels < num_classes)
+    ):
+        raise ValueError(f"labels must be below {num_classes} (-1: no class), got {labels}")
+    return jnp.broadcast_to(labels, (batch,))
+
+
 def build(
     description: Mapping, statistics: Statistics | None = None, *, remat: bool = False
 ) -> Architecture:
@@ -138,6 +154,11 @@ def build(
     shape = description["image_shape"]
     if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(f"image_shape must be three positive integers [H, W, C], got {shape!r}")
+    if not all(isinstance(description[key], Mapping) for key in ("network", "schedule")):
+        raise ValueError("network and schedule must be objects with a name and its arguments")
+    sigma = description["sigma_data"]
+    if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 < sigma < math.inf:
+        raise ValueError(f"loss.sigma_data must be a number > 0, got {sigma!r}")
     if description["preconditioning"] not in PRECONDITIONINGS:
         raise ValueError(
             f"model.preconditioning must be one of {', '.join(PRECONDITIONINGS)}, got "
@@ -171,5 +192,6 @@ def needs_statistics(description: Mapping) -> bool:
 
 def _check_size(network: models.UNet, image_shape) -> None:
     """Raises ValueError where the network cannot halve such images."""
-    image, level = jnp.zeros((1, *image_shape)), jnp.zeros((1,))
-    jax.eval_shape(lambda: network.init(jax.random.key(0), image, level, level))
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    level = jax.ShapeDtypeStruct((1,), jnp.float32)
+    jax.eval_shape(network.init, jax.eval_shape(lambda: jax.random.key(0)), image, level, level)

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+from warm_diffusion import storage
 from warm_diffusion.data.images import grid, save_png
 
 _CARD = """---
@@ -41,12 +42,15 @@ It draws what its training images look like, at their size, with their biases an
 """
 
 
-def write(folder: pathlib.Path, name: str, config: dict, samples: np.ndarray) -> None:
+def write(folder: pathlib.Path, name: str, config: dict, samples: np.ndarray, caption: str) -> None:
     """Writes README.md and samples.png for a model folder's config.json."""
     picture = ""
     if len(samples):
         save_png(folder / "samples.png", grid(samples, min_side=48))
-        picture = f"\n![{len(samples)} samples](samples.png)\n"
+        picture = (
+            f"\n![{len(samples)} samples](samples.png)\n\n"
+            f"*Seeds 0 to {len(samples) - 1}: {caption}.*\n"
+        )
     network, info, shape = config["network"], config["info"], config["image_shape"]
     schedule = config["schedule"]
     numbers = ", ".join(f"{key}={value}" for key, value in schedule.items() if key != "name")
@@ -68,13 +72,16 @@ def _training(name: str, info: dict) -> str:
     if "configuration" not in info:
         return info.get("origin", "Not known.")
     run, data = info["configuration"], info["configuration"]["data"]
+    unknown = "not known"
     rows = {
-        "data": f"`{data['source']}`, content hash `{info['data_sha256'][:16]}`",
-        "images seen": f"{info['images_seen']:,} ({info['step']:,} steps of "
-        f"{run['training']['batch_size']})",
-        "weights": f"{info['weights']}, SHA-256 `{info['weights_sha256'][:16]}`",
-        "versions": ", ".join(f"{key} {value}" for key, value in info["versions"].items()),
+        "data": f"`{data['source']}`, content hash `{info.get('data_sha256', unknown)[:16]}`",
+        "images seen": unknown,
+        "weights": f"{info.get('weights', unknown)}, SHA-256 `{info['weights_sha256'][:16]}`",
+        "versions": ", ".join(f"{key} {value}" for key, value in info.get("versions", {}).items()),
     }
+    if "images_seen" in info:
+        steps = f"{info['step']:,} steps of {run['training']['batch_size']}"
+        rows["images seen"] = f"{info['images_seen']:,} ({steps})"
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     return (
         f"| | |\n| --- | --- |\n{table}\n\nEvery setting is in `config.json` under "
@@ -101,3 +108,17 @@ def _evaluation(reports: list[dict]) -> str:
         "set, what they are compared with; only `fid` is FID."
     )
     return "\n".join(lines) + note
+
+
+def evaluations(workdir: pathlib.Path, weights_sha256: str) -> list[dict]:
+    """The reports of `--mode=eval` in a workdir on these weights, without their details."""
+    details = ("ranges", "schedule", "versions", "metric_settings", "identity", "seconds")
+    found = []
+    for path in sorted((workdir / "eval").glob("*.json")):
+        try:
+            report = storage.read_json(path)
+        except ValueError:
+            continue  # not one of ours, or damaged: evaluating says so
+        if isinstance(report, dict) and report.get("weights_sha256") == weights_sha256:
+            found.append({key: value for key, value in report.items() if key not in details})
+    return found

@@ -16,12 +16,12 @@ one of its checkpoints, is loaded the same way, without the optimizer's state.
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +75,10 @@ class Model:
         """Mean training image [H, W, C]; None if not known."""
         return self.architecture.statistics and self.architecture.statistics.mean
 
+    def __call__(self, x: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> Prediction:
+        """The same as `denoise`, so that a model is a denoiser."""
+        return self.denoise(x, alpha, beta)
+
     def denoise(
         self, x: ArrayLike, alpha: ArrayLike, beta: ArrayLike, labels: ArrayLike | None = None
     ) -> Prediction:
@@ -89,8 +93,15 @@ class Model:
         Raises:
           ValueError: shapes that do not fit, labels for a network without classes.
         """
-        labels = None if labels is None else jnp.asarray(labels)
-        return self.architecture.denoiser(self.params, labels)(jnp.asarray(x), alpha, beta)
+        x = jnp.asarray(x)
+        if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"expected float images [B, H, W, C] in [-1, 1] before noise, got {x.dtype} "
+                f"{x.shape}: of uint8 images take x / 127.5 - 1"
+            )
+        if labels is not None:
+            labels = _architecture.check_labels(labels, x.shape[0], self.architecture.num_classes)
+        return self.architecture.denoiser(self.params, labels)(x, alpha, beta)
 
     def sample(
         self,
@@ -128,9 +139,11 @@ class Model:
             raise ValueError(f"seeds must lie in [0, 2^32), got {seeds.min()} to {seeds.max()}")
         if churn is not None:
             churn = samplers.Churn(*churn) if isinstance(churn, tuple) else samplers.Churn(churn)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         settings = drawing.Settings(solver, num_steps, rho, churn, label, guidance)
-        batch = min(batch_size, len(seeds))
-        sampler = _sampler(self.architecture, settings, bnr, batch)
+        bnr = None if bnr is None else float(bnr)
+        sampler = _sampler(self.architecture, settings, bnr, min(batch_size, len(seeds)))
         return np.concatenate(list(sampler.generate(self.params, seeds)))
 
 
@@ -151,6 +164,12 @@ def _sampler(built: Architecture, settings: drawing.Settings, bnr: float | None,
 
 
 # --- loading -------------------------------------------------------------------------------------
+
+
+def check_new(folder: pathlib.Path) -> None:
+    """Raises ValueError unless a model can be written there."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty: a model is written to a new folder")
 
 
 def load(path: str | os.PathLike, ema: int = 0) -> Model:
@@ -213,6 +232,8 @@ def _load_folder(folder: pathlib.Path, ema: int) -> Model:
             "warm_diffusion"
         )
     info = config.get("info", {})
+    if not isinstance(info, dict):
+        raise ValueError(f"{folder / 'config.json'}: info must be an object, got {info!r}")
     if ema != 0:
         raise ValueError(
             f"{folder} holds one set of weights ({info.get('weights')}): ema must be 0"
@@ -231,11 +252,16 @@ def _with_weights(folder: pathlib.Path, config: dict, info: dict) -> Model:
     known = config.get("statistics", True)
     arrays = weights.load(folder / "model.safetensors", network, extra if known else {})
     statistics = Statistics(arrays.pop(_MEAN), arrays.pop(_SPECTRUM)) if known else None
+    if known and np.any(statistics.spectrum < 0):
+        raise ValueError(f"{folder / 'model.safetensors'}: {_SPECTRUM} has negative variances")
     params = weights.unflatten(arrays)
-    found = storage.digest(params)
-    if found != info.get("weights_sha256", found):
+    checksums = {"weights_sha256": storage.digest(params)}
+    if known:
+        checksums["statistics_sha256"] = storage.digest(statistics._asdict())
+    if any(found != info.get(name, found) for name, found in checksums.items()):
         raise ValueError(f"{folder / 'model.safetensors'} is damaged: its checksum does not fit")
     built = _architecture.build(config, statistics)
+    info = {"weights": "as they are", **info, **checksums}
     return Model(built, jax.tree.map(jnp.asarray, params), info)
 
 
@@ -269,7 +295,7 @@ def _of_checkpoint(workdir, about: dict, built: Architecture, params: dict, name
     keys = ("step", "images_seen", "data_sha256", "versions", "sha256", "configuration")
     info = {key: about[key] for key in keys if key in about}
     info |= {"weights": name, "weights_sha256": storage.digest(params)}
-    evaluation = _evaluation(workdir, about["step"], name)
+    evaluation = card.evaluations(workdir, info["weights_sha256"])
     info |= {"evaluation": evaluation} if evaluation else {}
     return Model(built, jax.tree.map(jnp.asarray, params), info)
 
@@ -285,14 +311,15 @@ def _load_format_1(workdir: pathlib.Path, saved, about: dict, ema: int) -> Model
     halflives = config.training.ema_halflife_images
     if not -1 <= ema < len(halflives):
         raise ValueError(f"ema must be -1 (raw weights) or 0 to {len(halflives) - 1}, got {ema}")
-    description, statistics = factory.describe(config, shape), None
     try:
-        if factory.dataset(config).info["content_sha256"] == about["data_sha256"]:
-            statistics = factory.data_statistics(config)
-    except ValueError:
-        if _architecture.needs_statistics(description):
-            raise
-    built = _architecture.build(description, statistics)
+        description = factory.describe(config, shape)
+    except (AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{workdir / 'config.json'} lacks a key of the network: {error}"
+        ) from error
+    # Its data are not read: a file does not say where on this machine to read and write. Continued
+    # by one step of training, the run keeps what they were.
+    built = _architecture.build(description)
     _, abstract = factory.initial_state(config, built, devices.make_mesh(1))
     state = saved.restore(about["step"], abstract)
     about = about | {
@@ -304,21 +331,17 @@ def _load_format_1(workdir: pathlib.Path, saved, about: dict, ema: int) -> Model
     return _of_checkpoint(workdir, about, built, jax.tree.map(np.asarray, params), name)
 
 
-def _evaluation(workdir: pathlib.Path, step: int, name: str) -> list[dict]:
-    """The reports of `--mode=eval` in a workdir on these weights, without their details."""
-    details = ("ranges", "schedule", "versions", "metric_settings", "identity", "seconds")
-    found = []
-    for path in sorted((workdir / "eval").glob(f"step_{step:08d}*.json")):
-        report = storage.read_json(path)
-        if report.get("weights") == name:
-            found.append({key: value for key, value in report.items() if key not in details})
-    return found
-
-
 # --- saving --------------------------------------------------------------------------------------
 
 
-def save(model: Model, folder: str | os.PathLike, *, samples: np.ndarray | None = None) -> None:
+def save(
+    model: Model,
+    folder: str | os.PathLike,
+    *,
+    samples: np.ndarray | None = None,
+    caption: str = "heun, 35 network calls",
+    files: Mapping[str, bytes] = types.MappingProxyType({}),
+) -> None:
     """Writes a model folder that `load` reads and a model hub shows; whole or not at all.
 
     Args:
@@ -326,13 +349,14 @@ def save(model: Model, folder: str | os.PathLike, *, samples: np.ndarray | None 
       folder: a new or an empty one.
       samples: uint8 [N, H, W, C] for the picture in the model card, N may be 0; None draws the
         images of seeds 0 to 63.
+      caption: how they were drawn.
+      files: more files, by name.
 
     Raises:
       ValueError: the folder holds something.
     """
     folder = pathlib.Path(folder).expanduser().absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty: a model is written to a new folder")
+    check_new(folder)
     if samples is None:
         samples = model.sample(range(64)) if not model.schedule.needs_start else np.zeros((0,))
     params = jax.tree.map(np.asarray, model.params)
@@ -340,6 +364,8 @@ def save(model: Model, folder: str | os.PathLike, *, samples: np.ndarray | None 
     if statistics is not None:
         arrays |= {_MEAN: statistics.mean, _SPECTRUM: statistics.spectrum}
     info = {**model.info, "weights_sha256": storage.digest(params)}
+    if statistics is not None:
+        info["statistics_sha256"] = storage.digest(statistics._asdict())
     config = {
         "format": FORMAT,
         "version": VERSION,
@@ -352,8 +378,10 @@ def save(model: Model, folder: str | os.PathLike, *, samples: np.ndarray | None 
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     try:
         weights.save(partial / "model.safetensors", arrays)
-        storage.write_json(partial / "config.json", json.loads(json.dumps(config)))
-        card.write(partial, folder.name, config, samples)
+        storage.write_json(partial / "config.json", config)
+        card.write(partial, folder.name, config, samples, caption)
+        for name, content in files.items():
+            storage.write_bytes(partial / name, content)
         partial.chmod(0o755)
         partial.rename(folder)
     finally:

@@ -300,6 +300,6 @@ def sample(
             churn = Churn(*churn) if isinstance(churn, tuple) else Churn(churn)
             if key is None:
                 raise ValueError("churn draws noise at each step: pass key=, one or one per image")
-            keys = image_keys(key, len(noise))
+            keys = image_keys(key, noise.shape[0])
         end, states = _one_step_solve(checked, x, levels, schedule, solver, churn, keys)
     return (end, jnp.concatenate([x[None], states])) if return_trajectory else end

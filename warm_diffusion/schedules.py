@@ -80,8 +80,8 @@ def constant_bnr(
 
 
 def from_functions(
-    alpha: Callable[[jax.Array], ArrayLike],
-    beta: Callable[[jax.Array], ArrayLike],
+    alpha: Callable[[jax.Array], ArrayLike] | float,
+    beta: Callable[[jax.Array], ArrayLike] | float,
     *,
     t_min: float,
     t_max: float,
@@ -111,6 +111,11 @@ def from_functions(
       (2.0, 16.0, 0.0)
     """
     check_range("t_min", t_min, "t_max", t_max)
+
+    alpha, beta = (
+        level if callable(level) else lambda t, value=level: jnp.full_like(t, value)
+        for level in (alpha, beta)
+    )
 
     def from_clean(level: Callable[[jax.Array], ArrayLike]) -> Callable[[ArrayLike], jax.Array]:
         def at(t: ArrayLike) -> jax.Array:
@@ -298,7 +303,7 @@ def time_grid(schedule: Schedule, num_steps: int, rho: float = 7.0) -> jax.Array
       >>> print(np.asarray(schedules.time_grid(path, 3, rho=np.inf)).round(3))
       [100.  10.   1.   0.]
     """
-    if num_steps < 1:
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int | np.integer) or num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     if not rho >= 1:
         raise ValueError(f"rho must be at least 1, got {rho}")

@@ -47,7 +47,7 @@ def load(path: str, default: ml_collections.ConfigDict) -> ml_collections.Config
     """Reads what `to_json` wrote, or the config.json of a model folder, over a default.
 
     The default gives the types, and the values of keys that the file is too old to have. Names of
-    code count from the command line only: a file may come with somebody else's checkpoint.
+    code and of folders to write to count from the command line only.
 
     Raises:
       ValueError: no such file, not JSON, or a key or type that the default does not have.
@@ -60,29 +60,41 @@ def load(path: str, default: ml_collections.ConfigDict) -> ml_collections.Config
 
 
 def _read(path: str | os.PathLike) -> dict:
-    """What a file says of the configuration, without names of code."""
-    try:
-        saved = storage.read_json(pathlib.Path(path).expanduser())
-    except (FileNotFoundError, ValueError) as error:
-        raise ValueError(f"{path}: not a configuration that can be read ({error})") from error
-    if isinstance(saved, dict) and "format" in saved:  # the config.json of a model folder
-        saved = saved.get("info", {}).get("configuration") or factory.configuration_of(saved)
-    if not isinstance(saved, dict):
-        raise ValueError(f"{path}: not a configuration, but {type(saved).__name__}")
+    """What a file says of the configuration, without what counts from the command line only.
+
+    A file may come with somebody else's checkpoint: it names no code, and no folder of this machine
+    to read code from (data sets of TensorFlow Datasets name theirs) or to write to.
+    """
+    saved, _ = _saved(path)
     saved.pop("compilation_cache_dir", None)  # compiled programs are code as well
+    for key in ("cache_dir", "data_dir", "download"):
+        saved.get("data", {}).pop(key, None)
     if ":" in saved.get("eval", {}).get("features", ""):
         saved["eval"]["features"] = f"?{saved['eval']['features'].lstrip('?')}"
     return saved
 
 
+def _saved(path: str | os.PathLike) -> tuple[dict, bool]:
+    """The configuration in a file, and whether it is a whole one."""
+    try:
+        saved = storage.read_json(pathlib.Path(path).expanduser())
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{path}: not a configuration that can be read ({error})") from error
+    whole = True
+    try:
+        if "format" in saved:  # the config.json of a model folder
+            whole = "configuration" in saved.get("info", {})
+            saved = saved["info"]["configuration"] if whole else factory.configuration_of(saved)
+            saved["sampling"] = {**saved.get("sampling", {}), "ema": 0}  # it holds one average
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a configuration ({error!r})") from error
+    return saved, whole
+
+
 def missing_keys(path: str | os.PathLike, default: ml_collections.ConfigDict) -> list[str]:
-    """The keys that a file is too old to have, with the values that they now get."""
-    saved, known = _flat(_read(path)), _flat(default.to_dict())
-    return [
-        f"{key}={value!r}"
-        for key, value in known.items()
-        if key not in saved and key != "compilation_cache_dir"
-    ]
+    """The keys that a file is too old to have; none where it holds no whole configuration."""
+    saved, whole = _saved(path)
+    return sorted(_flat(default.to_dict()).keys() - _flat(saved).keys()) if whole else []
 
 
 def check_average(config: ml_collections.ConfigDict) -> None:
@@ -137,8 +149,7 @@ def _differences(
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
-    # A key that the run is too old to have is no difference: it began with today's default, for
-    # what a new key does by default is what was done before.
+    # A key that the run is too old to have does not lock it out; what it is now is said above.
     refused = [
         f"{key}: {old[key]!r} -> {new.get(key, '(absent)')!r}"
         for key in sorted(old)
@@ -223,7 +234,7 @@ def start(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
     _, _, file = config_flags.get_config_filename(flags["config"]).partition(":")
     missing = missing_keys(file, config) if file.endswith(".json") else []
     if missing:
-        say(f"note     {file} is of an earlier version; new keys: {', '.join(missing)}")
+        say(f"note     {file} is of an earlier version without the keys {', '.join(missing)}")
     return config
 
 

@@ -23,8 +23,9 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Writes a JSON file; numbers that are not finite are refused by `json`, which has none."""
-    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    """Writes a JSON file; numpy's numbers become plain, those that are not finite are refused."""
+    text = json.dumps(content, indent=2, allow_nan=False, default=lambda number: number.item())
+    write_bytes(path, (text + "\n").encode())
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -38,7 +39,7 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(pathlib.Path(path).read_bytes())
     except FileNotFoundError:
         raise
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON ({error})") from error
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import default, saved
 from warm_diffusion import pretrained
+from warm_diffusion.data.images import to_uint8
 from warm_diffusion.models import edm_weights
 
 
@@ -110,7 +112,7 @@ def test_what_is_there_is_not_written_over(app, trained, exported):
         "--mode=export", f"--checkpoint={trained[0]}", f"--workdir={exported}", tiny=False,
         status=2,
     )  # fmt: skip
-    assert "is not empty: export to a new --workdir" in err
+    assert "is not empty: a model is written to a new folder" in err
 
 
 def test_a_script_with_jax_alone_draws_the_same_images(app, trained, tmp_path):
@@ -165,6 +167,90 @@ def test_a_configuration_that_came_with_a_checkpoint_names_no_code(app, exported
     assert not (tmp_path / "programs").exists()
     app.run(*common, "--config.eval.features=crafted:run", tiny=False, status=2, environment=path)
     assert (tmp_path / "ran").exists()
+
+
+def test_a_configuration_that_came_with_a_checkpoint_names_no_folder_of_this_machine(tmp_path):
+    """Data sets of TensorFlow Datasets name code of their own; a cache is written to."""
+    config = default.get_config()
+    config.data.data_dir, config.data.cache_dir = "/crafted/sets", "/crafted/cache"
+    config.data.download, config.sampling.ema = True, 3
+    told = json.loads(config.to_json_best_effort())
+    run, model = tmp_path / "run.json", tmp_path / "model.json"
+    run.write_text(json.dumps(told))
+    model.write_text(json.dumps({"format": "x", "info": {"configuration": told}}))
+    for path, average in ((run, 3), (model, 0)):  # a folder holds one average
+        loaded = saved.get_config(str(path))
+        assert (loaded.data.data_dir, loaded.data.cache_dir, loaded.data.download) == (
+            "",
+            "",
+            False,
+        )
+        assert loaded.sampling.ema == average
+
+
+def test_the_card_shows_an_evaluation_done_elsewhere_on_these_weights(app, trained, tmp_path):
+    common = (f"--checkpoint={trained[0]}", "--config.eval.num_samples=8")
+    app.run("--mode=eval", *common, f"--workdir={tmp_path / 'e'}", tiny=False)
+    app.run(
+        "--mode=export", common[0], f"--workdir={tmp_path / 'm'}", "--config.export.num_images=2",
+        f"--config.export.evaluation={tmp_path / 'e'}", tiny=False,
+    )  # fmt: skip
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "| `fd_pixels_8` |" in card
+    assert "*Seeds 0 to 1: heun, 3 network calls.*" in card
+
+
+def test_narrow_arithmetic_is_another_protocol(app, trained, tmp_path):
+    common = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}",
+              "--config.eval.num_samples=8")  # fmt: skip
+    app.run(*common, "--config.model.dtype=bfloat16", tiny=False)
+    out, _ = app.run(*common, tiny=False)
+    assert "the report of another protocol is now" in out
+
+
+@pytest.mark.parametrize("churn", [0.0, 3.0])
+def test_a_program_draws_a_network_with_classes_and_augmentation(churn):
+    from warm_diffusion import architecture, drawing, samplers
+    from warm_diffusion.jobs.export import program
+
+    description = {
+        "image_shape": [8, 8, 1],
+        "network": {
+            "name": "ddpmpp", "resolution": 8, "channels": 1, "model_channels": 8,
+            "channel_mult": [1], "num_blocks": 0, "attention_resolutions": [], "num_classes": 3,
+            "augment_dim": 9, "heads": 2,
+        },
+        "parameterization": "divide", "preconditioning": "edm", "sigma_data": 0.5,
+        "schedule": {"name": "hot"},
+    }  # fmt: skip
+    built = architecture.build(description)
+    params = jax.jit(lambda: built.init_params(jax.random.key(0)))()
+    stochastic = samplers.Churn(churn) if churn else None
+    settings = drawing.Settings("euler", 2, churn=stochastic)
+    content = program(built, params, built.schedule, settings)
+    seeds = np.arange(3, dtype=np.uint32)
+    found = jax.export.deserialize(bytearray(content)).call(seeds)
+    expected = to_uint8(drawing.draw(built, params, seeds, built.schedule, settings))
+    assert np.abs(np.asarray(found).astype(int) - expected).max() <= 1
+
+
+def test_edms_network_is_evaluated_against_images(app, shared_folder, tmp_path, capsys):
+    """What it was trained on is not known, so no reference is refused for that."""
+    arrays = np.load(shared_folder / "golden" / "edm_ddpmpp_tiny.npz")
+    np.savez(tmp_path / "edm.npz", **{k[2:]: arrays[k] for k in arrays.files if k[:2] == "w/"})
+    edm_weights.main([str(tmp_path / "edm.npz")])
+    capsys.readouterr()
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    out, _ = app.run(
+        "--mode=eval", f"--checkpoint={tmp_path / 'edm'}", f"--workdir={tmp_path}", "--steps=2",
+        f"--config.data.source=npy:{tmp_path}/images.npy", "--config.eval.num_samples=8",
+        "--config.eval.seed_ranges=1", tiny=False,
+    )  # fmt: skip
+    assert "earlier version" not in out
+    report = json.loads((tmp_path / "eval" / "model.json").read_text())
+    assert report["training_data_sha256"] == "not known"
+    assert report["fd_pixels_8"] > 0
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp"])

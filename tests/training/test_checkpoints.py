@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from warm_diffusion.training import checkpoints
 from warm_diffusion.training.checkpoints import Checkpoints
 from warm_diffusion.training.state import create_state
 
@@ -114,11 +115,21 @@ def test_a_damaged_checkpoint_is_passed_over_reported_and_moved_aside(tmp_path, 
     restored = read(tmp_path, said.append)
     assert int(restored.step) == 5
     assert len(said) == 1
-    assert "checkpoint 6 cannot be restored" in said[0]
+    assert "checkpoint 6 of" in said[0]
     assert (tmp_path / "damaged" / "6").is_dir()
     # and the run can write that step anew
     write(tmp_path, [6])
     assert int(read(tmp_path).step) == 6
+
+
+def test_a_checkpoint_of_a_newer_format_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch):
+    write(tmp_path, [5])
+    monkeypatch.setattr(checkpoints, "_FORMAT", 3)
+    write(tmp_path, [6], keep_latest=2)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="is of format 3, this version reads format 2 and 1"):
+        read(tmp_path)
+    assert (tmp_path / "checkpoints" / "6").is_dir()
 
 
 def test_a_half_written_checkpoint_is_not_seen(tmp_path):

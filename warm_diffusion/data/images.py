@@ -21,8 +21,17 @@ def from_uint8(images: jax.Array) -> jax.Array:
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Float images in [-1, 1] to uint8, eq. (2)."""
-    return np.clip(np.asarray(images, np.float32) * 127.5 + 128, 0, 255).astype(np.uint8)
+    """Float images in [-1, 1] to uint8, eq. (2).
+
+    Raises:
+      ValueError: numbers that are not finite; black would hide them.
+    """
+    images = np.asarray(images, np.float32)
+    if not np.all(np.isfinite(images)):
+        raise ValueError(
+            "images are not finite: the network, its levels or the solver's settings do not work"
+        )
+    return np.clip(images * 127.5 + 128, 0, 255).astype(np.uint8)
 
 
 def grid(images: np.ndarray, columns: int = 0, min_side: int = 0) -> np.ndarray:

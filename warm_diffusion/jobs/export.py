@@ -1,14 +1,16 @@
 """A trained network as a model folder for others, and as a program that needs JAX alone."""
 
 import datetime
+import json
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import drawing, factory, pretrained, storage
+from warm_diffusion import card, drawing, factory, pretrained
 from warm_diffusion.console import say, say_weights
 from warm_diffusion.training import devices
 
@@ -25,30 +27,41 @@ def export(config: ConfigDict, workdir: str, checkpoint: str) -> pathlib.Path:
       ValueError: no usable checkpoint, a folder that is not empty, settings that do not work.
     """
     folder, mesh = pathlib.Path(workdir).expanduser().absolute(), devices.make_mesh()
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty: export to a new --workdir")
+    pretrained.check_new(folder)
     model = pretrained.load(checkpoint, config.sampling.ema)
     say_weights(model.info, checkpoint)
     built = factory.trained_architecture(config, model.architecture)
-    seeds = np.arange(config.export.num_images, dtype=np.uint32)
-    samples = np.zeros((0, *model.image_shape), np.uint8)
-    sampler = factory.sampler(config, built, mesh)
-    if len(seeds):
-        images = factory.dataset(config).images if sampler.schedule.needs_start else None
-        params = devices.put_replicated(jax.tree.map(np.asarray, model.params), mesh)
-        samples = np.concatenate(list(sampler.generate(params, seeds, images)))
-    written = None
+    sampler, info = factory.sampler(config, built, mesh), dict(model.info)
+    if config.export.evaluation:
+        info["evaluation"] = card.evaluations(
+            pathlib.Path(config.export.evaluation).expanduser(), info["weights_sha256"]
+        )
+    model = pretrained.Model(built, model.params, info)
+    samples = _draw(config, model, sampler, mesh)
+    files = {}
     if config.export.program:
         if sampler.schedule.needs_start:
             raise ValueError("export.program: this path starts from images, not from seeds alone")
         settings = factory.sampling_settings(config)
-        written = program(built, model.params, sampler.schedule, settings)
-    pretrained.save(model, folder, samples=samples)
-    if written:
-        storage.write_bytes(folder / "sampler.stablehlo", written)
-        storage.write_json(folder / "sampler.json", _about(config, sampler))
-    say(f"model    {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+        content = program(built, model.params, sampler.schedule, settings)
+        about = json.dumps(_about(config, sampler), indent=2) + "\n"
+        files = {"sampler.stablehlo": content, "sampler.json": about.encode()}
+    if jax.process_index() == 0:
+        caption = f"{config.sampling.solver}, {sampler.num_calls} network calls"
+        if config.sampling.bnr >= 0:
+            caption += f", along BNR {config.sampling.bnr:g}"
+        pretrained.save(model, folder, samples=samples, caption=caption, files=files)
+        say(f"model    {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return folder
+
+
+def _draw(config: ConfigDict, model: pretrained.Model, sampler: drawing.Sampler, mesh: Mesh):
+    if not config.export.num_images:
+        return np.zeros((0, *model.image_shape), np.uint8)
+    images = factory.dataset(config).images if sampler.schedule.needs_start else None
+    params = devices.put_replicated(jax.tree.map(np.asarray, model.params), mesh)
+    seeds = np.arange(config.export.num_images)
+    return np.concatenate(list(sampler.generate(params, seeds, images)))
 
 
 def program(built, params: dict, schedule, settings: drawing.Settings) -> bytes:

@@ -46,6 +46,7 @@ def sample(config: ConfigDict, workdir: str, checkpoint: str, seeds: str) -> pat
         "checkpoint": str(checkpoint),
         "step": model.info.get("step"),
         "weights": model.info["weights"],
+        "dtype": built.network.dtype.__name__,
         "seeds": seeds,
         "network_calls": sampler.num_calls,
         "schedule": config.schedule.to_dict(),

@@ -9,7 +9,6 @@ Layers carry EDM's names (`enc_32x32_block0`, ...), which makes its weights load
 (`edm.py`). Norms and softmax are always float32; `dtype` is that of the convolutions.
 """
 
-import inspect
 import math
 from collections.abc import Sequence
 
@@ -18,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _SKIP_SCALE = 0.5**0.5  # keeps the variance of the sum of two branches
 _MAX_GROUPS, _MIN_GROUP_SIZE, _NORM_EPS = 32, 4, 1e-6
 
@@ -223,16 +221,16 @@ class UNet(nn.Module):
         blur = nn.silu(dense("blur0", size)(_positional_embedding(c_blur, size)))
         embedding = embedding + dense("blur1", size, gain=0.0)(blur)
         if self.num_classes:
-            one_hot = jnp.zeros((len(c_noise), self.num_classes))
+            one_hot = jnp.zeros((c_noise.shape[0], self.num_classes))
             if labels is not None:  # a label of -1 is "no class", like no labels at all
                 one_hot = jax.nn.one_hot(labels, self.num_classes)
             if train and self.label_dropout:
-                keep = jax.random.uniform(self.make_rng("dropout"), (len(c_noise), 1))
+                keep = jax.random.uniform(self.make_rng("dropout"), (c_noise.shape[0], 1))
                 one_hot = one_hot * (keep >= self.label_dropout)
             embedding = embedding + dense("map_label", size)(one_hot * self.num_classes**0.5)
         if self.augment_dim:
             if augment_labels is None:
-                augment_labels = jnp.zeros((len(c_noise), self.augment_dim))
+                augment_labels = jnp.zeros((c_noise.shape[0], self.augment_dim))
             embedding = embedding + dense("map_augment", size, use_bias=False)(augment_labels)
         width = 4 * self.model_channels
         embedding = nn.silu(dense("map_layer0", width)(embedding))
@@ -362,22 +360,3 @@ def ncsnpp(*args, **options) -> UNet:
     return ddpmpp(*args, **options).clone(
         fourier_embedding=True, residual_encoder=True, taps=(1, 3, 3, 1)
     )
-
-
-def by_name(name: str, **arguments) -> UNet:
-    """The network of a name, from arguments as JSON holds them (`dtype` by name, lists for tuples).
-
-    Raises:
-      ValueError: a name or an argument that is not known.
-    """
-    makers = {"ddpmpp": ddpmpp, "ncsnpp": ncsnpp}
-    if name not in makers:
-        raise ValueError(f"model.name must be one of {', '.join(makers)}, got {name!r}")
-    known = inspect.signature(ddpmpp).parameters
-    unknown = sorted(arguments.keys() - known.keys())
-    if unknown:
-        raise ValueError(f"{name} has no argument {', '.join(unknown)}; it has {', '.join(known)}")
-    dtype = arguments.pop("dtype", "float32")
-    if dtype not in _DTYPES:
-        raise ValueError(f"model.dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-    return makers[name](**arguments, dtype=_DTYPES[dtype])

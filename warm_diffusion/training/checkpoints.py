@@ -27,6 +27,10 @@ from warm_diffusion.training.state import TrainState
 _FORMAT = 2
 
 
+class Damaged(ValueError):
+    """A checkpoint that does not hold what was saved."""
+
+
 def finished_steps(workdir: pathlib.Path) -> list[int]:
     """Steps with a finished checkpoint, oldest first; looks only, so it may run beside training."""
     folder = pathlib.Path(workdir) / "checkpoints"
@@ -144,16 +148,15 @@ class Checkpoints:
           report: is told of every damaged checkpoint that was passed over.
 
         Raises:
-          ValueError: there are checkpoints, but none is sound.
+          ValueError: there are checkpoints, but none is sound, or one is of a newer format.
         """
         steps, damaged = self.steps(), []
         for step in reversed(steps):
             try:
                 state = self.restore(step, target)
-            # Orbax reports damage by bare Exception, ValueError, KeyError, JSON and OS errors.
-            except Exception as error:
+            except Damaged as error:
                 damaged.append(step)
-                report(f"checkpoint {step} cannot be restored: {_first_line(error)}")
+                report(str(error))
                 continue
             self._move_aside(damaged)
             return state
@@ -237,14 +240,15 @@ class Checkpoints:
     def _read(self, step: int, **items):
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # see restore_latest
-            raise ValueError(
+        # Orbax reports damage by bare Exception, ValueError, KeyError, JSON and OS errors.
+        except Exception as error:
+            raise Damaged(
                 f"checkpoint {step} of {self._path.parent} cannot be restored: {_first_line(error)}"
             ) from error
 
     def _verify(self, step: int, found, saved) -> None:
         if found != saved:
-            raise ValueError(
+            raise Damaged(
                 f"checkpoint {step} of {self._path.parent} is damaged: its arrays differ from what "
                 "was saved (checksum mismatch)"
             )

@@ -3,6 +3,7 @@
 With a checkpoint, of its sampling as well: `manifold.py`.
 """
 
+import dataclasses
 import pathlib
 
 import jax
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_diffusion import dct, factory, plots, process, spectra, storage
-from warm_diffusion.console import say, say_kept
+from warm_diffusion import dct, factory, plots, pretrained, process, spectra, storage
+from warm_diffusion.console import say, say_kept, say_weights
 from warm_diffusion.data.images import from_uint8, grid, save_png, to_uint8
 from warm_diffusion.jobs.analyze import manifold
 from warm_diffusion.schedules import Schedule
@@ -34,6 +35,10 @@ def analyze(config: ConfigDict, workdir: str, checkpoint: str | None = None) -> 
       ValueError: data or schedule that do not work, images without any detail, or a checkpoint that
         cannot be used.
     """
+    model = pretrained.load(checkpoint, config.sampling.ema) if checkpoint else None
+    if model:
+        built = factory.trained_architecture(config, model.architecture)
+        model = dataclasses.replace(model, architecture=built)
     data = factory.dataset(config)
     statistics = factory.data_statistics(config)
     schedule, spectrum = factory.sampling_schedule(config, statistics), statistics.spectrum
@@ -73,8 +78,9 @@ def analyze(config: ConfigDict, workdir: str, checkpoint: str | None = None) -> 
         "before noise hides it"
     )
     say(f"analysis spectrum.png, forward.png and analysis.json in {folder}")
-    if checkpoint:
-        manifold.analyze_sampling(config, folder, checkpoint)
+    if model:
+        say_weights(model.info, checkpoint)
+        manifold.analyze_sampling(config, folder, model, str(checkpoint))
     return report
 
 

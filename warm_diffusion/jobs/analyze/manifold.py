@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from warm_diffusion import dct, factory, plots, pretrained, process, spectra, storage
 from warm_diffusion.architecture import Architecture
-from warm_diffusion.console import progress, say, say_weights
+from warm_diffusion.console import progress, say
 from warm_diffusion.data import Dataset
 from warm_diffusion.data.images import from_uint8, grid, save_png, to_uint8
 from warm_diffusion.denoiser import Denoiser, Prediction
@@ -149,17 +149,16 @@ def _run(config: ConfigDict, built: Architecture, params, sampler: Sampler, data
     return np.concatenate(all_states, axis=1), mean, strips
 
 
-def analyze_sampling(config: ConfigDict, folder: pathlib.Path, checkpoint: str) -> dict:
+def analyze_sampling(
+    config: ConfigDict, folder: pathlib.Path, model: pretrained.Model, checkpoint: str
+) -> dict:
     """Writes sampling.json, departure.png, heads.png and film.png to `folder`; returns the first.
 
     Raises:
-      ValueError: no usable checkpoint, or settings and held-out images that do not fit it.
+      ValueError: settings and held-out images that do not fit the model.
     """
     mesh, options = devices.make_mesh(), config.sampling
-    model = pretrained.load(checkpoint, options.ema)
-    built = factory.trained_architecture(config, model.architecture)
-    say_weights(model.info, checkpoint)
-    data = factory.dataset(config)
+    built, data = model.architecture, factory.dataset(config)
     sampler = factory.sampler(config, built, mesh, return_trajectory=True)
     levels = levels_of(sampler.schedule, options.num_steps, options.rho)
     spectrum = factory.data_statistics(config).spectrum
@@ -177,7 +176,7 @@ def analyze_sampling(config: ConfigDict, folder: pathlib.Path, checkpoint: str) 
     for step, heads_of_step in zip(steps, contributions, strict=False):
         step.update(heads_of_step)
     report = {
-        "checkpoint": str(checkpoint),
+        "checkpoint": checkpoint,
         "step": model.info.get("step"),
         "weights": model.info["weights"],
         "seeds": f"0-{states.shape[1] - 1}",

@@ -89,8 +89,8 @@ class Evaluator:
         data, split = self._dataset(), factory.split_name(self._config)
         found = factory.provenance(self._config, data, self._extract)
         expected = {"image_shape": list(model.image_shape)}
-        if split == "train":
-            expected["data_sha256"] = model.info.get("data_sha256")
+        if split == "train" and "data_sha256" in model.info:
+            expected["data_sha256"] = model.info["data_sha256"]
         reference.check(found, expected, "config.data, for its likelihood,")
         return bits_per_dim.measure(self._config, model, data, split, self.mesh)
 
@@ -124,7 +124,8 @@ class Evaluator:
         # Called train, it must be what the network was trained on; of another part at least
         # prepared alike.
         if statistics.provenance["split"] == "train":
-            expected["data_sha256"] = model.info.get("data_sha256")
+            if "data_sha256" in model.info:
+                expected["data_sha256"] = model.info["data_sha256"]
         elif given:
             expected["recipe"] = self._dataset().info["resize"]
         reference.check(statistics.provenance, expected, given or "config.data as reference")
@@ -143,6 +144,8 @@ class Evaluator:
         return {
             "step": model.info.get("step", 0),
             "weights_sha256": model.info["weights_sha256"],
+            "training_data_sha256": model.info.get("data_sha256", "not known"),
+            "dtype": model.architecture.network.dtype.__name__,
             "weights": model.info["weights"],
             "num_samples": count,
             "seed_ranges": self._options.seed_ranges,

@@ -19,7 +19,7 @@ from warm_diffusion.jobs.train.loop import Loop, fits_device, make_advance
 from warm_diffusion.jobs.train.ratio import realise_bnr
 from warm_diffusion.models import weights
 from warm_diffusion.training import devices
-from warm_diffusion.training.checkpoints import Checkpoints, finished_steps
+from warm_diffusion.training.checkpoints import Checkpoints, Damaged, finished_steps
 from warm_diffusion.training.state import TrainState
 
 _GRID_IMAGES = 64
@@ -52,7 +52,10 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     grids = factory.sampler(config, built, mesh, batch_size=grid_size)
     settings.check_average(config)
     # A kill in the first save leaves no finished checkpoint: such a run starts again.
-    initial = None if finished_steps(workdir) else _initial_params(config, built)
+    steps = finished_steps(workdir)
+    initial = None if steps else _initial_params(config, built)
+    if steps:
+        _refuse_other_data(_about(workdir, steps[-1]), config, data)
     # All that can be wrong is wrong by here: nothing of the run has been written yet.
     for change in settings.write_or_compare(config, workdir / "config.json"):
         say(f"config   changed since this run began: {change}")
@@ -107,9 +110,18 @@ def _start_from(state: TrainState, params: dict | None, mesh: Mesh) -> TrainStat
     return state.replace(params=params, ema=ema)
 
 
+def _about(workdir: pathlib.Path, step: int) -> dict:
+    """What a checkpoint says of itself; {} where it is damaged, which restoring finds out."""
+    try:
+        with Checkpoints(workdir, read_only=True) as saved:
+            return saved.about(step)
+    except Damaged:
+        return {}
+
+
 def _refuse_other_data(about: dict, config: ConfigDict, data: Dataset) -> None:
-    found, saved = data.info["content_sha256"], about["data_sha256"]
-    if found != saved:
+    found, saved = data.info["content_sha256"], about.get("data_sha256")
+    if saved and found != saved:
         raise ValueError(
             f"{config.data.source} holds other images than this run was trained on (SHA-256 "
             f"{found[:16]}, the run's {saved[:16]}): give the run's data, or a new --workdir"
