@@ -336,4 +336,5 @@ def test_a_key_that_is_newer_than_a_run_does_not_lock_it_out(app, trained, tmp_p
     path.write_text(json.dumps(config))
     common = (f"--checkpoint={tmp_path / 'run'}", f"--workdir={tmp_path / 'samples'}")
     out, _ = app.run("--mode=sample", *common, "--seeds=0", tiny=False)
-    assert "earlier version without the keys export.num_images, export.program, model.remat" in out
+    assert "earlier version without the keys export." in out
+    assert "model.remat\n" in out
