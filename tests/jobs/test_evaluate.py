@@ -43,7 +43,7 @@ def evaluated(app, trained, tmp_path_factory):
 
 def test_a_report_states_its_protocol(app, trained, evaluated):
     report = report_of(evaluated[0])
-    data = json.loads(next((app.folder / "cache").rglob("dataset.json")).read_text())
+    data = json.loads(next((app.folder / "cache").rglob("digits-*/dataset.json")).read_text())
     assert report["seeds"] == "0-71"
     assert [r["seeds"] for r in report["ranges"]] == ["0-23", "24-47", "48-71"]
     assert (report["solver"], report["network_calls"]) == ("heun", 3)  # two steps: 2 * 2 - 1

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.jobs.conftest import REPOSITORY, wait_for
 from warm_diffusion import pretrained
+from warm_diffusion.data import load_dataset
 
 STEPS = ("--config.training.num_steps=8", "--config.training.checkpoint_every=4")
 
@@ -314,9 +315,8 @@ def test_a_run_is_not_continued_on_other_images(app, trained, tmp_path):
 
 
 def test_a_run_goes_on_where_its_images_were_moved(app, trained, tmp_path):
-    digits = next((app.folder / "cache").rglob("images.npy"))
     shutil.copytree(trained[0], tmp_path / "run")
-    np.save(tmp_path / "moved.npy", np.load(digits))
+    np.save(tmp_path / "moved.npy", load_dataset("digits", cache_dir=str(tmp_path)).images)
     out, _ = app.run(
         f"--workdir={tmp_path / 'run'}", f"--config.data.source=npy:{tmp_path}/moved.npy",
         "--config.training.num_steps=7",
