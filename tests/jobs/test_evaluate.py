@@ -1,24 +1,20 @@
-"""Evaluation as a process: protocol, seed ranges, reference, stopping, waiting, damage."""
+"""Evaluation as a process: protocol, seed ranges, reference, waiting, damage."""
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import digits
 from tests.jobs.conftest import REPOSITORY
 from warm_diffusion import schedules
-from warm_diffusion.drawing import Sampler
-from warm_diffusion.evaluation import features, fid
-from warm_diffusion.jobs import Incomplete, Interrupted
-from warm_diffusion.jobs.evaluate import checkpoint_choice, evaluate, kept_features
+from warm_diffusion.evaluation import fid
+from warm_diffusion.jobs.evaluate import evaluate
 from warm_diffusion.jobs.evaluate.evaluator import path_bnr
 
 
@@ -235,108 +231,6 @@ def test_the_kept_reference_is_of_the_configured_features(evaluated):
         assert file["mean"].shape == (64,)
 
 
-# --- stopping and going on -----------------------------------------------------------------------
-
-
-class Bar:
-    count = 0
-
-    def update(self, count):
-        self.count += count
-
-
-def fake_sampler(drawn, stop_at=None, send=signal.SIGTERM):
-    """Images [B, 2, 2, 1] that tell their seed; a signal arrives while a batch is drawn."""
-
-    def draw(params, seeds, start):
-        drawn.extend(int(seed) for seed in seeds)
-        if stop_at in seeds:
-            os.kill(os.getpid(), send)
-        return jnp.asarray(np.asarray(seeds, np.float32) / 127.5 - 1)[:, None, None, None] + (
-            jnp.zeros((1, 2, 2, 1))
-        )
-
-    return Sampler(draw, 4, 1, schedules.hot())
-
-
-def draw(folder, drawn, stop_at=None, seeds=range(100, 122), send=signal.SIGTERM):
-    bar = Bar()
-    found = kept_features.draw_features(
-        fake_sampler(drawn, stop_at, send), {}, seeds, features.extractor("pixels"), folder,
-        images=None, bar=bar,
-    )  # fmt: skip
-    assert bar.count == len(seeds)
-    return found.values
-
-
-EXPECTED = (np.arange(100, 122) / 127.5 - 1)[:, None] * np.ones(4)  # what the fake images are
-
-
-@pytest.mark.parametrize("send", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_evaluation_goes_on_where_it_was(tmp_path, send):
-    drawn = []
-    with pytest.raises(Interrupted, match="stopped after 12 of 22 images"):
-        draw(tmp_path, drawn, stop_at=109, send=send)
-    assert sorted(set(drawn)) == list(range(100, 112))
-    drawn.clear()
-    np.testing.assert_allclose(draw(tmp_path, drawn), EXPECTED, atol=1e-6)
-    assert sorted(set(drawn)) == list(range(112, 122))
-
-
-def test_features_are_saved_now_and_then(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept_features, "_SAVE_SECONDS", -1.0)
-    draw(tmp_path, [])
-    assert len(list(tmp_path.iterdir())) == 6  # 22 images in batches of 4
-    drawn = []
-    np.testing.assert_allclose(draw(tmp_path, drawn), EXPECTED, atol=1e-6)
-    assert drawn == []
-
-
-@pytest.mark.parametrize("damage", ["cut", "removed"])
-def test_after_a_damaged_part_images_are_drawn_again(tmp_path, monkeypatch, damage):
-    monkeypatch.setattr(kept_features, "_SAVE_SECONDS", -1.0)
-    draw(tmp_path, [])
-    part = tmp_path / "features_00000008.npz"
-    content = part.read_bytes()
-    part.unlink() if damage == "removed" else part.write_bytes(content[:50])
-    drawn = []
-    np.testing.assert_allclose(draw(tmp_path, drawn), EXPECTED, atol=1e-6)
-    assert min(drawn) == 108
-
-
-def test_features_of_other_seeds_in_the_folder_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept_features, "_SAVE_SECONDS", -1.0)
-    draw(tmp_path, [])
-    with pytest.raises(ValueError, match="holds features of 22 images, expected 3"):
-        draw(tmp_path, [], seeds=range(3))
-
-
-def test_the_app_saves_what_it_has_drawn_and_exits_with_75(app, trained, tmp_path):
-    arguments = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}")
-    # main.py, but SIGTERM comes after the first batch of eight is drawn: the next is its last.
-    program = f"""
-import os, runpy, signal
-from warm_diffusion.drawing import Sampler
-
-def generate(*arguments, original=Sampler.generate):
-    for n, batch in enumerate(original(*arguments)):
-        if n == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        yield batch
-
-Sampler.generate = generate
-runpy.run_path({str(REPOSITORY / "main.py")!r}, run_name="__main__")
-"""
-    _, err = app.run(
-        *arguments, "--config.eval.num_samples=1000", tiny=False, status=75, before=("-c", program)
-    )
-    assert "after 16 of 1,000 images and saved in" in err
-    (part,) = (tmp_path / "eval" / "partial").rglob("features_*.npz")
-    drawn = np.load(part)["values"]
-    assert len(drawn) == 16
-    assert not list((tmp_path / "eval").glob("step_*.json"))
-
-
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
@@ -416,82 +310,6 @@ def test_several_processes_do_not_wait_for_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="--wait is for one process"):
         evaluate(digits.get_config(), str(tmp_path), str(tmp_path), wait=5.0)
-
-
-# --- choosing and waiting, without a process -----------------------------------------------------
-
-
-def choose(which, tmp_path, *, last=9, wait=0.0):
-    return checkpoint_choice.chosen_steps(
-        which, tmp_path, last=last, wait=wait, reports=tmp_path / "eval"
-    )
-
-
-def save(tmp_path, *steps):
-    for step in steps:
-        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
-
-
-def test_the_latest_is_the_one_of_most_steps(tmp_path):
-    save(tmp_path, 900, 1000)
-    (tmp_path / "checkpoints" / "1100.orbax-checkpoint-tmp").mkdir()
-    assert list(choose("latest", tmp_path)) == [1000]
-    assert list(choose("900", tmp_path)) == [900]
-    assert list(choose("every", tmp_path)) == [900, 1000]
-
-
-@pytest.mark.parametrize("which", ["latest", "3", "every"])
-def test_waiting_ends_when_the_time_is_up(tmp_path, monkeypatch, which):
-    now = [0.0]
-    monkeypatch.setattr(checkpoint_choice.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(
-        checkpoint_choice.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds)
-    )
-    with pytest.raises(ValueError, match="after 60 s of waiting"):
-        list(choose(which, tmp_path, wait=60))
-    assert 60 <= now[0] <= 62
-
-
-def test_without_waiting_nothing_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_choice.time, "sleep", lambda seconds: pytest.fail("slept"))
-    with pytest.raises(ValueError, match="there is no checkpoint"):
-        list(choose("latest", tmp_path))
-
-
-def test_each_new_checkpoint_is_met_and_the_last_ends_it(tmp_path, monkeypatch):
-    coming = [3, 6, 9]
-    monkeypatch.setattr(
-        checkpoint_choice.time, "sleep", lambda seconds: save(tmp_path, coming.pop(0))
-    )
-    assert list(choose("every", tmp_path, wait=60)) == [3, 6, 9]
-    assert coming == []
-
-
-def test_a_training_run_that_dies_leaves_the_evaluation_incomplete(tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(checkpoint_choice.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(
-        checkpoint_choice.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds)
-    )
-    save(tmp_path, 3)
-    steps = choose("every", tmp_path, wait=60)
-    assert next(steps) == 3
-    with pytest.raises(Incomplete, match="within 60 s after step 3; training ends at step 9"):
-        next(steps)
-
-
-def test_the_best_is_the_smallest_of_the_metric_most_reports_have(tmp_path):
-    save(tmp_path, 1, 2, 3)
-    folder = tmp_path / "eval"
-    folder.mkdir()
-    for step, metric, value in (
-        (1, "fid5k_train", 9.0), (2, "fid5k_train", 7.0), (3, "fid5k_train", 8.0),
-        (4, "fid5k_train", 1.0),  # its checkpoint is gone
-        (3, "fid50k_train", 5.0),
-    ):  # fmt: skip
-        report = {"step": step, "metric": metric, metric: value}
-        (folder / f"step_{step}.{metric}.json").write_text(json.dumps(report))
-    assert list(choose("best", tmp_path)) == [2]
 
 
 def test_the_ratio_of_a_path_is_one_number_or_both_ends():
