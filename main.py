@@ -8,12 +8,13 @@ Exit status: 0 done; 1 a fault of the program; 2 a mistake in the command (one l
 
 import pathlib
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import default
-from warm_diffusion import jobs, settings
+from warm_diffusion import jobs, processes, settings
 
 FLAGS = flags.FLAGS
 MODES = {
@@ -38,15 +39,20 @@ flags.DEFINE_float("bnr", None, "sample, eval: blur-to-noise ratio of the path [
 flags.DEFINE_string("solver", None, "sample, eval: euler, heun or multistep.")
 flags.DEFINE_float("wait", 0.0, "eval: seconds to wait for a checkpoint still to come.")
 flags.DEFINE_integer("steps", None, "sample, eval: steps of the solver.")
-flags.DEFINE_bool("distributed", False, "Join the other processes of a pod before anything else.")
+flags.DEFINE_bool("distributed", False, "Join the other processes of a cluster that JAX knows.")
+flags.DEFINE_string("coordinator_address", None, "On any other: HOST:PORT of process 0.")
+flags.DEFINE_integer("num_processes", None, "On any other: how many processes there are.")
+flags.DEFINE_integer("process_id", None, "On any other: which of them this is, from 0.")
+flags.DEFINE_float("join_seconds", 300.0, "How long to wait for the other processes.")
 flags.DEFINE_bool("debug", False, "Show the libraries' logs, and a traceback for every error.")
 
 
 def fail(message: str, status: int = 2) -> None:
     """Prints one line and exits."""
     message = message.splitlines()[-1] if "Traceback (" in message else message  # a config file's
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(status)
+    message = " ".join(message.split())
+    print(f"error: {message}", file=sys.stderr)
+    processes.end(status, message)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -62,17 +68,22 @@ def parse(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Runs the mode; a mistake of the user's becomes one line."""
     logging.set_verbosity(logging.INFO if FLAGS.debug else logging.WARNING)
-    config = settings.start(FLAGS)
     try:
+        config = settings.start(FLAGS)
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; flags look like --mode=train")
         if not FLAGS.workdir and FLAGS.mode != "info":
             raise ValueError(f"--mode={FLAGS.mode} writes files: set --workdir=DIR")
         MODES[FLAGS.mode](config, FLAGS.workdir, FLAGS.checkpoint or FLAGS.workdir)
-    except (ValueError, jobs.Stopped) as error:
-        if FLAGS.debug:
-            raise
-        fail(str(error), getattr(error, "status", 2))
+        processes.leave()
+    except Exception as error:
+        other = processes.caused_by_another(error)
+        mistake = isinstance(error, ValueError | jobs.Stopped) or other
+        if FLAGS.debug or not mistake:
+            traceback.print_exc()
+        reason = str(error) if mistake else f"{type(error).__name__}: {error}"
+        status, reason = other or (getattr(error, "status", 2 if mistake else 1), reason)
+        fail(reason, status)
 
 
 if __name__ == "__main__":

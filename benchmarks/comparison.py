@@ -24,9 +24,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.judge import Judge
-from warm_diffusion import drawing, factory, samplers, schedules, settings
+from warm_diffusion import devices, drawing, factory, samplers, schedules, settings
 from warm_diffusion.data import Dataset, batch_indices
-from warm_diffusion.training import devices
 from warm_diffusion.training.state import Batch, TrainMetrics, choose_average
 
 

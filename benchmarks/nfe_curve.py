@@ -23,9 +23,8 @@ from ml_collections import ConfigDict
 from benchmarks.judge import Judge
 from benchmarks.train_step import machine
 from configs import saved
-from warm_diffusion import factory, pretrained, samplers, settings
+from warm_diffusion import devices, factory, pretrained, samplers, settings
 from warm_diffusion.data import Dataset
-from warm_diffusion.training import devices
 
 _COLOURS = {"euler": "#d95f02", "heun": "#1b9e77", "multistep": "#7570b3"}
 _LINES = ("-", "--", ":", "-.")

@@ -33,8 +33,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from warm_diffusion import factory
-from warm_diffusion.training import devices
+from warm_diffusion import devices, factory
 from warm_diffusion.training.state import Batch, LossFn, TrainMetrics
 
 FLAGS = flags.FLAGS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from warm_diffusion import factory
-from warm_diffusion.training.devices import make_mesh
+from warm_diffusion.devices import make_mesh
 from warm_diffusion.training.state import Batch
 
 

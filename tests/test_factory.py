@@ -11,7 +11,7 @@ from warm_diffusion import factory, losses, samplers
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Dataset, augmentation
 from warm_diffusion.data.images import from_uint8
-from warm_diffusion.training.devices import make_mesh
+from warm_diffusion.devices import make_mesh
 from warm_diffusion.training.state import Batch, TrainMetrics, make_train_step
 
 SHAPE = (8, 8, 1)

@@ -13,12 +13,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from warm_diffusion import architecture as _architecture
-from warm_diffusion import denoiser, drawing, losses, samplers, schedules, spectra
+from warm_diffusion import denoiser, devices, drawing, losses, samplers, schedules, spectra
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Dataset, Statistics, augmentation, load_dataset, statistics
 from warm_diffusion.data.images import from_uint8
 from warm_diffusion.evaluation import features, reference
-from warm_diffusion.training import devices
 from warm_diffusion.training import state as train_state
 
 # The arguments of each schedule, and the keys of config.schedule where they have other names.

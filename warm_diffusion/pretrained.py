@@ -29,12 +29,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from warm_diffusion import architecture as _architecture
-from warm_diffusion import card, drawing, samplers, schedules, storage
+from warm_diffusion import card, devices, drawing, samplers, schedules, storage
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.data.statistics import Statistics
 from warm_diffusion.denoiser import Prediction
 from warm_diffusion.models import weights
-from warm_diffusion.training import devices
 
 FORMAT, VERSION = "warm_diffusion model", 1
 _MEAN, _SPECTRUM = "data.mean", "data.spectrum"

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -12,17 +13,24 @@ import jax
 import ml_collections
 from ml_collections import config_flags
 
-from warm_diffusion import factory, storage
+from warm_diffusion import factory, processes, storage
 from warm_diffusion.console import say
 
-# What may change between two starts of one run: where things lie, how long it runs, what it reports
-# and how it samples. All other keys decide what is trained.
-_FREE = (
+# Where things lie, which may differ between the machines of a run: a checkpoint and the processes
+# know their images by their hash.
+_BY_MACHINE = (
     "compilation_cache_dir",
-    "data.source",  # a checkpoint knows its images by their hash
+    "data.source",
     "data.cache_dir",
     "data.data_dir",
     "data.download",
+    "eval.inception_weights",
+    "eval.reference",
+)
+# What may change between two starts of one run: where things lie, how long it runs, what it reports
+# and how it samples. All other keys decide what is trained.
+_FREE = (
+    *_BY_MACHINE,
     "data.device_megabytes",
     "training.num_steps",
     "training.log_every",
@@ -219,13 +227,14 @@ def start(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
     """What comes before every mode: the other processes, the compilation cache, short flags.
 
     Args:
-      flags: parsed; config, distributed, bnr, solver and steps are used.
+      flags: main.py's, parsed.
 
     Returns:
       The configuration, with --bnr, --solver and --steps in its sampling section.
     """
-    if flags.distributed:
-        jax.distributed.initialize()
+    others = flags.coordinator_address, flags.num_processes, flags.process_id
+    if flags.distributed or any(value is not None for value in others):
+        processes.join(*others, seconds=flags.join_seconds)
     config = flags.config
     enable_compilation_cache(config.compilation_cache_dir)
     for key, flag in (("bnr", "bnr"), ("solver", "solver"), ("num_steps", "steps")):
@@ -235,7 +244,32 @@ def start(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
     missing = missing_keys(file, config) if file.endswith(".json") else []
     if missing:
         say(f"note     {file} is of an earlier version without the keys {', '.join(missing)}")
+    if jax.process_count() > 1:
+        _agree(flags)
     return config
+
+
+def _agree(flags: absl.flags.FlagValues) -> None:
+    """All processes must do the same with the same; where things lie may differ by machine."""
+    keys = _flat(json.loads(to_json(flags.config)))
+    told = {f"--{name}": flags[name].value for name in ("mode", "seeds", "wait")}
+    told |= {f"the version of {name}": version for name, version in versions().items()}
+    told |= {f"config.{key}": keys[key] for key in keys if not key.startswith(_BY_MACHINE)}
+    processes.agree(**told, **{"the number of devices": jax.local_device_count()})
+    say(f"joined   {jax.process_count()} processes, {jax.device_count()} devices")
+    if note := processes.unused_devices():
+        say(f"note     {note}")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide what comes out."""
+    found = {}
+    for package in ("warm-diffusion", "jax", "flax", "optax", "orbax-checkpoint"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"  # run from a checkout, without pip install
+    return found
 
 
 def enable_compilation_cache(folder: str) -> None:

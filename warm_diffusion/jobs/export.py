@@ -10,9 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import card, drawing, factory, pretrained
+from warm_diffusion import card, devices, drawing, factory, pretrained
 from warm_diffusion.console import say, say_weights
-from warm_diffusion.training import devices
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 

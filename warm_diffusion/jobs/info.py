@@ -5,9 +5,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from warm_diffusion import denoiser, factory, settings
+from warm_diffusion import denoiser, devices, factory, settings
 from warm_diffusion.console import say
-from warm_diffusion.training import devices
 
 
 def print_info(config: ConfigDict) -> None:

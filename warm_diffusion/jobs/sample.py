@@ -7,10 +7,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_diffusion import drawing, factory, pretrained, storage
+from warm_diffusion import devices, drawing, factory, pretrained, storage
 from warm_diffusion.console import progress, say, say_weights
 from warm_diffusion.data.images import grid, save_png, save_pngs
-from warm_diffusion.training import devices
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -129,10 +129,6 @@ class Checkpoints:
         """Raises the error of a save that failed in the background, if one did."""
         self._manager.check_for_errors()
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether the processes of a distributed run have been told to stop."""
-        return self._manager.reached_preemption(step)
-
     def close(self) -> None:
         """Waits for the last save."""
         self._manager.wait_until_finished()

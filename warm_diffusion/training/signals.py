@@ -1,9 +1,17 @@
 """SIGTERM and SIGINT as a request to stop after the current step."""
 
 import contextlib
+import itertools
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+# Of all questions since the start: JAX wants consecutive numbers, the same in all processes.
+_questions = itertools.count()
 
 
 @contextlib.contextmanager
@@ -11,26 +19,57 @@ def stop_requests() -> Iterator[Callable[[], str]]:
     """Catches the first SIGTERM or SIGINT; a second one acts at once, as if nothing were caught.
 
     Yields:
-      A function that tells the name of the signal received, empty before.
+      A function that tells the name of the signal received, empty before. All processes of a run
+      must ask equally often; they get the same answers, whichever received the signal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: ""  # Python delivers signals to the main thread alone
-        return
-    received = []
-    watched = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in watched}
+    elif jax.process_count() == 1:
+        with _caught(signal.SIGTERM, signal.SIGINT) as received:
+            yield lambda: received[0].name if received else ""
+    else:
+        with _agreed() as request:
+            yield request
+
+
+@contextlib.contextmanager
+def _caught(*numbers: signal.Signals) -> Iterator[list[signal.Signals]]:
+    received: list[signal.Signals] = []
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def restore():
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def request(number, _):
-        received.append(signal.Signals(number).name)
+        received.append(signal.Signals(number))
         restore()
 
-    for number in watched:
+    for number in numbers:
         signal.signal(number, request)
     try:
-        yield lambda: received[0] if received else ""
+        yield received
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def _agreed() -> Iterator[Callable[[], str]]:
+    """JAX's runtime caught SIGTERM when it started, and chooses the step at which all stop."""
+
+    def pass_on(number, _):
+        signal.signal(number, before)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def request() -> str:
+        if not multihost_utils.reached_preemption_sync_point(next(_questions)):
+            return ""
+        # JAX's handler stays deaf to the second one.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return "SIGTERM"
+
+    before = signal.signal(signal.SIGINT, pass_on)
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_diffusion import dct, factory, plots, pretrained, process, spectra, storage
+from warm_diffusion import dct, devices, factory, plots, pretrained, process, spectra, storage
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.console import progress, say
 from warm_diffusion.data import Dataset
@@ -26,7 +26,6 @@ from warm_diffusion.data.images import from_uint8, grid, save_png, to_uint8
 from warm_diffusion.denoiser import Denoiser, Prediction
 from warm_diffusion.drawing import Sampler
 from warm_diffusion.schedules import Schedule, time_grid
-from warm_diffusion.training import devices
 
 _STRIPS = 4  # seeds in the film strips
 Level = tuple[float, float]  # (alpha, beta)

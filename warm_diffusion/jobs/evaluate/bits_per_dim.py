@@ -7,12 +7,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import factory
+from warm_diffusion import devices, factory
 from warm_diffusion.console import progress
 from warm_diffusion.data import Dataset
 from warm_diffusion.evaluation import metrics
 from warm_diffusion.pretrained import Model
-from warm_diffusion.training import devices
 
 
 def protocol(config: ConfigDict) -> dict:

@@ -21,13 +21,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_diffusion import factory, schedules, storage
+from warm_diffusion import devices, factory, schedules, storage
 from warm_diffusion.console import progress, say
 from warm_diffusion.evaluation import metrics, reference
 from warm_diffusion.jobs.evaluate import bits_per_dim
 from warm_diffusion.jobs.evaluate.kept_features import draw_features
 from warm_diffusion.pretrained import Model
-from warm_diffusion.training import devices
 from warm_diffusion.training.writer import Writer
 
 

@@ -5,7 +5,6 @@ place when complete; the same call goes on after them. A kill loses what came af
 SIGTERM and SIGINT lose nothing.
 """
 
-import contextlib
 import io
 import pathlib
 import time
@@ -14,7 +13,7 @@ import zipfile
 import jax
 import numpy as np
 
-from warm_diffusion import storage
+from warm_diffusion import processes, storage
 from warm_diffusion.console import say
 from warm_diffusion.drawing import Sampler
 from warm_diffusion.evaluation.features import Extractor, Features, concatenate
@@ -54,8 +53,9 @@ def draw_features(
     if done:
         say(f"continue {done:,} of {len(seeds):,} images from seed {seeds[0]} on are there")
     bar.update(done)
+    processes.agree(**{f"images there in {folder}": done})
     pending, saved_at = [], time.monotonic()
-    with _stop_requests() as stop_request:
+    with stop_requests() as stop_request:
         for batch in sampler.generate(params, seeds[done:], images):
             pending.append(extract(batch))
             bar.update(len(batch))
@@ -78,11 +78,6 @@ def draw_features(
             "delete it"
         )
     return everything
-
-
-def _stop_requests():
-    # One process of several must not stop by itself: the others would wait for it.
-    return stop_requests() if jax.process_count() == 1 else contextlib.nullcontext(lambda: "")
 
 
 def save_part(folder: pathlib.Path, first: int, part: Features) -> None:

@@ -1,6 +1,5 @@
 """Training: what is checked before anything is written, the start or the restore, the loop."""
 
-import importlib.metadata
 import json
 import pathlib
 
@@ -11,14 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import factory, pretrained, settings
+from warm_diffusion import devices, factory, pretrained, processes, settings, storage
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.console import say
 from warm_diffusion.data import Dataset
 from warm_diffusion.jobs.train.loop import Loop, fits_device, make_advance
 from warm_diffusion.jobs.train.ratio import realise_bnr
 from warm_diffusion.models import weights
-from warm_diffusion.training import devices
 from warm_diffusion.training.checkpoints import Checkpoints, Damaged, finished_steps
 from warm_diffusion.training.state import TrainState
 
@@ -56,6 +54,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     initial = None if steps else _initial_params(config, built)
     if steps:
         _refuse_other_data(_about(workdir, steps[-1]), config, data)
+    _agree(workdir, config, data, steps, initial)
     # All that can be wrong is wrong by here: nothing of the run has been written yet.
     for change in settings.write_or_compare(config, workdir / "config.json"):
         say(f"config   changed since this run began: {change}")
@@ -76,6 +75,20 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         origins = _origins(config, built, data)
         loop = Loop(config, workdir, saved, grids, data, statistics, origins, mesh)
         return loop.run(state, advance)
+
+
+def _agree(
+    workdir: pathlib.Path, config: ConfigDict, data: Dataset, steps: list[int], initial: dict | None
+) -> None:
+    """All processes must train the same from the same, in one workdir."""
+    processes.agree(
+        **{
+            "the hash of the images": data.info["content_sha256"],
+            f"the last checkpoint in {workdir}": steps[-1] if steps else None,
+            f"the hash of init_from={config.init_from}": storage.digest(initial),
+        }
+    )
+    processes.check_shared(workdir)
 
 
 def _initial_params(config: ConfigDict, built: Architecture) -> dict | None:
@@ -130,19 +143,12 @@ def _refuse_other_data(about: dict, config: ConfigDict, data: Dataset) -> None:
 
 def _origins(config: ConfigDict, built: Architecture, data: Dataset) -> dict:
     """Facts kept with each checkpoint: what is needed to use it, and where it comes from."""
-    packages = ("warm-diffusion", "jax", "flax", "optax", "orbax-checkpoint")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"  # run from a checkout, without pip install
     return {
         "model": built.description,
         "configuration": json.loads(settings.to_json(config)),
         "weights": [f"ema {half} images" for half in config.training.ema_halflife_images],
         "data_sha256": data.info["content_sha256"],
-        "versions": versions,
+        "versions": settings.versions(),
     }
 
 

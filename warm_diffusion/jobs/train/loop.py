@@ -10,14 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import factory
+from warm_diffusion import devices, factory
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.console import progress, say
 from warm_diffusion.data import Dataset, Statistics, batch_indices
 from warm_diffusion.data.images import grid, save_png
 from warm_diffusion.drawing import Sampler
 from warm_diffusion.jobs import Diverged, Interrupted
-from warm_diffusion.training import devices
 from warm_diffusion.training.checkpoints import Checkpoints
 from warm_diffusion.training.signals import stop_requests
 from warm_diffusion.training.state import (
@@ -133,7 +132,7 @@ class Loop:
                 jax.block_until_ready(state)
                 say(f"compile  first step after {clock.seconds():.1f} s")
                 clock.restart(step)
-            stop = self._stop_reason(stop_request, step)
+            stop = stop_request()
             last = bool(stop) or step == options.num_steps
             if last or _due(step, options.log_every):
                 self._report(step, state, metrics, clock)
@@ -156,12 +155,6 @@ class Loop:
                     "command continues"
                 )
         return state
-
-    def _stop_reason(self, stop_request: Callable[[], str], step: int) -> str:
-        if jax.process_count() == 1:
-            return stop_request()
-        # All processes must stop at the same step: orbax agrees on one between them.
-        return "preemption" if self._saved.reached_preemption(step) else ""
 
     def _report(self, step: int, state: TrainState, metrics: TrainMetrics, clock: _Clock) -> None:
         options = self._options

@@ -1,0 +1,418 @@
+"""The processes of one run: who is there, whether they agree, and why one of them ended.
+
+JAX's own runtime (`jax.distributed`) joins the devices. It does not say which process is missing,
+and when one ends the others wait in a collective for ever or abort with a crash dump. So every
+process keeps a second connection to process 0, on a port of its own, over which go
+
+    hello    who I am (at the start)
+    facts    what must be the same everywhere; process 0 compares them and answers
+    ended    I end with this status, for this reason; process 0 passes it on
+    bye      I end because all is done
+
+A connection that closes without the last two is a process that was lost. Whoever hears of an end
+says why in one line and ends with the same status; `LOST` where a process vanished.
+
+A run of one process has no group; what is below then does nothing.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import queue
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+
+import jax
+
+from warm_diffusion import storage
+
+# How errors of JAX's runtime begin, whatever the class: gloo's are ValueErrors.
+_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|[A-Z]+_[A-Z_]+): ")
+LOST = 75  # as after a signal: the same command continues from the last checkpoint
+GRACE_SECONDS = 5.0  # for a process to end by itself after another one has
+_SILENT_SECONDS = 30  # a machine that does not answer for so long is lost
+_LONGEST_LINE = 1 << 20
+
+
+_group: "Group | None" = None
+
+
+def join(
+    address: str | None, count: int | None, index: int | None, *, seconds: float = 300.0
+) -> None:
+    """Joins the other processes of the run and starts JAX's runtime over them.
+
+    Args:
+      address: host:port of process 0.
+      count: of processes.
+      index: of this one, from 0.
+      seconds: how long to wait for the others.
+
+    What is None comes from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or from
+    the cluster, where JAX knows it (TPU, Slurm, Open MPI, Kubernetes).
+
+    Raises:
+      ValueError: not known who and where the others are, or some did not come in time.
+    """
+    global _group
+    # JAX's own detection, so that both connections are of the same processes. JAX has no public
+    # name for it.
+    from jax._src.clusters import ClusterEnv
+
+    environment = os.environ
+    address = address or environment.get("JAX_COORDINATOR_ADDRESS")
+    given = [
+        _number("JAX_NUM_PROCESSES") if count is None else count,
+        _number("JAX_PROCESS_ID") if index is None else index,
+    ]
+    address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
+        address, *given, None, None, int(seconds)
+    )
+    missing = [
+        name
+        for name, value in (
+            ("--coordinator_address=HOST:PORT of process 0", address),
+            ("--num_processes", count),
+            ("--process_id", index),
+        )
+        if value is None
+    ]
+    if missing:
+        raise ValueError(
+            "this is no cluster that JAX knows (TPU, Slurm, Open MPI, Kubernetes), so the other "
+            f"processes must be told: {', '.join(missing)} is missing"
+        )
+    if not 0 <= index < count:
+        raise ValueError(f"--process_id must be 0 to {count - 1} (--num_processes), got {index}")
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
+        raise ValueError(f"--coordinator_address must be HOST:PORT, got {address!r}")
+    group = connect(host, int(port), count, index, seconds)
+    jax.distributed.initialize(
+        address,
+        count,
+        index,
+        local_device_ids=devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=int(seconds),
+    )
+    _group = group
+
+
+def _number(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise ValueError(f"the environment variable {name} must be a number, got {text!r}")
+    return int(text)
+
+
+def agree(**facts) -> None:
+    """Waits for all processes and compares what they say.
+
+    Raises:
+      ValueError: in every process, with what differs and where.
+    """
+    if _group:
+        _group.agree(facts)
+
+
+def check_shared(folder: pathlib.Path) -> None:
+    """Raises ValueError unless what process 0 writes to a folder is there for all processes."""
+    if not _group:
+        return
+    probe = folder / "probe-of-a-start.json"
+    if _group.index == 0:
+        storage.write_json(probe, time.time())
+    agree()
+    seen = storage.read_json(probe) if probe.exists() else None
+    try:
+        agree(**{f"what is in {probe} (--workdir must be one folder that all see)": seen})
+    finally:
+        if _group.index == 0:
+            probe.unlink()
+
+
+def unused_devices() -> str:
+    """What to say where Slurm gives a node more GPUs than tasks, each of which takes one."""
+    gpus, tasks = (
+        os.environ.get(f"SLURM_{name}", "").partition("(")[0]
+        for name in ("GPUS_ON_NODE", "TASKS_PER_NODE")
+    )
+    if not (gpus.isdigit() and tasks.isdigit()) or int(tasks) >= int(gpus):
+        return ""
+    return (
+        f"this node has {gpus} GPUs and {tasks} Slurm tasks, and JAX takes one GPU per task: start "
+        f"one task per GPU (--ntasks-per-node={gpus})"
+    )
+
+
+def end(status: int, reason: str) -> None:
+    """Exits; the other processes end as well, and say why."""
+    if _group:
+        _group.end(status, reason)
+    sys.exit(status)
+
+
+def leave() -> None:
+    """Tells the others that this process has done its part."""
+    if _group:
+        _group.leave()
+
+
+def caused_by_another(error: Exception) -> tuple[int, str] | None:
+    """Status and reason of another process that ended, if that is what `error` came from.
+
+    A collective fails in all processes when one has gone; JAX reports it by various exceptions.
+    """
+    if _group and (isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))):
+        return _group.why_others_ended()
+    return None
+
+
+class _Link:
+    """Messages over one connection, one JSON object per line."""
+
+    def __init__(self, connection: socket.socket):
+        connection.settimeout(_SILENT_SECONDS)  # to be greeted; see `patient`
+        for option, value in (
+            (socket.SO_KEEPALIVE, 1),
+            (getattr(socket, "TCP_KEEPIDLE", None), _SILENT_SECONDS // 3),
+            (getattr(socket, "TCP_KEEPINTVL", None), _SILENT_SECONDS // 6),
+            (getattr(socket, "TCP_KEEPCNT", None), 4),
+            (getattr(socket, "TCP_USER_TIMEOUT", None), _SILENT_SECONDS * 1000),
+        ):
+            if option is not None:  # Linux has them all
+                level = socket.SOL_SOCKET if option == socket.SO_KEEPALIVE else socket.IPPROTO_TCP
+                connection.setsockopt(level, option, value)
+        self._connection = connection
+        self._lines = connection.makefile("rb")
+        self._sending = threading.Lock()
+
+    def patient(self) -> "_Link":
+        """The same without a time limit, once both ends know each other."""
+        self._connection.settimeout(None)
+        return self
+
+    def send(self, **message) -> None:
+        # One that is gone is found by its reader.
+        with self._sending, contextlib.suppress(OSError):
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> dict | None:
+        """The next message; None when the connection is closed or speaks something else."""
+        try:
+            return json.loads(self._lines.readline(_LONGEST_LINE))
+        except (OSError, ValueError):
+            return None
+
+
+class Group:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+      index: of this process.
+      count: of all.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        count: int,
+        links: dict[int, _Link],
+        hosts: Mapping[int, str],
+    ):
+        """`links` by process: to all others in process 0, to process 0 in the others."""
+        self.index, self.count = index, count
+        self._links, self._hosts = links, hosts
+        self._facts: queue.Queue[tuple[int, dict]] = queue.Queue()
+        self._ending = threading.Event()
+        self._reason: tuple[int, str] | None = None
+        for other in links:
+            threading.Thread(target=self._listen, args=(other,), daemon=True).start()
+
+    def agree(self, facts: Mapping[str, object]) -> None:
+        """See the function `agree`."""
+        own = json.loads(json.dumps(dict(facts)))
+        if self.index:
+            self._links[0].send(kind="facts", facts=own)
+            answer = self._next_facts([0])
+            problem = answer[0]["problem"]
+        else:
+            told = {0: own} | self._next_facts(list(self._links))
+            problem = _difference(told, self._hosts)
+            for link in self._links.values():
+                link.send(kind="facts", facts={"problem": problem})
+        if problem:
+            raise ValueError(problem)
+
+    def _next_facts(self, awaited: list[int]) -> dict[int, dict]:
+        found: dict[int, dict] = {}
+        while len(found) < len(awaited):
+            other, facts = self._facts.get()
+            found[other] = facts
+        return found
+
+    def end(self, status: int, reason: str) -> None:
+        """Tells the others that this process ends before all is done, and ends it.
+
+        Not by `sys.exit`: on the way out JAX would wait minutes for the others.
+        """
+        self._tell(kind="ended", process=self.index, status=status, reason=reason)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    def leave(self) -> None:
+        """Tells the others that this process has done its part."""
+        self._tell(kind="bye")
+
+    def why_others_ended(self, seconds: float = _SILENT_SECONDS) -> tuple[int, str] | None:
+        """Status and reason of the first other process that ended; waits for the news.
+
+        For an error in a collective, which another's end may have caused.
+        """
+        self._ending.wait(seconds)
+        return self._reason
+
+    def _tell(self, **message) -> None:
+        for link in self._links.values():
+            link.send(**message)
+
+    def _listen(self, other: int) -> None:
+        while message := self._links[other].receive():
+            kind = message.get("kind")
+            if kind == "facts":
+                self._facts.put((other, message["facts"]))
+            elif kind == "bye":
+                return
+            elif kind == "ended":
+                self._heard(message["process"], message["status"], message["reason"])
+                return
+        self._heard(other, LOST, "was lost: killed, or its machine or the network failed")
+
+    def _heard(self, other: int, status: int, reason: str) -> None:
+        if self._ending.is_set():
+            return
+        if self.index == 0:
+            self._tell(kind="ended", process=other, status=status, reason=reason)
+        ended = "" if status == LOST else f"ended with status {status}: "
+        self._reason = status, f"process {other} ({self._hosts[other]}) {ended}{reason}"
+        self._ending.set()
+        time.sleep(GRACE_SECONDS)  # this process may be ending for the same reason
+        print(f"error: {self._reason[1]}", file=sys.stderr, flush=True)
+        os._exit(status)
+
+
+def connect(host: str, port: int, count: int, index: int, seconds: float) -> Group:
+    """Waits until all processes of a run have come.
+
+    Args:
+      host: of process 0.
+      port: of JAX there; this connection has its own port, 4,096 higher (lower above 61,439).
+      count: of processes.
+      index: of this one.
+      seconds: how long to wait.
+
+    Raises:
+      ValueError: in every process, with the ones that did not come in time.
+    """
+    port += 4096 if port + 4096 < 2**16 else -4096
+    limit, own = time.monotonic() + seconds, socket.gethostname()
+    if index:
+        link = _reach(host, port, limit, seconds)
+        link.send(kind="hello", process=index, count=count, host=own)
+        link.patient()
+        answer = link.receive() or {}
+        if "hosts" not in answer:
+            raise ValueError(answer.get("problem", f"process 0 ({host}) ended at the start"))
+        return Group(index, count, {0: link}, dict(enumerate(answer["hosts"])))
+    links, hosts, problem = _receive_all(port, count, limit, seconds)
+    hosts[0] = own
+    for link in links.values():
+        link.send(problem=problem) if problem else link.send(hosts=[hosts[i] for i in range(count)])
+    if problem:
+        raise ValueError(problem)
+    return Group(0, count, {i: link.patient() for i, link in links.items()}, hosts)
+
+
+def _reach(host: str, port: int, limit: float, seconds: float) -> _Link:
+    while True:
+        try:
+            return _Link(socket.create_connection((host.strip("[]"), port), timeout=5))
+        except OSError as error:
+            if time.monotonic() > limit:
+                raise ValueError(
+                    f"process 0 does not answer at {host}:{port} after {seconds:g} s ({error}): is "
+                    "it started, with this --coordinator_address, and the port open?"
+                ) from error
+            time.sleep(0.2)
+
+
+def _receive_all(
+    port: int, count: int, limit: float, seconds: float
+) -> tuple[dict[int, _Link], dict[int, str], str | None]:
+    """Process 0's side of the start: links and hosts of those who came, and what is wrong."""
+    links: dict[int, _Link] = {}
+    hosts: dict[int, str] = {}
+    with _listener(port) as server:
+        while len(links) < count - 1:
+            server.settimeout(max(limit - time.monotonic(), 0.01))
+            try:
+                link = _Link(server.accept()[0])
+            except TimeoutError:
+                missing = ", ".join(str(i) for i in range(1, count) if i not in links)
+                problem = f"of {count} processes these did not come in {seconds:g} s: {missing}"
+                return links, hosts, problem
+            hello = link.receive() or {}
+            if hello.get("kind") != "hello":
+                continue  # a stranger: ports are scanned
+            process, host = hello["process"], hello["host"]
+            if problem := _misfit(process, hello["count"], count, hosts):
+                problem = f"process {process} of {hello['count']} ({host}) {problem}"
+                link.send(problem=problem)
+                return links, hosts, problem
+            links[process], hosts[process] = link, host
+    return links, hosts, None
+
+
+def _misfit(process: int, its_count: int, count: int, hosts: dict[int, str]) -> str | None:
+    if its_count != count:
+        return f"and process 0 of {count} were started with different --num_processes"
+    if process in hosts:
+        return f"came a second time: the first is on {hosts[process]}; --process_id must differ"
+    return None
+
+
+def _listener(port: int) -> socket.socket:
+    try:
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise ValueError(
+            f"process 0 cannot listen on port {port}, 4,096 from --coordinator_address's "
+            f"({error.strerror}): give another address"
+        ) from error
+
+
+def _difference(told: dict[int, dict], hosts: dict[int, str]) -> str | None:
+    """What the processes say differently, against process 0; None if nothing."""
+    for process, facts in sorted(told.items()):
+        differences = [
+            f"{name} is {facts.get(name)!r}, not {told[0].get(name)!r}"
+            for name in sorted(told[0].keys() | facts.keys())
+            if facts.get(name) != told[0].get(name)
+        ]
+        if differences:
+            return (
+                f"process {process} ({hosts[process]}) differs from process 0 ({hosts[0]}): "
+                f"{'; '.join(differences)}"
+            )
+    return None
