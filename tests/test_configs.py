@@ -20,7 +20,7 @@ def build(name, *arguments):
 
 def parameter_count(config, shape):
     built = factory.architecture(config, shape)
-    params = jax.eval_shape(lambda: built.init_params(jax.random.key(0)))
+    params = built.abstract_params
     return built, params, sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

@@ -28,14 +28,11 @@ def make_config(**overrides):
 
 def random_params(built, seed=0):
     """Parameters of which none is zero, so that every input reaches the output."""
-    params = built.init_params(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    leaves = [
-        leaf + 0.05 * jax.random.normal(key, leaf.shape)
-        for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(tree, leaves)
+    rng = np.random.default_rng(seed)
+    params = jax.jit(built.init_params)(jax.random.key(seed))
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf + 0.05 * rng.standard_normal(leaf.shape), np.float32), params
+    )
 
 
 def random_batch(size=8, classes=0):
@@ -64,14 +61,12 @@ def test_the_plain_loss_is_score_matching_on_the_images():
     config = make_config()
     built = factory.architecture(config, SHAPE)
     params, batch = random_params(built), random_batch()
-    terms = factory.loss(config, built)(params, keys(), batch)
+    terms = jax.jit(factory.loss(config, built))(params, keys(), batch)
     loss_keys = jax.vmap(jax.random.split, out_axes=1)(keys())[0]
-    expected = losses.score_matching_loss(
-        built.denoiser(params),
-        loss_keys,
-        from_uint8(batch.images),
-        factory.schedule(config),
-    )
+    path, images = factory.schedule(config), from_uint8(batch.images)
+    expected = jax.jit(
+        lambda p: losses.score_matching_loss(built.denoiser(p), loss_keys, images, path)
+    )(params)
     np.testing.assert_allclose(terms.total, expected.total, rtol=1e-5)
 
 
@@ -81,18 +76,17 @@ def test_augmentation_reaches_the_images_and_the_network():
     built = factory.architecture(config, SHAPE)
     assert built.network.augment_dim == 9
     params, batch = random_params(built), random_batch()
-    terms = factory.loss(config, built)(params, keys(), batch)
+    terms = jax.jit(factory.loss(config, built))(params, keys(), batch)
     loss_keys, augment_keys = jax.vmap(jax.random.split, out_axes=1)(keys())
     images, labels = augmentation.augment(augment_keys, from_uint8(batch.images), 1.0)
-
-    def denoise(x, alpha, beta, labels=labels):
-        return built.denoiser(params, augment_labels=labels)(x, alpha, beta)
-
     path = factory.schedule(config)
-    expected = losses.score_matching_loss(denoise, loss_keys, images, path)
-    untold = losses.score_matching_loss(
-        lambda *levels: denoise(*levels, labels=None), loss_keys, images, path
-    )
+
+    @jax.jit
+    def score_matching(labels):
+        denoise = built.denoiser(params, augment_labels=labels)
+        return losses.score_matching_loss(denoise, loss_keys, images, path)
+
+    expected, untold = score_matching(labels), score_matching(None)
     np.testing.assert_allclose(terms.total, expected.total, rtol=1e-5)
     assert np.abs(terms.total - untold.total).max() > 1e-4
 
@@ -160,7 +154,7 @@ def test_a_bfloat16_network_has_float32_weights_and_nearly_the_same_gradient():
     value, gradient = mean_gradient(config, params, batch)
     config.model.dtype = "bfloat16"
     narrow = factory.architecture(config, SHAPE)
-    narrow_params = narrow.init_params(jax.random.key(0))
+    narrow_params = narrow.abstract_params
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow_params)} == {jnp.dtype("float32")}
     narrow_value, narrow_gradient = mean_gradient(config, params, batch, narrow)
     assert narrow_value.dtype == jnp.float32
@@ -206,9 +200,8 @@ def test_dropout_changes_what_the_network_says():
     config = make_config(**{"model.dropout": 0.5})
     built = factory.architecture(config, SHAPE)
     params, x = random_params(built), jnp.ones((2, *SHAPE))
-    one, other = (
-        built.denoiser(params, dropout_key=jax.random.key(n))(x, 0.1, 0.5).clean for n in (0, 1)
-    )
+    draw = jax.jit(lambda key: built.denoiser(params, dropout_key=key)(x, 0.1, 0.5).clean)
+    one, other = (draw(jax.random.key(n)) for n in (0, 1))
     assert np.abs(one - other).max() > 1e-4
 
 
@@ -242,8 +235,10 @@ def test_guidance_extrapolates_from_no_class_to_the_class():
         both = [built.denoiser(params, labels)(x, alpha, beta) for labels in (jnp.array([1]), None)]
         return type(both[0])(*(u + 2.5 * (c - u) for c, u in zip(*both, strict=True)))
 
-    noise = samplers.initial_noise(jnp.array([7]), SHAPE)
-    expected = samplers.sample(heads, noise, factory.schedule(config), solver="euler", num_steps=2)
+    noise, path = samplers.initial_noise(jnp.array([7]), SHAPE), factory.schedule(config)
+    expected = jax.jit(lambda x: samplers.sample(heads, x, path, solver="euler", num_steps=2))(
+        noise
+    )
     np.testing.assert_allclose(drawn, expected, atol=1e-4)
 
 

@@ -48,7 +48,7 @@ def make_model(seed=0, **changes):
         rng.uniform(0.1, 1, (8, 8)).astype(np.float32),
     )
     built = architecture.build({**DESCRIPTION, **changes}, statistics)
-    shapes = jax.eval_shape(lambda: built.init_params(jax.random.key(0)))
+    shapes = built.abstract_params
     params = jax.tree.map(
         lambda s: jnp.asarray(0.1 * rng.standard_normal(s.shape), jnp.float32), shapes
     )

@@ -11,6 +11,7 @@ The description is what a model folder's config.json says and what every checkpo
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -56,8 +57,13 @@ class Architecture:
         return self.network.num_classes
 
     def init_params(self, key: jax.Array) -> dict:
-        """Fresh parameters; call it inside jit, or by `jax.eval_shape` for their shapes."""
+        """Fresh parameters."""
         return models.init_params(self.network, key)
+
+    @property
+    def abstract_params(self) -> dict:
+        """Shapes and types of the parameters."""
+        return models.init_params.eval_shape(self.network, jax.random.key(0))
 
     def denoiser(
         self,
@@ -72,10 +78,8 @@ class Architecture:
         rngs = {"dropout": dropout_key} if train else None
 
         def apply(x, c_noise, c_blur):
-            variables = {"params": params}
-            return self.network.apply(
-                variables, x, c_noise, c_blur, labels, augment_labels, train=train, rngs=rngs
-            )
+            inputs = x, c_noise, c_blur, labels, augment_labels
+            return _apply(self.network, params, inputs, rngs, train)
 
         spectral = self.description["preconditioning"] == "spectral"
         return precondition(
@@ -111,6 +115,12 @@ class Architecture:
         if guidance == 1.0:
             return conditional
         return guided(conditional, self.denoiser(params), guidance)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _apply(network: models.UNet, params: dict, inputs: tuple, rngs: dict | None, train: bool):
+    # Jitted by itself so that its many calls (a step of Heun makes two) are traced once.
+    return network.apply({"params": params}, *inputs, train=train, rngs=rngs)
 
 
 def _mean_squares(statistics: Statistics) -> np.ndarray:

@@ -146,13 +146,13 @@ def sampler(
             return_trajectory=return_trajectory,
         )  # fmt: skip
 
-    # What does not fit shows here, before any training.
-    seeds = jax.ShapeDtypeStruct((batch_size,), np.dtype("uint32"))
-    params = jax.eval_shape(lambda: architecture.init_params(jax.random.key(0)))
-    image = jax.ShapeDtypeStruct((batch_size, *architecture.image_shape), np.dtype("float32"))
-    jax.eval_shape(function, params, seeds, image if schedule.needs_start else None)
     everywhere, split = devices.replicated(mesh), devices.split(mesh)
     jitted = jax.jit(function, in_shardings=(everywhere, split, split), out_shardings=everywhere)
+    # What does not fit shows here, before any training.
+    seeds = jax.ShapeDtypeStruct((batch_size,), np.dtype("uint32"))
+    image = jax.ShapeDtypeStruct((batch_size, *architecture.image_shape), np.dtype("float32"))
+    start = image if schedule.needs_start else None
+    jitted.eval_shape(architecture.abstract_params, seeds, start)
 
     def draw_split(params, seeds, start):
         """Every process passes the whole batch, computes its part and gets all images."""

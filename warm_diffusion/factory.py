@@ -269,11 +269,12 @@ def initial_state(
         return train_state.create_state(built.network.apply, params, optimizer, num_ema)
 
     sharding = devices.replicated(mesh)
+    make = jax.jit(make, out_shardings=sharding)
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(make),
+        make.eval_shape(),
     )
-    return jax.jit(make, out_shardings=sharding), abstract
+    return make, abstract
 
 
 def train_step(

@@ -285,7 +285,7 @@ def _load_checkpoint(workdir: pathlib.Path, step: int | None, ema: int) -> Model
             raise ValueError(f"ema must be -1 (raw weights) or 0 to {len(names) - 1}, got {ema}")
         statistics = Statistics(**saved.statistics(step))
         built = _architecture.build(about["model"], statistics)
-        shapes = jax.eval_shape(lambda: built.init_params(jax.random.key(0)))
+        shapes = built.abstract_params
         params = saved.weights(step, shapes, ema)
     return _of_checkpoint(workdir, about, built, params, "raw" if ema < 0 else names[ema])
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from absl import flags, logging
 
@@ -40,7 +41,8 @@ class App:
         self.environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            # that of the tests in this process: many are of the same programs
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XDG_CACHE_HOME": str(folder / "cache"),
             "PYTHONPATH": str(REPOSITORY),

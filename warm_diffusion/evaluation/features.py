@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from warm_diffusion import devices
 from warm_diffusion.evaluation import inception
 
 MAX_PIXELS = 4096  # a covariance of this size takes seconds; larger images need other features
@@ -94,7 +95,7 @@ def extractor(name: str, *, weights: str = "", mesh: Mesh | None = None) -> Extr
     Args:
       name: pixels, inception or MODULE:FUNCTION (a module that can be imported).
       weights: Inception's safetensors file (`inception.convert` makes it).
-      mesh: devices to divide Inception's batches over; None for the default device.
+      mesh: devices to divide Inception's batches over; None for one of this process.
 
     Raises:
       ValueError: an unknown name, weights missing or damaged, a function that cannot be imported,
@@ -138,14 +139,15 @@ def _inception(path: str, mesh: Mesh | None) -> Extractor:
         params, weights_hash = inception.load(pathlib.Path(path).expanduser())
     except FileNotFoundError as error:
         raise ValueError(str(error)) from error
-    options, batch_size = {}, _BATCH
-    if mesh is not None:
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        params = jax.device_put(params, everywhere)
-        options = {"in_shardings": (everywhere, split), "out_shardings": everywhere}
-        batch_size = math.ceil(_BATCH / mesh.size) * mesh.size
-    network = jax.jit(inception.features_and_logits, **options)
+    mesh = mesh or devices.make_mesh(1)
+    everywhere, split = devices.replicated(mesh), devices.split(mesh)
+    params = devices.put_replicated(params, mesh)
+    network = jax.jit(
+        inception.features_and_logits,
+        in_shardings=(everywhere, split),
+        out_shardings=everywhere,
+    )
+    batch_size = math.ceil(_BATCH / mesh.size) * mesh.size
 
     def extract(images: np.ndarray) -> Features:
         if images.shape[3] != 3:
@@ -153,7 +155,8 @@ def _inception(path: str, mesh: Mesh | None) -> Extractor:
                 "features=inception are of RGB images [B, H, W, 3], got grey ones "
                 f"{images.shape[1:]}: use features=pixels, or data with data.channels=3"
             )
-        return Features(*(np.asarray(a) for a in network(params, images)))
+        found = network(params, devices.put_split(images, mesh))
+        return Features(*(np.asarray(array) for array in found))
 
     return Extractor("inception", weights_hash, batch_size, extract)
 

@@ -21,7 +21,7 @@ def print_info(config: ConfigDict) -> None:
     image_shape = data.images.shape[1:]
     built = factory.architecture(config, image_shape)
     factory.sampler(config, built, mesh)
-    params = jax.eval_shape(lambda: built.init_params(jax.random.key(config.seed)))
+    params = built.abstract_params
     batch = config.training.batch_size
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
     level = jax.ShapeDtypeStruct((batch,), jnp.float32)

@@ -137,7 +137,7 @@ def from_edm(model: UNet, arrays: Mapping[str, np.ndarray], key: jax.Array) -> d
     """
     arrays = {name: a for name, a in _strip(arrays).items() if not name.endswith(_FILTER)}
     size = model.resolution
-    shapes = jax.eval_shape(lambda: init_params(model, key))
+    shapes = init_params.eval_shape(model, key)
     params = flax.traverse_util.flatten_dict(shapes)
     output_layer = f"dec_{size}x{size}_aux_conv"
 

@@ -3,6 +3,7 @@
 Arrays are named by their path, with dots: `enc_32x32_block0.conv0.kernel`.
 """
 
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -23,8 +24,9 @@ def flatten(tree: Mapping) -> dict:
     return flax.traverse_util.flatten_dict(tree, sep=".")
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(network: UNet, key: jax.Array) -> dict:
-    """Fresh parameters; call it inside jit, or by `jax.eval_shape` for their shapes."""
+    """Fresh parameters; `init_params.eval_shape(network, key)` tells their shapes alone."""
     size, level = network.resolution, jnp.zeros((1,))
     return network.init(key, jnp.zeros((1, size, size, network.channels)), level, level)["params"]
 
@@ -50,7 +52,7 @@ def load(path: str | os.PathLike, network: UNet, extra: Mapping[str, tuple] = {}
       ValueError: no such file, another kind of file, arrays that are missing, unknown, of another
         shape or type (all are named), or numbers that are not finite.
     """
-    shapes = jax.eval_shape(lambda: init_params(network, jax.random.key(0)))
+    shapes = init_params.eval_shape(network, jax.random.key(0))
     expected = {name: leaf.shape for name, leaf in flatten(shapes).items()} | dict(extra)
     try:
         arrays = safetensors.numpy.load(pathlib.Path(path).read_bytes())

@@ -96,7 +96,7 @@ def _initial_params(config: ConfigDict, built: Architecture) -> dict | None:
     if not config.init_from:
         return None
     model = pretrained.load(config.init_from)
-    shapes = jax.eval_shape(lambda: built.init_params(jax.random.key(0)))
+    shapes = built.abstract_params
     expected, found = (
         {name: leaf.shape for name, leaf in weights.flatten(tree).items()}
         for tree in (shapes, model.params)
