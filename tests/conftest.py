@@ -3,6 +3,7 @@
 import getpass
 import os
 import tempfile
+import zlib
 from pathlib import Path
 
 # Nearly all of the suite's time is compilation, so XLA leaves its costliest passes out, here and in
@@ -10,6 +11,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
@@ -38,3 +40,23 @@ def shared_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared folder beside the repository ({folder}): not there")
     return folder
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory):
+    """A safetensors file of random weights that keep activations near 1 through all layers."""
+    import safetensors.numpy
+
+    from warm_diffusion.evaluation import inception_layers
+
+    arrays = {}
+    for name, shape in inception_layers.array_shapes().items():
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        if name.endswith("conv.weight") or name == "fc.weight":
+            array = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        else:
+            array = np.ones(shape) if name.endswith(("weight", "var")) else np.zeros(shape)
+        arrays[name] = array.astype(np.float32)
+    path = tmp_path_factory.mktemp("weights") / "inception.safetensors"
+    path.write_bytes(safetensors.numpy.save(arrays))
+    return path

@@ -4,25 +4,8 @@ import zlib
 
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from warm_diffusion.evaluation import inception_layers
-
-
-@pytest.fixture(scope="session")
-def inception_weights(tmp_path_factory):
-    """A safetensors file of random weights that keep activations near 1 through all layers."""
-    arrays = {}
-    for name, shape in inception_layers.array_shapes().items():
-        rng = np.random.default_rng(zlib.crc32(name.encode()))
-        if name.endswith("conv.weight") or name == "fc.weight":
-            array = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-        else:
-            array = np.ones(shape) if name.endswith(("weight", "var")) else np.zeros(shape)
-        arrays[name] = array.astype(np.float32)
-    path = tmp_path_factory.mktemp("weights") / "inception.safetensors"
-    path.write_bytes(safetensors.numpy.save(arrays))
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from PIL import Image
 from configs import default, saved
 from warm_diffusion import pretrained
 from warm_diffusion.data.images import to_uint8
+from warm_diffusion.evaluation import features
 from warm_diffusion.models import edm_weights
 
 
@@ -234,16 +235,22 @@ def test_a_program_draws_a_network_with_classes_and_augmentation(churn):
     assert np.abs(np.asarray(found).astype(int) - expected).max() <= 1
 
 
+def convert_edm(shared_folder, folder, name, capsys):
+    """EDM's arrays, tiny, as its converter writes them."""
+    arrays = np.load(shared_folder / "golden" / f"edm_{name}_tiny.npz")
+    np.savez(folder / "edm.npz", **{k[2:]: arrays[k] for k in arrays.files if k[:2] == "w/"})
+    assert edm_weights.main([str(folder / "edm.npz")]) == 0
+    capsys.readouterr()
+    return folder / "edm"
+
+
 def test_edms_network_is_evaluated_against_images(app, shared_folder, tmp_path, capsys):
     """What it was trained on is not known, so no reference is refused for that."""
-    arrays = np.load(shared_folder / "golden" / "edm_ddpmpp_tiny.npz")
-    np.savez(tmp_path / "edm.npz", **{k[2:]: arrays[k] for k in arrays.files if k[:2] == "w/"})
-    edm_weights.main([str(tmp_path / "edm.npz")])
-    capsys.readouterr()
+    model = convert_edm(shared_folder, tmp_path, "ddpmpp", capsys)
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
     np.save(tmp_path / "images.npy", images)
     out, _ = app.run(
-        "--mode=eval", f"--checkpoint={tmp_path / 'edm'}", f"--workdir={tmp_path}", "--steps=2",
+        "--mode=eval", f"--checkpoint={model}", f"--workdir={tmp_path}", "--steps=2",
         f"--config.data.source=npy:{tmp_path}/images.npy", "--config.eval.num_samples=8",
         "--config.eval.seed_ranges=1", tiny=False,
     )  # fmt: skip
@@ -253,13 +260,37 @@ def test_edms_network_is_evaluated_against_images(app, shared_folder, tmp_path, 
     assert report["fd_pixels_8"] > 0
 
 
+def test_edms_network_statistics_and_inception_make_an_fid(
+    app, shared_folder, inception_weights, tmp_path, capsys, monkeypatch
+):
+    """The sequence of docs/reproduce.md at a tiny size; the distance again from the PNG files."""
+    monkeypatch.setattr(features, "_BATCH", 6)
+    model = convert_edm(shared_folder, tmp_path, "ddpmpp", capsys)
+    mean, scale = 0.1 * np.ones(2048), 0.05 + 0.01 * np.arange(2048) / 2048
+    np.savez(tmp_path / "reference.npz", mu=mean, sigma=np.diag(scale))
+    common = (f"--checkpoint={model}", f"--workdir={tmp_path}", "--steps=2")
+    app.run(
+        "--mode=eval", *common, f"--config.eval.reference={tmp_path / 'reference.npz'}",
+        "--config.eval.features=inception", f"--config.eval.inception_weights={inception_weights}",
+        "--config.eval.num_samples=6", "--config.eval.seed_ranges=1", tiny=False,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "eval" / "model.json").read_text())
+    assert report["reference"]["origin"] == "external"
+    app.run("--mode=sample", *common, "--seeds=0-5", tiny=False)
+    extract = features.extractor("inception", weights=str(inception_weights))
+    found = extract(images(tmp_path / "generated")).values.astype(np.float64)
+    # tr sqrt(S diag(s)) over the five eigenvalues of six images, from their Gram matrix
+    centred = (found - found.mean(0)) / np.sqrt(5)
+    cross = np.linalg.eigvalsh((centred * scale) @ centred.T)
+    expected = np.sum((found.mean(0) - mean) ** 2) + np.sum(centred**2) + scale.sum()
+    expected -= 2 * np.sqrt(np.maximum(cross, 0)).sum()
+    assert report["fid6_train"] == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp"])
 def test_edms_network_is_converted_and_sampled(app, shared_folder, tmp_path, capsys, name):
-    arrays = np.load(shared_folder / "golden" / f"edm_{name}_tiny.npz")
-    np.savez(tmp_path / "edm.npz", **{k[2:]: arrays[k] for k in arrays.files if k[:2] == "w/"})
-    assert edm_weights.main([str(tmp_path / "edm.npz")]) == 0
-    capsys.readouterr()
-    common = (f"--checkpoint={tmp_path / 'edm'}", f"--workdir={tmp_path / 'out'}", "--steps=2")
+    model = convert_edm(shared_folder, tmp_path, name, capsys)
+    common = (f"--checkpoint={model}", f"--workdir={tmp_path / 'out'}", "--steps=2")
     out, _ = app.run("--mode=sample", *common, "--seeds=0-1", tiny=False)
     assert "weights  EDM's of" in out
     assert images(tmp_path / "out" / "generated").shape == (2, 16, 16, 3)
