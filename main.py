@@ -7,14 +7,13 @@ Exit status: 0 done; 1 a fault of the program; 2 a mistake in the command (one l
 3 training diverged; 4 checkpoints missing or damaged; 75 stopped by a signal: run it again."""
 
 import pathlib
-import sys
 import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import default
-from warm_diffusion import jobs, processes, settings
+from warm_diffusion import cluster, jobs, settings
 
 FLAGS = flags.FLAGS
 MODES = {
@@ -50,9 +49,7 @@ flags.DEFINE_bool("debug", False, "Show the libraries' logs, and a traceback for
 def fail(message: str, status: int = 2) -> None:
     """Prints one line and exits."""
     message = message.splitlines()[-1] if "Traceback (" in message else message  # a config file's
-    message = " ".join(message.split())
-    print(f"error: {message}", file=sys.stderr)
-    processes.end(status, message)
+    cluster.end(status, " ".join(message.split()))
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -75,9 +72,9 @@ def main(argv: list[str]) -> None:
         if not FLAGS.workdir and FLAGS.mode != "info":
             raise ValueError(f"--mode={FLAGS.mode} writes files: set --workdir=DIR")
         MODES[FLAGS.mode](config, FLAGS.workdir, FLAGS.checkpoint or FLAGS.workdir)
-        processes.leave()
+        cluster.leave()
     except Exception as error:
-        other = processes.caused_by_another(error)
+        other = cluster.caused_by_another(error)
         mistake = isinstance(error, ValueError | jobs.Stopped) or other
         if FLAGS.debug or not mistake:
             traceback.print_exc()

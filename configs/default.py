@@ -90,6 +90,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.training = training = ml_collections.ConfigDict()
     training.num_steps = 1_500  # steps in all; raising it later continues the run
     training.batch_size = 128  # global: over all devices and processes
+    training.sharding = "replicated"  # state: on every device; or fsdp: split over the devices
     training.grad_accumulation = 1  # slices of a batch, one after the other: less memory
     training.ema_halflife_images = (20_000,)  # one set of averaged weights for each; EDM: 500,000
     training.ema_rampup = 0.05  # half-life at most this share of the images seen; 0: no ramp-up

@@ -1,13 +1,21 @@
-"""Arrays on all devices: one mesh axis `data`; state replicated, batches split."""
+"""Arrays on all devices: one mesh axis `data`; batches split, state everywhere or split as well."""
+
+import math
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+STATE_SHARDINGS = ("replicated", "fsdp")
+_SMALL = 2**12  # numbers: smaller arrays are everywhere, for messages have a price of their own
+
 
 def make_mesh(count: int | None = None) -> Mesh:
     """All devices of all processes along the axis `data`, or the first `count` of this process."""
-    chosen = jax.devices() if count is None else jax.local_devices()[:count]
+    if count is not None:
+        return Mesh(np.array(jax.local_devices()[:count]), ("data",))
+    # Each process holds a consecutive part of a batch, see `process_slice`.
+    chosen = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(chosen), ("data",))
 
 
@@ -19,6 +27,48 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split(mesh: Mesh) -> NamedSharding:
     """The first axis divided over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def state_shardings(kind: str, state, mesh: Mesh):
+    """The sharding of each array of a state.
+
+    Args:
+      kind: replicated; or fsdp: each split over the devices along its longest axis that they can
+        share evenly, if there is one and the array is not small.
+      state: a tree of arrays or their shapes.
+      mesh: the devices.
+
+    Raises:
+      ValueError: another kind.
+    """
+    if kind not in STATE_SHARDINGS:
+        raise ValueError(
+            f"training.sharding must be one of {', '.join(STATE_SHARDINGS)}, got {kind!r}"
+        )
+
+    def choose(leaf) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
+        if kind == "replicated" or math.prod(leaf.shape) < _SMALL or not axes:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))
+
+    return jax.tree.map(choose, state)
+
+
+def gathered(tree, mesh: Mesh, shardings):
+    """Split arrays on every device, inside jit; their gradient arrives split as they are."""
+
+    @jax.custom_vjp
+    def gather(tree):
+        return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+    # Without this rule the gradient would be added up on every device before it is split.
+    gather.defvjp(
+        lambda tree: (gather(tree), None),
+        lambda _, gradient: (jax.lax.with_sharding_constraint(gradient, shardings),),
+    )
+    return gather(tree)
 
 
 def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
@@ -50,5 +100,14 @@ def put_local(part, mesh: Mesh):
 
 def put_replicated(tree, mesh: Mesh):
     """Host arrays, the same in every process, on every device."""
-    sharding = replicated(mesh)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree)
+    return put_as(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+
+
+def put_as(tree, shardings):
+    """Host arrays, the same in every process, each where its sharding says."""
+
+    def put(leaf, sharding):
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda part: leaf[part])
+
+    return jax.tree.map(put, tree, shardings)

@@ -141,13 +141,14 @@ def sampler(
     devices.check_batch_size("sampling.batch_size", batch_size, mesh)
 
     def function(params, seeds, start):
+        params = jax.lax.with_sharding_constraint(params, everywhere)  # in training it may be split
         return draw(
             architecture, params, seeds, schedule, settings, start,
             return_trajectory=return_trajectory,
         )  # fmt: skip
 
     everywhere, split = devices.replicated(mesh), devices.split(mesh)
-    jitted = jax.jit(function, in_shardings=(everywhere, split, split), out_shardings=everywhere)
+    jitted = jax.jit(function, in_shardings=(None, split, split), out_shardings=everywhere)
     # What does not fit shows here, before any training.
     seeds = jax.ShapeDtypeStruct((batch_size,), np.dtype("uint32"))
     image = jax.ShapeDtypeStruct((batch_size, *architecture.image_shape), np.dtype("float32"))

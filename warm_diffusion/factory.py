@@ -268,13 +268,14 @@ def initial_state(
         num_ema = len(config.training.ema_halflife_images)
         return train_state.create_state(built.network.apply, params, optimizer, num_ema)
 
-    sharding = devices.replicated(mesh)
-    make = jax.jit(make, out_shardings=sharding)
+    shapes = jax.eval_shape(make)
+    shardings = devices.state_shardings(config.training.sharding, shapes, mesh)
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        make.eval_shape(),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
     )
-    return make, abstract
+    return jax.jit(make, out_shardings=shardings), abstract
 
 
 def train_step(
@@ -286,7 +287,9 @@ def train_step(
     path: Callable[[jax.Array], schedules.Schedule] | None = None,
     loss_fn: train_state.LossFn | None = None,
 ) -> Callable:
-    """The jitted step: state and metrics donated and everywhere, the batch split over the devices.
+    """The jitted step: state and metrics donated, the batch split over the devices.
+
+    The state is where `initial_state` puts it.
 
     Args:
       config: see `configs/default.py`.
@@ -303,9 +306,15 @@ def train_step(
     """
     options = config.training
 
+    def shardings(tree):
+        return devices.state_shardings(options.sharding, tree, mesh)
+
     def make(key, loss_fn):
+        def loss_of_split(params, *batch):
+            return loss_fn(devices.gathered(params, mesh, shardings(params)), *batch)
+
         return train_state.make_train_step(
-            loss_fn,
+            loss_fn if options.sharding == "replicated" else loss_of_split,
             key,
             batch_size=options.batch_size,
             ema_halflives=options.ema_halflife_images,
@@ -322,15 +331,16 @@ def train_step(
             stored, indices = batch
             batch = [jax.tree.map(lambda leaf: leaf[indices], stored)]
         chosen = loss(config, built, path(ratio)) if path else fixed
-        return make(jax.random.key(seed), chosen)(state, metrics, *batch)
+        state, metrics = make(jax.random.key(seed), chosen)(state, metrics, *batch)
+        return jax.lax.with_sharding_constraint(state, shardings(state)), metrics
 
     everywhere, split = devices.replicated(mesh), devices.split(mesh)
     batch = (everywhere, split) if resident else (split,)
     return jax.jit(
         step,
         donate_argnums=(0, 1),
-        in_shardings=(everywhere, everywhere, *batch, everywhere, everywhere),
-        out_shardings=everywhere,
+        in_shardings=(None, everywhere, *batch, everywhere, everywhere),  # None: as it is given
+        out_shardings=(None, everywhere),
     )
 
 

@@ -13,7 +13,7 @@ import jax
 import ml_collections
 from ml_collections import config_flags
 
-from warm_diffusion import factory, processes, storage
+from warm_diffusion import cluster, factory, storage
 from warm_diffusion.console import say
 
 # Where things lie, which may differ between the machines of a run: a checkpoint and the processes
@@ -234,7 +234,7 @@ def start(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
     """
     others = flags.coordinator_address, flags.num_processes, flags.process_id
     if flags.distributed or any(value is not None for value in others):
-        processes.join(*others, seconds=flags.join_seconds)
+        cluster.join(*others, seconds=flags.join_seconds)
     config = flags.config
     enable_compilation_cache(config.compilation_cache_dir)
     for key, flag in (("bnr", "bnr"), ("solver", "solver"), ("num_steps", "steps")):
@@ -255,9 +255,9 @@ def _agree(flags: absl.flags.FlagValues) -> None:
     told = {f"--{name}": flags[name].value for name in ("mode", "seeds", "wait")}
     told |= {f"the version of {name}": version for name, version in versions().items()}
     told |= {f"config.{key}": keys[key] for key in keys if not key.startswith(_BY_MACHINE)}
-    processes.agree(**told, **{"the number of devices": jax.local_device_count()})
+    cluster.agree(**told, **{"the number of devices": jax.local_device_count()})
     say(f"joined   {jax.process_count()} processes, {jax.device_count()} devices")
-    if note := processes.unused_devices():
+    if note := cluster.unused_devices():
         say(f"note     {note}")
 
 

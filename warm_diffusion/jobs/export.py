@@ -58,7 +58,7 @@ def _draw(config: ConfigDict, model: pretrained.Model, sampler: drawing.Sampler,
     if not config.export.num_images:
         return np.zeros((0, *model.image_shape), np.uint8)
     images = factory.dataset(config).images if sampler.schedule.needs_start else None
-    params = devices.put_replicated(jax.tree.map(np.asarray, model.params), mesh)
+    params = devices.put_replicated(model.params, mesh)
     seeds = np.arange(config.export.num_images)
     return np.concatenate(list(sampler.generate(params, seeds, images)))
 

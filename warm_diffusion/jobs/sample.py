@@ -3,7 +3,6 @@
 import json
 import pathlib
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -53,7 +52,7 @@ def sample(config: ConfigDict, workdir: str, checkpoint: str, seeds: str) -> pat
     }
     _refuse_a_mixture(folder / "sampling.json", about)
     images = []
-    params = devices.put_replicated(jax.tree.map(np.asarray, model.params), mesh)
+    params = devices.put_replicated(model.params, mesh)
     with progress(len(numbers), "sampling", " images") as bar:
         for batch in sampler.generate(params, numbers, start):
             images.append(batch)

@@ -161,7 +161,7 @@ def analyze_sampling(
     sampler = factory.sampler(config, built, mesh, return_trajectory=True)
     levels = levels_of(sampler.schedule, options.num_steps, options.rho)
     spectrum = factory.data_statistics(config).spectrum
-    params = devices.put_replicated(jax.tree.map(np.asarray, model.params), mesh)
+    params = devices.put_replicated(model.params, mesh)
     states, contributions, strips = _run(config, built, params, sampler, data, levels)
     reference, about = _reference(config, data, 2 * states.shape[1])
     states = states[:, : len(reference) // 2]

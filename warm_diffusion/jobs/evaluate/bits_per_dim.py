@@ -57,7 +57,7 @@ def measure(
 
     run = jax.jit(bits, in_shardings=(everywhere, *[split_over] * 3), out_shardings=everywhere)
     batch = min(config.sampling.batch_size, math.ceil(count / mesh.size) * mesh.size)
-    weights = devices.put_replicated(jax.tree.map(np.asarray, model.params), mesh)
+    weights = devices.put_replicated(model.params, mesh)
     values = []
     with progress(count, "likelihood", " images") as bar:
         for first in range(0, count, batch):

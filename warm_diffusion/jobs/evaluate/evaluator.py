@@ -18,7 +18,6 @@ import shutil
 import time
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from warm_diffusion import devices, factory, schedules, storage
@@ -164,7 +163,7 @@ class Evaluator:
         if total > 2**32:
             raise ValueError(f"seeds must stay below 2^32, got {total} images in all")
         start = self._dataset().images if self._sampler.schedule.needs_start else None
-        params = devices.put_replicated(jax.tree.map(np.asarray, model.params), self.mesh)
+        params = devices.put_replicated(model.params, self.mesh)
         rounds = []
         with progress(total, _label(model), " images") as bar:
             for first in range(0, total, count):

@@ -13,7 +13,7 @@ import zipfile
 import jax
 import numpy as np
 
-from warm_diffusion import processes, storage
+from warm_diffusion import cluster, storage
 from warm_diffusion.console import say
 from warm_diffusion.drawing import Sampler
 from warm_diffusion.evaluation.features import Extractor, Features, concatenate
@@ -53,7 +53,7 @@ def draw_features(
     if done:
         say(f"continue {done:,} of {len(seeds):,} images from seed {seeds[0]} on are there")
     bar.update(done)
-    processes.agree(**{f"images there in {folder}": done})
+    cluster.agree(**{f"images there in {folder}": done})
     pending, saved_at = [], time.monotonic()
     with stop_requests() as stop_request:
         for batch in sampler.generate(params, seeds[done:], images):

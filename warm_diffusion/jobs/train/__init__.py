@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import devices, factory, pretrained, processes, settings, storage
+from warm_diffusion import cluster, devices, factory, pretrained, settings, storage
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.console import say
 from warm_diffusion.data import Dataset
@@ -65,7 +65,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     ) as saved:
         state = saved.restore_latest(abstract, report=say)
         if state is None:
-            state = _start_from(make_state(), initial, mesh)
+            state = _start_from(make_state(), initial)
             say(f"run      new, in {workdir}")
         else:
             step = int(state.step)
@@ -81,14 +81,14 @@ def _agree(
     workdir: pathlib.Path, config: ConfigDict, data: Dataset, steps: list[int], initial: dict | None
 ) -> None:
     """All processes must train the same from the same, in one workdir."""
-    processes.agree(
+    cluster.agree(
         **{
             "the hash of the images": data.info["content_sha256"],
             f"the last checkpoint in {workdir}": steps[-1] if steps else None,
             f"the hash of init_from={config.init_from}": storage.digest(initial),
         }
     )
-    processes.check_shared(workdir)
+    cluster.check_shared(workdir)
 
 
 def _initial_params(config: ConfigDict, built: Architecture) -> dict | None:
@@ -113,11 +113,11 @@ def _initial_params(config: ConfigDict, built: Architecture) -> dict | None:
     return model.params
 
 
-def _start_from(state: TrainState, params: dict | None, mesh: Mesh) -> TrainState:
+def _start_from(state: TrainState, params: dict | None) -> TrainState:
     """The state with other weights, in the averages too; the optimizer starts afresh."""
     if params is None:
         return state
-    params = devices.put_replicated(jax.tree.map(np.asarray, params), mesh)
+    params = devices.put_as(params, jax.tree.map(lambda leaf: leaf.sharding, state.params))
     # Copies: the step donates the state, and one buffer cannot be donated twice.
     ema = tuple(jax.tree.map(jnp.copy, params) for _ in state.ema)
     return state.replace(params=params, ema=ema)

@@ -1,179 +1,28 @@
-"""The processes of one run: who is there, whether they agree, and why one of them ended.
-
-JAX's own runtime (`jax.distributed`) joins the devices. It does not say which process is missing,
-and when one ends the others wait in a collective for ever or abort with a crash dump. So every
-process keeps a second connection to process 0, on a port of its own, over which go
+"""Messages between the processes of a run: one connection each to process 0, JSON lines.
 
     hello    who I am (at the start)
     facts    what must be the same everywhere; process 0 compares them and answers
     ended    I end with this status, for this reason; process 0 passes it on
     bye      I end because all is done
 
-A connection that closes without the last two is a process that was lost. Whoever hears of an end
-says why in one line and ends with the same status; `LOST` where a process vanished.
-
-A run of one process has no group; what is below then does nothing.
+A connection that closes without one of the last two is a process that was lost. Whoever hears of an
+end says why in one line and ends with the same status; `LOST` where a process vanished.
 """
 
 import contextlib
 import json
 import os
-import pathlib
 import queue
-import re
 import socket
 import sys
 import threading
 import time
 from collections.abc import Mapping
 
-import jax
-
-from warm_diffusion import storage
-
-# How errors of JAX's runtime begin, whatever the class: gloo's are ValueErrors.
-_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|[A-Z]+_[A-Z_]+): ")
 LOST = 75  # as after a signal: the same command continues from the last checkpoint
-GRACE_SECONDS = 5.0  # for a process to end by itself after another one has
+GRACE_SECONDS = 2.0  # for a process to end by itself after another one has
 _SILENT_SECONDS = 30  # a machine that does not answer for so long is lost
 _LONGEST_LINE = 1 << 20
-
-
-_group: "Group | None" = None
-
-
-def join(
-    address: str | None, count: int | None, index: int | None, *, seconds: float = 300.0
-) -> None:
-    """Joins the other processes of the run and starts JAX's runtime over them.
-
-    Args:
-      address: host:port of process 0.
-      count: of processes.
-      index: of this one, from 0.
-      seconds: how long to wait for the others.
-
-    What is None comes from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or from
-    the cluster, where JAX knows it (TPU, Slurm, Open MPI, Kubernetes).
-
-    Raises:
-      ValueError: not known who and where the others are, or some did not come in time.
-    """
-    global _group
-    # JAX's own detection, so that both connections are of the same processes. JAX has no public
-    # name for it.
-    from jax._src.clusters import ClusterEnv
-
-    environment = os.environ
-    address = address or environment.get("JAX_COORDINATOR_ADDRESS")
-    given = [
-        _number("JAX_NUM_PROCESSES") if count is None else count,
-        _number("JAX_PROCESS_ID") if index is None else index,
-    ]
-    address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
-        address, *given, None, None, int(seconds)
-    )
-    missing = [
-        name
-        for name, value in (
-            ("--coordinator_address=HOST:PORT of process 0", address),
-            ("--num_processes", count),
-            ("--process_id", index),
-        )
-        if value is None
-    ]
-    if missing:
-        raise ValueError(
-            "this is no cluster that JAX knows (TPU, Slurm, Open MPI, Kubernetes), so the other "
-            f"processes must be told: {', '.join(missing)} is missing"
-        )
-    if not 0 <= index < count:
-        raise ValueError(f"--process_id must be 0 to {count - 1} (--num_processes), got {index}")
-    host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
-        raise ValueError(f"--coordinator_address must be HOST:PORT, got {address!r}")
-    group = connect(host, int(port), count, index, seconds)
-    jax.distributed.initialize(
-        address,
-        count,
-        index,
-        local_device_ids=devices,
-        cluster_detection_method="deactivate",
-        initialization_timeout=int(seconds),
-    )
-    _group = group
-
-
-def _number(name: str) -> int | None:
-    text = os.environ.get(name)
-    if text is None:
-        return None
-    if not text.isdigit():
-        raise ValueError(f"the environment variable {name} must be a number, got {text!r}")
-    return int(text)
-
-
-def agree(**facts) -> None:
-    """Waits for all processes and compares what they say.
-
-    Raises:
-      ValueError: in every process, with what differs and where.
-    """
-    if _group:
-        _group.agree(facts)
-
-
-def check_shared(folder: pathlib.Path) -> None:
-    """Raises ValueError unless what process 0 writes to a folder is there for all processes."""
-    if not _group:
-        return
-    probe = folder / "probe-of-a-start.json"
-    if _group.index == 0:
-        storage.write_json(probe, time.time())
-    agree()
-    seen = storage.read_json(probe) if probe.exists() else None
-    try:
-        agree(**{f"what is in {probe} (--workdir must be one folder that all see)": seen})
-    finally:
-        if _group.index == 0:
-            probe.unlink()
-
-
-def unused_devices() -> str:
-    """What to say where Slurm gives a node more GPUs than tasks, each of which takes one."""
-    gpus, tasks = (
-        os.environ.get(f"SLURM_{name}", "").partition("(")[0]
-        for name in ("GPUS_ON_NODE", "TASKS_PER_NODE")
-    )
-    if not (gpus.isdigit() and tasks.isdigit()) or int(tasks) >= int(gpus):
-        return ""
-    return (
-        f"this node has {gpus} GPUs and {tasks} Slurm tasks, and JAX takes one GPU per task: start "
-        f"one task per GPU (--ntasks-per-node={gpus})"
-    )
-
-
-def end(status: int, reason: str) -> None:
-    """Exits; the other processes end as well, and say why."""
-    if _group:
-        _group.end(status, reason)
-    sys.exit(status)
-
-
-def leave() -> None:
-    """Tells the others that this process has done its part."""
-    if _group:
-        _group.leave()
-
-
-def caused_by_another(error: Exception) -> tuple[int, str] | None:
-    """Status and reason of another process that ended, if that is what `error` came from.
-
-    A collective fails in all processes when one has gone; JAX reports it by various exceptions.
-    """
-    if _group and (isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))):
-        return _group.why_others_ended()
-    return None
 
 
 class _Link:
@@ -232,10 +81,14 @@ class Group:
         self.index, self.count = index, count
         self._links, self._hosts = links, hosts
         self._facts: queue.Queue[tuple[int, dict]] = queue.Queue()
-        self._ending = threading.Event()
+        self._ended = threading.Event()
         self._reason: tuple[int, str] | None = None
-        for other in links:
-            threading.Thread(target=self._listen, args=(other,), daemon=True).start()
+        self._last_word = threading.Lock()  # taken once, by the thread that ends this process
+        self._listeners = [
+            threading.Thread(target=self._listen, args=(other,), daemon=True) for other in links
+        ]
+        for listener in self._listeners:
+            listener.start()
 
     def agree(self, facts: Mapping[str, object]) -> None:
         """See the function `agree`."""
@@ -260,25 +113,36 @@ class Group:
         return found
 
     def end(self, status: int, reason: str) -> None:
-        """Tells the others that this process ends before all is done, and ends it.
+        """Says why, tells the others and ends this process.
 
         Not by `sys.exit`: on the way out JAX would wait minutes for the others.
         """
         self._tell(kind="ended", process=self.index, status=status, reason=reason)
+        self._exit(status, reason)
+
+    def _exit(self, status: int, reason: str) -> None:
+        self._last_word.acquire()
         sys.stdout.flush()
-        sys.stderr.flush()
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+        if self.index == 0:  # when process 0 goes, JAX aborts the others: they go first
+            limit = time.monotonic() + 2 * GRACE_SECONDS
+            for listener in self._listeners:
+                if listener is not threading.current_thread():
+                    listener.join(max(limit - time.monotonic(), 0))
         os._exit(status)
 
     def leave(self) -> None:
         """Tells the others that this process has done its part."""
         self._tell(kind="bye")
+        if self.index:
+            self._ended.set()  # nobody's end matters any more
 
     def why_others_ended(self, seconds: float = _SILENT_SECONDS) -> tuple[int, str] | None:
         """Status and reason of the first other process that ended; waits for the news.
 
         For an error in a collective, which another's end may have caused.
         """
-        self._ending.wait(seconds)
+        self._ended.wait(seconds)
         return self._reason
 
     def _tell(self, **message) -> None:
@@ -286,28 +150,33 @@ class Group:
             link.send(**message)
 
     def _listen(self, other: int) -> None:
+        done = False
         while message := self._links[other].receive():
-            kind = message.get("kind")
-            if kind == "facts":
+            if message["kind"] == "facts":
                 self._facts.put((other, message["facts"]))
-            elif kind == "bye":
-                return
-            elif kind == "ended":
+            elif message["kind"] == "ended":
                 self._heard(message["process"], message["status"], message["reason"])
-                return
-        self._heard(other, LOST, "was lost: killed, or its machine or the network failed")
+            done = done or message["kind"] in ("bye", "ended")
+        if not done:
+            self._heard(other, LOST, None)
 
-    def _heard(self, other: int, status: int, reason: str) -> None:
-        if self._ending.is_set():
+    def _heard(self, other: int, status: int, reason: str | None) -> None:
+        if self._ended.is_set():
             return
         if self.index == 0:
             self._tell(kind="ended", process=other, status=status, reason=reason)
-        ended = "" if status == LOST else f"ended with status {status}: "
-        self._reason = status, f"process {other} ({self._hosts[other]}) {ended}{reason}"
-        self._ending.set()
-        time.sleep(GRACE_SECONDS)  # this process may be ending for the same reason
-        print(f"error: {self._reason[1]}", file=sys.stderr, flush=True)
-        os._exit(status)
+        lost = "was lost: killed, or its machine or the network failed"
+        how = f"ended with status {status}: {reason}" if reason else lost
+        self._reason = status, f"process {other} ({self._hosts[other]}) {how}"
+        self._ended.set()
+        # This process may be ending by itself for the same reason; but when process 0 is lost JAX
+        # aborts the others at once.
+        grace = GRACE_SECONDS if other or reason else 0.0
+        threading.Thread(target=self._follow, args=(grace,), daemon=True).start()
+
+    def _follow(self, grace: float) -> None:
+        time.sleep(grace)
+        self._exit(*self._reason)
 
 
 def connect(host: str, port: int, count: int, index: int, seconds: float) -> Group:
