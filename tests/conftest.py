@@ -3,6 +3,7 @@
 import getpass
 import os
 import tempfile
+import uuid
 from pathlib import Path
 
 # Nearly all of the suite's time is compilation, so XLA leaves its costliest passes out, here and in
@@ -11,6 +12,9 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
+
+from tests import object_store
+from warm_diffusion import storage
 
 jax.config.update("jax_platforms", "cpu")
 # An [H, W] factor that meets [B, H, W, C] images must fail here, not broadcast along a wrong axis.
@@ -38,3 +42,21 @@ def shared_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared folder beside the repository ({folder}): not there")
     return folder
+
+
+@pytest.fixture(scope="session")
+def store():
+    """The URL of an object store whose `gs://bucket` this process reads and writes."""
+    with object_store.serving() as url, pytest.MonkeyPatch.context() as patch:
+        for name, value in object_store.environment(url).items():
+            patch.setenv(name, value)
+        yield url
+
+
+@pytest.fixture(params=["local", "gs"])
+def place(request, tmp_path):
+    """A folder that is not there yet: on disk, and on gs://."""
+    if request.param == "local":
+        return tmp_path / "place"
+    request.getfixturevalue("store")
+    return storage.path(f"gs://bucket/{uuid.uuid4().hex}")

@@ -38,7 +38,6 @@ class App:
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
         self.environment = {
-            **os.environ,
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -50,7 +49,7 @@ class App:
         command = [sys.executable, *(before or (str(REPOSITORY / "main.py"),))]
         return subprocess.Popen(
             [*command, *(TINY if tiny else ()), *map(str, arguments)],
-            env={**self.environment, **dict(environment)},
+            env={**os.environ, **self.environment, **dict(environment)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import factory, pretrained, settings
+from warm_diffusion import factory, pretrained, settings, storage
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.console import say
 from warm_diffusion.data import Dataset
@@ -40,7 +40,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
       Interrupted: SIGTERM or SIGINT; the state is saved.
       Diverged: gradients or state were not finite; the checkpoints are from before.
     """
-    workdir = pathlib.Path(workdir).expanduser().absolute()
+    workdir = storage.path(workdir)
     config = realise_bnr(config, workdir)
     mesh = devices.make_mesh()
     devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
