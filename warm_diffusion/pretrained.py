@@ -373,8 +373,8 @@ def save(
         "info": info,
     }
     content = {
-        **files,
         **card.files(folder.name, config, samples, caption),
+        **files,
         "model.safetensors": weights.to_bytes(arrays),
         "config.json": storage.to_json(config),  # last: without it no folder passes for a model
     }

@@ -1,7 +1,7 @@
 """What a run reports: `metrics.jsonl`, and the same numbers and grids as TensorBoard events.
 
-On gs:// the events are written here first: tensorboardX can write there, but a thread of its that
-meets an error ends, and the run then waits for it for ever.
+On gs:// events are kept on this machine and copied there, whole, from time to time: tensorboardX
+writes to gs:// itself, but one error there ends its thread, and the run then waits for ever.
 """
 
 import json
