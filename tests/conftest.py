@@ -3,6 +3,7 @@
 import getpass
 import os
 import tempfile
+import uuid
 import zlib
 from pathlib import Path
 
@@ -13,6 +14,9 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 import jax
 import numpy as np
 import pytest
+
+from tests import object_store
+from warm_diffusion import storage
 
 jax.config.update("jax_platforms", "cpu")
 # An [H, W] factor that meets [B, H, W, C] images must fail here, not broadcast along a wrong axis.
@@ -60,3 +64,21 @@ def inception_weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "inception.safetensors"
     path.write_bytes(safetensors.numpy.save(arrays))
     return path
+
+
+@pytest.fixture(scope="session")
+def store():
+    """The URL of an object store whose `gs://bucket` this process reads and writes."""
+    with object_store.serving() as url, pytest.MonkeyPatch.context() as patch:
+        for name, value in object_store.environment(url).items():
+            patch.setenv(name, value)
+        yield url
+
+
+@pytest.fixture(params=["local", "gs"])
+def place(request, tmp_path):
+    """A folder that is not there yet: on disk, and on gs://."""
+    if request.param == "local":
+        return tmp_path / "place"
+    request.getfixturevalue("store")
+    return storage.path(f"gs://bucket/{uuid.uuid4().hex}")

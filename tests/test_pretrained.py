@@ -128,14 +128,39 @@ def test_a_folder_that_holds_something_is_left_alone(saved, model):
     assert {path: path.read_bytes() for path in saved.iterdir()} == before
 
 
-def test_a_model_is_saved_whole_or_not_at_all(model, tmp_path, monkeypatch):
-    def full(*_):
+NO_SAMPLES = np.zeros((0, 8, 8, 1), np.uint8)
+
+
+def test_a_model_is_saved_whole_or_not_at_all(model, place, monkeypatch):
+    write = pretrained.storage.write_files
+
+    def full(files):
+        write(dict(list(files.items())[:2]))
         raise OSError("disk full")
 
-    monkeypatch.setattr(pretrained.card, "write", full)
+    monkeypatch.setattr(pretrained.storage, "write_files", full)
     with pytest.raises(OSError, match="disk full"):
-        pretrained.save(model, tmp_path / "new", samples=np.zeros((0, 8, 8, 1), np.uint8))
-    assert list(tmp_path.iterdir()) == []
+        pretrained.save(model, place / "new", samples=NO_SAMPLES)
+    assert list(place.glob("*")) == []
+
+
+def test_a_model_on_gs_is_the_model(model, store):
+    url = "gs://bucket/pretrained"
+    pretrained.save(model, url, samples=NO_SAMPLES)
+    loaded = pretrained.load(url)
+    assert loaded.info["weights_sha256"] == pretrained.storage.digest(model.params)
+    np.testing.assert_array_equal(loaded.spectrum, model.spectrum)
+    with pytest.raises(ValueError, match="gs://bucket/pretrained is not empty"):
+        pretrained.save(model, url, samples=NO_SAMPLES)
+
+
+def test_a_model_whose_writing_on_gs_was_killed_is_none(model, store):
+    """config.json comes last: without it there is no model."""
+    url = "gs://bucket/killed_model"
+    pretrained.save(model, url, samples=NO_SAMPLES)
+    pretrained.storage.remove(pretrained.storage.path(url) / "config.json")
+    with pytest.raises(ValueError, match="its model cannot be read"):
+        pretrained.load(url)
 
 
 # --- what is refused -----------------------------------------------------------------------------

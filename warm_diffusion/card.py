@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from warm_diffusion import storage
-from warm_diffusion.data.images import grid, save_png
+from warm_diffusion.data.images import grid, png
 
 _CARD = """---
 library_name: warm_diffusion
@@ -42,11 +42,11 @@ It draws what its training images look like, at their size, with their biases an
 """
 
 
-def write(folder: pathlib.Path, name: str, config: dict, samples: np.ndarray, caption: str) -> None:
-    """Writes README.md and samples.png for a model folder's config.json."""
-    picture = ""
+def files(name: str, config: dict, samples: np.ndarray, caption: str) -> dict[str, bytes]:
+    """README.md, and samples.png where there are some, for a model folder's config.json."""
+    found, picture = {}, ""
     if len(samples):
-        save_png(folder / "samples.png", grid(samples, min_side=48))
+        found["samples.png"] = png(grid(samples, min_side=48))
         picture = (
             f"\n![{len(samples)} samples](samples.png)\n\n"
             f"*Seeds 0 to {len(samples) - 1}: {caption}.*\n"
@@ -65,7 +65,7 @@ def write(folder: pathlib.Path, name: str, config: dict, samples: np.ndarray, ca
         training=_training(name, info),
         evaluation=_evaluation(info.get("evaluation", [])),
     )
-    (folder / "README.md").write_text(text)
+    return found | {"README.md": text.encode()}
 
 
 def _training(name: str, info: dict) -> str:

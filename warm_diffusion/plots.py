@@ -1,13 +1,22 @@
 """Figures: arrays in, PNG files out."""
 
+import io
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from warm_diffusion import storage
+
 # Nine steps of one hue, light to dark: the levels of a path have an order.
 _LEVEL_COLOURS = ("#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
+
+
+def _save(figure: Figure, path: pathlib.Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120)
+    storage.write_bytes(path, content.getvalue())
 
 
 def spectrum(
@@ -43,7 +52,7 @@ def spectrum(
     axes.set_title(title, fontsize=11)
     axes.legend(title="solid: blurred data, dashed: noise β²", fontsize=8, title_fontsize=8)
     axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def _label_steps(axes, steps: Sequence[dict]) -> None:
@@ -94,7 +103,7 @@ def departure(path: pathlib.Path, frequency: np.ndarray, steps: Sequence[dict], 
     below.set_ylabel("sliced Wasserstein distance")
     below.legend(fontsize=8)
     below.grid(alpha=0.25)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def heads(path: pathlib.Path, frequency: np.ndarray, steps: Sequence[dict], title: str) -> None:
@@ -121,4 +130,4 @@ def heads(path: pathlib.Path, frequency: np.ndarray, steps: Sequence[dict], titl
     below.set_xlabel("step, blur and noise there")
     below.set_ylabel("consistency: mean square of D - B (D + R)")
     below.grid(alpha=0.25)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)

@@ -18,8 +18,6 @@ import dataclasses
 import functools
 import os
 import pathlib
-import shutil
-import tempfile
 import types
 from collections.abc import Mapping, Sequence
 
@@ -182,7 +180,7 @@ def load(path: str | os.PathLike, ema: int = 0) -> Model:
     Raises:
       ValueError: nothing of the kind there, or something damaged or of a newer version.
     """
-    path = pathlib.Path(path).expanduser().absolute()
+    path = storage.path(path)
     if is_model_folder(path):
         return _load_folder(path, ema)
     workdir, step = split_checkpoint(path)
@@ -196,7 +194,7 @@ def load(path: str | os.PathLike, ema: int = 0) -> Model:
 
 def is_model_folder(path: str | os.PathLike) -> bool:
     """Whether a folder holds a saved model and is not a training workdir."""
-    path = pathlib.Path(path)
+    path = storage.path(path)
     return (path / "model.safetensors").exists() or (
         (path / "config.json").exists() and "format" in _read_config(path)
     )
@@ -204,7 +202,7 @@ def is_model_folder(path: str | os.PathLike) -> bool:
 
 def split_checkpoint(checkpoint: str | os.PathLike) -> tuple[pathlib.Path, int | None]:
     """(training workdir, step or None for the latest) of WORKDIR or WORKDIR/checkpoints/STEP."""
-    path = pathlib.Path(checkpoint).expanduser().absolute()
+    path = storage.path(checkpoint)
     if path.parent.name == "checkpoints" and path.name.isdigit():
         return path.parent.parent, int(path.name)
     return path, None
@@ -354,7 +352,7 @@ def save(
     Raises:
       ValueError: the folder holds something.
     """
-    folder = pathlib.Path(folder).expanduser().absolute()
+    folder = storage.path(folder)
     check_new(folder)
     if samples is None:
         samples = model.sample(range(64)) if not model.schedule.needs_start else np.zeros((0,))
@@ -373,15 +371,10 @@ def save(
         "statistics": statistics is not None,
         "info": info,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    try:
-        weights.save(partial / "model.safetensors", arrays)
-        storage.write_json(partial / "config.json", config)
-        card.write(partial, folder.name, config, samples, caption)
-        for name, content in files.items():
-            storage.write_bytes(partial / name, content)
-        partial.chmod(0o755)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    content = {
+        **card.files(folder.name, config, samples, caption),
+        **files,
+        "model.safetensors": weights.to_bytes(arrays),
+        "config.json": storage.to_json(config),  # last: without it no folder passes for a model
+    }
+    storage.write_folder(folder, content)

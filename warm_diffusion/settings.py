@@ -85,7 +85,7 @@ def _read(path: str | os.PathLike) -> dict:
 def _saved(path: str | os.PathLike) -> tuple[dict, bool]:
     """The configuration in a file, and whether it is a whole one."""
     try:
-        saved = storage.read_json(pathlib.Path(path).expanduser())
+        saved = storage.read_json(path)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{path}: not a configuration that can be read ({error})") from error
     whole = True
@@ -212,7 +212,7 @@ def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[
     given, others = parser.parse_known_args(argv[1:])
     config, checkpoint = given.config, given.checkpoint or given.workdir
     if config is None and checkpoint and given.mode not in (None, "train"):
-        path = pathlib.Path(checkpoint).expanduser().absolute()
+        path = storage.path(checkpoint)
         path = path.parent.parent if path.parent.name == "checkpoints" else path
         config = str(path / "config.json") if (path / "config.json").exists() else None
     config = config or str(configs / "digits.py")
@@ -276,7 +276,7 @@ def enable_compilation_cache(folder: str) -> None:
     """Keeps compiled programs for the next start; an environment variable of JAX's goes first."""
     if not folder or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    jax.config.update("jax_compilation_cache_dir", os.path.abspath(os.path.expanduser(folder)))
+    jax.config.update("jax_compilation_cache_dir", str(storage.path(folder)))
     # Small programs as well: a small network's start is made of many of them.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from warm_diffusion import storage
 from warm_diffusion.data import load_dataset
 from warm_diffusion.data.sources import open_source
 
@@ -73,6 +74,25 @@ def test_folder_zip_and_npy_of_the_same_images_give_the_same_arrays(load, tmp_pa
         data = load(source)
         np.testing.assert_array_equal(data.images, images)
         assert isinstance(data.images, np.memmap)
+
+
+def test_zip_and_npy_files_may_lie_on_gs(load, store, tmp_path, tree, images):
+    np.save(tmp_path / "images.npy", images)
+    make_zip(tmp_path / "images.zip", tree)
+    for name in ("images.npy", "images.zip"):
+        source = f"{name[-3:]}:gs://bucket/sources/{name}"
+        storage.write_bytes(f"gs://bucket/sources/{name}", (tmp_path / name).read_bytes())
+        np.testing.assert_array_equal(load(source).images, images)
+        assert load(source).info["source"] == source
+    np.save(tmp_path / "other.npy", images[::-1])
+    storage.write_bytes("gs://bucket/sources/images.npy", (tmp_path / "other.npy").read_bytes())
+    np.testing.assert_array_equal(load("npy:gs://bucket/sources/images.npy").images, images[::-1])
+
+
+@pytest.mark.parametrize("kind", ["folder", "lmdb"])
+def test_folders_and_databases_on_gs_are_refused(load, store, kind):
+    with pytest.raises(ValueError, match=f"{kind}:DIR must be a local path, got gs://bucket/x"):
+        load(f"{kind}:gs://bucket/x")
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])

@@ -39,7 +39,6 @@ class App:
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
         self.environment = {
-            **os.environ,
             "JAX_PLATFORMS": "cpu",
             # that of the tests in this process: many are of the same programs
             "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
@@ -52,7 +51,7 @@ class App:
         command = [sys.executable, *(before or (str(REPOSITORY / "main.py"),))]
         return subprocess.Popen(
             [*command, *(TINY if tiny else ()), *map(str, arguments)],
-            env={**self.environment, **dict(environment)},
+            env={**os.environ, **self.environment, **dict(environment)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

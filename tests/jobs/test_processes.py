@@ -1,15 +1,12 @@
 """Two processes of two devices each, over one workdir: the same as one process, and how they end."""
 
-import json
-import os
-import shutil
 import signal
 
 import numpy as np
 import pytest
 
 from tests.jobs.conftest import REPOSITORY, wait_for
-from tests.jobs.test_train import STEPS, final_arrays, rows
+from tests.jobs.test_train import STEPS, rows
 from tests.test_cluster import free_port
 
 DEVICES = ("XLA_FLAGS", "--xla_force_host_platform_device_count=2")

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from warm_diffusion import storage
 from warm_diffusion.training import checkpoints
 from warm_diffusion.training.checkpoints import Checkpoints
 from warm_diffusion.training.state import create_state
@@ -46,24 +47,24 @@ def arrays(state):
 
 def largest_file(checkpoint):
     """Of those that hold the arrays: orbax keeps a second copy, which it does not read."""
-    return max((checkpoint / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    return max((checkpoint / "state" / "d").iterdir(), key=lambda path: len(path.read_bytes()))
 
 
-def test_what_is_restored_is_what_was_saved_bit_for_bit(tmp_path):
-    write(tmp_path, [5])
-    for got, expected in zip(arrays(read(tmp_path)), arrays(state_at(5)), strict=True):
+def test_what_is_restored_is_what_was_saved_bit_for_bit(place):
+    write(place, [5])
+    for got, expected in zip(arrays(read(place)), arrays(state_at(5)), strict=True):
         np.testing.assert_array_equal(got, expected)
         assert got.dtype == expected.dtype
 
 
-def test_no_checkpoint_restores_nothing(tmp_path):
-    assert read(tmp_path) is None
+def test_no_checkpoint_restores_nothing(place):
+    assert read(place) is None
 
 
-def test_the_latest_and_every_kth_are_kept(tmp_path):
-    write(tmp_path, [2, 4, 6, 8, 10, 12, 14], keep_latest=2, keep_every=4)
-    saved = Checkpoints(tmp_path, keep_latest=2, keep_every=4)
-    assert saved.steps() == [4, 8, 12, 14]
+def test_the_latest_and_every_kth_are_kept(place):
+    write(place, [2, 4, 6, 8], keep_latest=2, keep_every=4)
+    saved = Checkpoints(place, keep_latest=2, keep_every=4)
+    assert saved.steps() == [4, 6, 8]
     saved.close()
 
 
@@ -96,11 +97,12 @@ def test_the_state_may_change_while_it_is_being_saved(tmp_path):
 def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    storage.write_bytes(path, bytes(content))
 
 
 def cut_in_half(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    content = path.read_bytes()
+    storage.write_bytes(path, content[: len(content) // 2])
 
 
 def delete(path):
@@ -109,17 +111,26 @@ def delete(path):
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_in_half, delete])
 def test_a_damaged_checkpoint_is_passed_over_reported_and_moved_aside(tmp_path, damage):
-    write(tmp_path, [5, 6], keep_latest=2)
-    damage(largest_file(tmp_path / "checkpoints" / "6"))
+    check_that_damage_is_passed_over(tmp_path, damage)
+
+
+def test_a_damaged_checkpoint_on_gs_is_moved_aside_as_well(store):
+    check_that_damage_is_passed_over(storage.path("gs://bucket/damage"), cut_in_half)
+
+
+def check_that_damage_is_passed_over(workdir, damage):
+    write(workdir, [5, 6], keep_latest=2)
+    damage(largest_file(workdir / "checkpoints" / "6"))
     said = []
-    restored = read(tmp_path, said.append)
+    restored = read(workdir, said.append)
     assert int(restored.step) == 5
     assert len(said) == 1
     assert "checkpoint 6 of" in said[0]
-    assert (tmp_path / "damaged" / "6").is_dir()
+    assert (workdir / "damaged" / "6").is_dir()
+    assert not (workdir / "checkpoints" / "6").exists()
     # and the run can write that step anew
-    write(tmp_path, [6])
-    assert int(read(tmp_path).step) == 6
+    write(workdir, [6])
+    assert int(read(workdir).step) == 6
 
 
 def test_a_checkpoint_of_a_newer_format_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch):
@@ -132,12 +143,14 @@ def test_a_checkpoint_of_a_newer_format_is_not_taken_for_a_damaged_one(tmp_path,
     assert (tmp_path / "checkpoints" / "6").is_dir()
 
 
-def test_a_half_written_checkpoint_is_not_seen(tmp_path):
-    write(tmp_path, [5])
-    partial = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"
-    partial.mkdir()
-    (partial / "data").write_bytes(b"half")
-    assert int(read(tmp_path).step) == 5
+def test_a_half_written_checkpoint_is_not_seen(place):
+    """On disk it has another name, on gs:// no marker yet."""
+    write(place, [5])
+    name = "6.orbax-checkpoint-tmp" if storage.is_local(place) else "6"
+    partial = place / "checkpoints" / name
+    storage.write_bytes(partial / "state" / "data", b"half")
+    assert checkpoints.finished_steps(place) == [5]
+    assert int(read(place).step) == 5
     assert not partial.exists()
 
 
@@ -222,7 +235,8 @@ class _Both(dict):
     __getattr__ = dict.__getitem__
 
 
-def test_reading_makes_nothing(tmp_path):
-    with Checkpoints(tmp_path / "nowhere", read_only=True) as saved:
+def test_reading_makes_nothing(place):
+    assert checkpoints.finished_steps(place / "nowhere") == []
+    with Checkpoints(place / "nowhere", read_only=True) as saved:
         assert saved.steps() == []
-    assert not (tmp_path / "nowhere").exists()
+    assert not (place / "nowhere").exists()

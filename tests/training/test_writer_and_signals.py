@@ -7,6 +7,8 @@ import signal
 import numpy as np
 import pytest
 
+from warm_diffusion import storage
+from warm_diffusion.training import writer as writer_module
 from warm_diffusion.training.signals import stop_requests
 from warm_diffusion.training.writer import Writer
 
@@ -15,13 +17,15 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_numbers_go_to_jsonl_and_to_tensorboard(tmp_path):
-    writer = Writer(tmp_path)
+def test_numbers_go_to_jsonl_and_to_tensorboard(place, tmp_path):
+    writer = Writer(place)
     writer.scalars(10, {"loss": 0.5, "grad_norm": 2.0})
     writer.image(10, "samples", np.zeros((4, 4, 3), np.uint8))
     writer.close()
-    assert lines(tmp_path) == [{"step": 10, "loss": 0.5, "grad_norm": 2.0}]
+    assert lines(place) == [{"step": 10, "loss": 0.5, "grad_norm": 2.0}]
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    (file,) = place.glob("events.out.tfevents.*")
+    (tmp_path / file.name).write_bytes(file.read_bytes())
     events = accumulator.EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(10, 0.5)]
     assert len(events.Images("samples")) == 1
@@ -34,24 +38,37 @@ def test_a_number_that_is_not_finite_is_null_in_json(tmp_path):
     assert lines(tmp_path) == [{"step": 1, "loss": None, "rate": None}]
 
 
-def test_a_resumed_run_drops_the_lines_that_it_will_write_again(tmp_path):
-    writer = Writer(tmp_path)
+def test_a_resumed_run_drops_the_lines_that_it_will_write_again(place):
+    writer = Writer(place)
     for step in (10, 20, 30):
         writer.scalars(step, {"loss": step})
     writer.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 40, "lo')  # killed while writing
-    writer = Writer(tmp_path, first_step=20)
+    cut_off = (place / "metrics.jsonl").read_bytes() + b'{"step": 40, "lo'  # killed while writing
+    storage.write_bytes(place / "metrics.jsonl", cut_off)
+    writer = Writer(place, first_step=20)
     writer.scalars(30, {"loss": 31})
     writer.close()
-    assert [(row["step"], row["loss"]) for row in lines(tmp_path)] == [(10, 10), (20, 20), (30, 31)]
+    assert [(row["step"], row["loss"]) for row in lines(place)] == [(10, 10), (20, 20), (30, 31)]
 
 
-def test_two_writers_in_one_second_do_not_share_a_file(tmp_path):
-    writers = [Writer(tmp_path), Writer(tmp_path)]
+def test_two_writers_in_one_second_do_not_share_a_file(place):
+    writers = [Writer(place), Writer(place)]
     for writer in writers:
         writer.close()
-    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2
+    assert len(list(place.glob("events.out.tfevents.*"))) == 2
+
+
+def test_events_reach_gs_while_a_run_goes_on(store, monkeypatch):
+    place, now = storage.path("gs://bucket/events"), [0.0]
+    monkeypatch.setattr(writer_module.time, "monotonic", lambda: now[0])
+    writer = Writer(place)
+    sizes = []
+    for n in range(3):
+        writer.scalars(n, {"loss": 0.5})
+        sizes.append(sum(len(file.read_bytes()) for file in place.glob("events.*")))
+        now[0] += 100
+    assert sizes[0] == sizes[1] == 0 < sizes[2]  # every 120 seconds
+    writer.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import pathlib
 import shutil
 import tempfile
@@ -22,7 +21,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from warm_diffusion import storage
 from warm_diffusion.data.sources import Source, open_source
+from warm_diffusion.storage import default_cache_dir
 
 _RECIPE_VERSION = 2
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
@@ -79,7 +80,8 @@ def load_dataset(
         raise ValueError(
             f"data.resolution must be at least 1, or 0 (as they are), got {resolution}"
         )
-    opened = open_source(source, data_dir=data_dir, download=download)
+    root = storage.local(cache_dir or default_cache_dir() / "data", "data.cache_dir").resolve()
+    opened = open_source(source, data_dir=data_dir, download=download, cache_dir=root)
     recipe = {
         "source": source,
         "fingerprint": opened.fingerprint,
@@ -88,18 +90,11 @@ def load_dataset(
         "resize": f"centre crop, {resize}, uint8, version {_RECIPE_VERSION}",
     }
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-    root = pathlib.Path(cache_dir or default_cache_dir() / "data").expanduser().resolve()
     path = root / f"{source.partition(':')[0]}-{key}"
     if not path.exists():
         root.mkdir(parents=True, exist_ok=True)
         _prepare(opened, recipe, _FILTERS[resize], path)
     return _open(path)
-
-
-def default_cache_dir() -> pathlib.Path:
-    """The user's cache folder for this project ($XDG_CACHE_HOME or ~/.cache)."""
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "warm_diffusion"
 
 
 def _open(path: pathlib.Path) -> Dataset:

@@ -6,6 +6,7 @@
 (2) inverts (1) exactly. Samples are clipped, never stretched to their own minimum and maximum.
 """
 
+import io
 import pathlib
 from collections.abc import Sequence
 
@@ -13,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+
+from warm_diffusion import storage
 
 
 def from_uint8(images: jax.Array) -> jax.Array:
@@ -62,13 +65,20 @@ def grid(images: np.ndarray, columns: int = 0, min_side: int = 0) -> np.ndarray:
     return canvas
 
 
+def png(image: np.ndarray) -> bytes:
+    """A uint8 image [H, W, 1] (grey) or [H, W, 3] as a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(content, "PNG")
+    return content.getvalue()
+
+
 def save_png(path: pathlib.Path, image: np.ndarray) -> None:
-    """Writes one uint8 image [H, W, 1] (grey) or [H, W, 3] as PNG."""
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
+    """Writes one uint8 image as PNG, see `png`."""
+    storage.write_bytes(path, png(image))
 
 
 def save_pngs(folder: pathlib.Path, images: np.ndarray, names: Sequence[int]) -> None:
     """Writes uint8 images [N, H, W, C] as `folder`/NNNNNN.png."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, image in zip(names, images, strict=True):
-        save_png(folder / f"{name:06d}.png", image)
+    for first in range(0, len(images), 256):  # as many as are kept in memory at once
+        part = zip(names[first : first + 256], images[first : first + 256], strict=True)
+        storage.write_files({folder / f"{name:06d}.png": png(image) for name, image in part})

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
+from warm_diffusion import storage
+
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -38,14 +40,21 @@ class Source:
     class_names: tuple[str, ...] = ()
 
 
-def open_source(spec: str, *, data_dir: str = "", download: bool = False) -> Source:
+def open_source(
+    spec: str,
+    *,
+    data_dir: str = "",
+    download: bool = False,
+    cache_dir: pathlib.Path | None = None,
+) -> Source:
     """Opens a source by its specification.
 
     Args:
       spec: `digits`, `folder:DIR`, `zip:FILE`, `npy:FILE`, `lmdb:DIR` (LSUN's) or
-        `tfds:NAME[:SPLIT]`.
+        `tfds:NAME[:SPLIT]`; the files of zip and npy may lie on gs://.
       data_dir: where TensorFlow Datasets keeps prepared sets; empty for its default.
       download: whether `tfds:` may download and prepare a missing set.
+      cache_dir: where files of gs:// are copied to; None: the user's cache folder.
 
     Raises:
       ValueError: an unknown source, nothing there, or no image in it.
@@ -61,8 +70,11 @@ def open_source(spec: str, *, data_dir: str = "", download: bool = False) -> Sou
             "data.source must be digits, folder:DIR, zip:FILE, npy:FILE, lmdb:DIR or "
             f"tfds:NAME[:SPLIT], got {spec!r}"
         )
-    path = pathlib.Path(argument).expanduser().resolve()
     is_folder = kind in ("folder", "lmdb")
+    if is_folder:
+        path = storage.local(argument, f"{kind}:DIR").resolve()
+    else:
+        path = storage.fetch(argument, cache_dir).resolve()
     if is_folder and not path.is_dir():
         raise ValueError(f"{spec}: there is no folder {path}")
     if not is_folder and not path.is_file():
@@ -289,7 +301,7 @@ def _tfds(argument: str, data_dir: str, download: bool) -> Source:
             "pip install tensorflow-datasets importlib_resources"
         ) from error
     name, _, split = argument.partition(":")
-    split = split or "train"
+    split, data_dir = split or "train", data_dir and str(storage.local(data_dir, "data.data_dir"))
     try:
         # array_record is the format that can be read at random and without TensorFlow.
         builder = tfds.builder(name, data_dir=data_dir or None, try_gcs=False)

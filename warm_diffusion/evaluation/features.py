@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from warm_diffusion import devices
+from warm_diffusion import devices, storage
 from warm_diffusion.evaluation import inception
 
 MAX_PIXELS = 4096  # a covariance of this size takes seconds; larger images need other features
@@ -136,7 +136,7 @@ def _inception(path: str, mesh: Mesh | None) -> Extractor:
             "inception.safetensors"
         )
     try:
-        params, weights_hash = inception.load(pathlib.Path(path).expanduser())
+        params, weights_hash = inception.load(storage.local(path, "eval.inception_weights"))
     except FileNotFoundError as error:
         raise ValueError(str(error)) from error
     mesh = mesh or devices.make_mesh(1)

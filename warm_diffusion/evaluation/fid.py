@@ -15,7 +15,7 @@ grid.png and sampling.json. No image is resized but by Inception.
 import argparse
 import dataclasses
 import hashlib
-import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from warm_diffusion import storage
 from warm_diffusion.evaluation import distances, metrics, reference
 from warm_diffusion.evaluation.features import Extractor, Features, concatenate, extractor
 
@@ -55,14 +56,14 @@ class Side:
         return self.statistics.provenance["count"]
 
 
-def read_side(path: pathlib.Path, extract: Extractor) -> Side:
-    """Statistics of a folder's images, or those in an .npz file.
+def read_side(path: str | os.PathLike, extract: Extractor) -> Side:
+    """Statistics of a folder's images, or those in an .npz file, which may lie on gs://.
 
     Raises:
       ValueError: nothing there, statistics of other features, or fewer than two usable images.
     """
-    if path.is_dir():
-        return _folder(path, extract)
+    if storage.path(path).is_dir():
+        return _folder(storage.local(path, "a folder of images"), extract)
     statistics = reference.load(path)
     expected = {"features": extract.name, "weights_hash": extract.weights_hash}
     reference.check(statistics.provenance, expected, str(path))
@@ -187,12 +188,12 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="Exit status: 0 done; 1 some files were left out, each named; 2 a mistake here.",
     )
     sets = "folder of images, or the .npz of --mode=fid_stats"
-    parser.add_argument("generated", type=pathlib.Path, help=sets)
+    parser.add_argument("generated", help=sets)
     others = f"{sets}, or EDM's of mu and sigma"
-    parser.add_argument("reference", type=pathlib.Path, help=others)
+    parser.add_argument("reference", help=others)
     parser.add_argument("--features", default="inception", help="inception, pixels or MODULE:FUNC")
     parser.add_argument("--weights", default="", help="Inception's safetensors file")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write the result to as well")
+    parser.add_argument("--json", help="file to write the result to as well")
     options = parser.parse_args(arguments)
     try:
         extract = extractor(options.features, weights=options.weights)
@@ -222,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
             }
             for side, s in zip(("generated", "reference"), sides, strict=True)
         }
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        storage.write_json(options.json, report)
     left_out = sum(len(side.left_out) for side in sides)
     if left_out:
         print(f"error: {left_out} files were left out: the numbers are without them",

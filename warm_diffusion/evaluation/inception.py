@@ -38,6 +38,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from warm_diffusion import storage
 from warm_diffusion.evaluation import inception_layers as layers
 from warm_diffusion.evaluation import numpy_pickles, torch_files
 
@@ -321,18 +322,13 @@ def convert(source: str | os.PathLike, destination: str | os.PathLike) -> str:
       ValueError: the source holds more than arrays, or other weights; the destination's name.
       OSError: one of them cannot be read or written.
     """
-    destination = pathlib.Path(destination)
+    destination = storage.local(destination, "the converted file")
     if destination.suffix != ".safetensors":
         raise ValueError(f"the converted file's name must end in .safetensors, got {destination}")
     arrays = _read_published(source)
     params_from_arrays(arrays)
     needed = {name: np.array(arrays[name], np.float32, order="C") for name in layers.array_shapes()}
-    temporary = destination.with_suffix(".safetensors.part")
-    try:
-        temporary.write_bytes(safetensors.numpy.save(needed))
-        temporary.replace(destination)
-    finally:
-        temporary.unlink(missing_ok=True)
+    storage.write_bytes(destination, safetensors.numpy.save(needed))
     return hashlib.sha256(pathlib.Path(source).read_bytes()).hexdigest()
 
 

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from warm_diffusion import storage
 from warm_diffusion.evaluation.distances import Moments
 from warm_diffusion.evaluation.features import Extractor
 
@@ -134,18 +135,13 @@ def add(moments: Moments | None, values: np.ndarray) -> Moments:
 
 def save(path: str | os.PathLike, statistics: Statistics) -> None:
     """Writes an .npz file, whole or not at all."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    with partial.open("wb") as file:
-        np.savez(
-            file,
-            mean=statistics.mean,
-            covariance=statistics.covariance,
-            kept=statistics.kept,
-            provenance=np.array(json.dumps(statistics.provenance)),
-        )
-    partial.replace(path)
+    storage.write_npz(
+        path,
+        mean=statistics.mean,
+        covariance=statistics.covariance,
+        kept=statistics.kept,
+        provenance=np.array(json.dumps(statistics.provenance)),
+    )
 
 
 def load(path: str | os.PathLike) -> Statistics:
@@ -155,11 +151,13 @@ def load(path: str | os.PathLike) -> Statistics:
     are; their provenance has the origin "external", the file's name and SHA-256, and None for all
     that is unknown: count, source, data_sha256, recipe, image_shape, weights_hash.
 
+    A file on gs:// is copied into the user's cache first.
+
     Raises:
       ValueError: no such file, a damaged one, one without provenance, or another project's of
         other arrays, sizes or numbers than these.
     """
-    path = pathlib.Path(path).expanduser()
+    path = storage.fetch(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             if {"mu", "sigma"} <= set(file.files):

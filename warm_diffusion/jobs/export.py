@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import card, devices, drawing, factory, pretrained
+from warm_diffusion import card, devices, drawing, factory, pretrained, storage
 from warm_diffusion.console import say, say_weights
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -25,16 +25,15 @@ def export(config: ConfigDict, workdir: str, checkpoint: str) -> pathlib.Path:
     Raises:
       ValueError: no usable checkpoint, a folder that is not empty, settings that do not work.
     """
-    folder, mesh = pathlib.Path(workdir).expanduser().absolute(), devices.make_mesh()
+    folder, mesh = storage.path(workdir), devices.make_mesh()
     pretrained.check_new(folder)
     model = pretrained.load(checkpoint, config.sampling.ema)
     say_weights(model.info, checkpoint)
     built = factory.trained_architecture(config, model.architecture)
     sampler, info = factory.sampler(config, built, mesh), dict(model.info)
     if config.export.evaluation:
-        info["evaluation"] = card.evaluations(
-            pathlib.Path(config.export.evaluation).expanduser(), info["weights_sha256"]
-        )
+        evaluated = storage.path(config.export.evaluation)
+        info["evaluation"] = card.evaluations(evaluated, info["weights_sha256"])
     model = pretrained.Model(built, model.params, info)
     samples = _draw(config, model, sampler, mesh)
     files = {}

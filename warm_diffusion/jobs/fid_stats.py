@@ -5,7 +5,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from warm_diffusion import factory
+from warm_diffusion import factory, storage
 from warm_diffusion.console import progress, say
 from warm_diffusion.evaluation import reference
 
@@ -20,7 +20,7 @@ def write_statistics(config: ConfigDict, workdir: str) -> pathlib.Path:
     data = factory.dataset(config)
     found = factory.provenance(config, data, extract)
     name = f"{extract.name.replace(':', '.')}_{found['split']}_{found['count']}.npz"
-    path = pathlib.Path(workdir).expanduser().absolute() / name
+    path = storage.path(workdir) / name
     with progress(len(data.images), "reference", " images") as bar:
         statistics = reference.collect(extract, data.images, found, report=bar.update)
     reference.save(path, statistics)

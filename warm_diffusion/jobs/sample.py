@@ -39,7 +39,7 @@ def sample(config: ConfigDict, workdir: str, checkpoint: str, seeds: str) -> pat
     start = factory.dataset(config).images if sampler.schedule.needs_start else None
     path = "trained" if options.bnr < 0 else f"bnr{options.bnr:g}"
     name = f"step{model.info.get('step', 0)}_{options.solver}{options.num_steps}_{path}"
-    folder = pathlib.Path(workdir).expanduser().absolute() / "generated" / name
+    folder = storage.path(workdir) / "generated" / name
     about = {
         "checkpoint": str(checkpoint),
         "step": model.info.get("step"),

@@ -113,9 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m warm_diffusion.models.edm_weights", description=__doc__.splitlines()[0]
     )
     parser.add_argument("file", type=pathlib.Path, help=".npz or .safetensors of EDM's parameters")
-    parser.add_argument(
-        "--out", type=pathlib.Path, help="folder to write [FILE without its suffix]"
-    )
+    parser.add_argument("--out", help="folder to write [FILE without its suffix]")
     parser.add_argument(
         "--parameterization", choices=denoiser.PARAMETERIZATIONS, default="divide",
         help="divide: with a second head, the deblurrer [divide]",

@@ -5,7 +5,6 @@ Arrays are named by their path, with dots: `enc_32x32_block0.conv0.kernel`.
 
 import functools
 import os
-import pathlib
 from collections.abc import Mapping
 
 import flax
@@ -31,17 +30,17 @@ def init_params(network: UNet, key: jax.Array) -> dict:
     return network.init(key, jnp.zeros((1, size, size, network.channels)), level, level)["params"]
 
 
-def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays by name; the file appears under its name only when complete."""
+def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """A file of arrays by name."""
     arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-    storage.write_bytes(path, safetensors.numpy.save(arrays))
+    return safetensors.numpy.save(arrays)
 
 
 def load(path: str | os.PathLike, network: UNet, extra: Mapping[str, tuple] = {}) -> dict:
     """The arrays in a file that must be exactly those of a network.
 
     Args:
-      path: what `save` wrote.
+      path: a file of `to_bytes`.
       network: whose parameters they are.
       extra: names and shapes of arrays that the file holds besides.
 
@@ -55,7 +54,7 @@ def load(path: str | os.PathLike, network: UNet, extra: Mapping[str, tuple] = {}
     shapes = init_params.eval_shape(network, jax.random.key(0))
     expected = {name: leaf.shape for name, leaf in flatten(shapes).items()} | dict(extra)
     try:
-        arrays = safetensors.numpy.load(pathlib.Path(path).read_bytes())
+        arrays = safetensors.numpy.load(storage.path(path).read_bytes())
     # safetensors reports types that numpy lacks (bfloat16) by the latter three.
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as safetensors ({error})") from error

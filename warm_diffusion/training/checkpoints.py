@@ -1,7 +1,7 @@
 """Checkpoints: orbax, asynchronous and atomic, with a checksum of what they hold.
 
-A checkpoint is written under a temporary name and renamed when complete, so a kill at any time
-leaves the ones before. It holds
+A checkpoint is written under a temporary name and renamed when complete, on gs:// it gets a marker
+when complete, so a kill at any time leaves the ones before. It holds
 
     state        step, weights, averages, optimizer, counters
     statistics   mean image and spectrum of the training data
@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from warm_diffusion import storage
 from warm_diffusion.storage import digest
 from warm_diffusion.training.state import TrainState
 
@@ -33,7 +34,7 @@ class Damaged(ValueError):
 
 def finished_steps(workdir: pathlib.Path) -> list[int]:
     """Steps with a finished checkpoint, oldest first; looks only, so it may run beside training."""
-    folder = pathlib.Path(workdir) / "checkpoints"
+    folder = storage.path(workdir) / "checkpoints"
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
 
 
@@ -70,7 +71,7 @@ class Checkpoints:
         read_only: bool = False,
     ):
         # Orbax fails in its background thread on a relative path.
-        self._path = (pathlib.Path(workdir) / "checkpoints").absolute()
+        self._path = storage.path(workdir) / "checkpoints"
         managers = ocp.checkpoint_managers
         policies = [managers.LatestN(keep_latest)]
         if keep_every:
@@ -252,11 +253,10 @@ class Checkpoints:
     def _move_aside(self, steps: list[int]) -> None:
         folder = self._path.parent / "damaged"
         for step in steps:
-            folder.mkdir(exist_ok=True)
             target = folder / str(step)
             while target.exists():
                 target = target.with_name(target.name + "+")
-            (self._path / str(step)).rename(target)
+            storage.move(self._path / str(step), target, marker="commit_success.txt")
         if steps:
             self._manager.reload()
 

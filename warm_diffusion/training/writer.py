@@ -1,14 +1,23 @@
-"""What a run reports: `metrics.jsonl`, and the same numbers and grids as TensorBoard events."""
+"""What a run reports: `metrics.jsonl`, and the same numbers and grids as TensorBoard events.
+
+On gs:// events are kept on this machine and copied there, whole, from time to time: tensorboardX
+writes to gs:// itself, but one error there ends its thread, and the run then waits for ever.
+"""
 
 import json
 import math
 import os
 import pathlib
+import tempfile
 import time
 from collections.abc import Mapping
 
 import numpy as np
 import tensorboardX
+
+from warm_diffusion import storage
+
+_EVENTS_SECONDS = 120  # between writes of events, on gs:// of the whole file
 
 
 class Writer:
@@ -19,21 +28,18 @@ class Writer:
 
         None keeps all lines: evaluations come in any order.
         """
-        self._path = workdir / "metrics.jsonl"
-        if first_step is not None and self._path.exists():
-            self._rewind(first_step)
+        keep = None if first_step is None else lambda line: _step_of(line) <= first_step
+        self._lines = storage.Lines(workdir / "metrics.jsonl", keep)
+        self._workdir, self._put_at = workdir, time.monotonic()
+        self._local = None if storage.is_local(workdir) else tempfile.TemporaryDirectory()
         # Two writers opened in one second would share a file name, and the second empty the first.
         suffix = f".{os.getpid()}.{time.time_ns()}"
         self._events = tensorboardX.SummaryWriter(
-            str(workdir), filename_suffix=suffix, purge_step=first_step + 1 if first_step else None
+            self._local.name if self._local else str(workdir),
+            filename_suffix=suffix,
+            purge_step=first_step + 1 if first_step else None,
+            flush_secs=_EVENTS_SECONDS,
         )
-
-    def _rewind(self, step: int) -> None:
-        lines = self._path.read_text().splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
-        partial = self._path.with_suffix(f".partial-{os.getpid()}")
-        partial.write_text("".join(line + "\n" for line in kept))
-        partial.replace(self._path)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of numbers; one that is not finite becomes null, since JSON has no NaN."""
@@ -43,16 +49,32 @@ class Writer:
         row = {"step": step} | {
             name: value if math.isfinite(value) else None for name, value in values.items()
         }
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        self._lines.append(json.dumps(row))
+        if time.monotonic() - self._put_at > _EVENTS_SECONDS:
+            self._put_events()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """A uint8 image [H, W, C]."""
         self._events.add_image(name, image, step, dataformats="HWC")
 
+    def flush(self) -> None:
+        """Writes out the lines so far, which a checkpoint of their step must find."""
+        self._lines.flush()
+
+    def _put_events(self) -> None:
+        """Copies the events to gs://, whole: a reader sees the file grow."""
+        self._put_at = time.monotonic()
+        if self._local:
+            for file in pathlib.Path(self._local.name).iterdir():
+                storage.write_bytes(self._workdir / file.name, file.read_bytes())
+
     def close(self) -> None:
         """Writes out what is buffered."""
+        self._lines.close()
         self._events.close()
+        self._put_events()
+        if self._local:
+            self._local.cleanup()
 
 
 def _step_of(line: str) -> float:

@@ -4,7 +4,6 @@ With a checkpoint, of its sampling as well: `manifold.py`.
 """
 
 import dataclasses
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +44,7 @@ def analyze(config: ConfigDict, workdir: str, checkpoint: str | None = None) -> 
     attenuation = config.schedule.attenuation
     recommended = spectra.recommend_bnr(spectrum, attenuation)
     frequency, power = (np.asarray(a) for a in spectra.radial_mean(spectrum))
-    folder = pathlib.Path(workdir).expanduser().absolute() / "analysis"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = storage.path(workdir) / "analysis"
 
     levels = []
     for t in path_times(schedule):

@@ -5,7 +5,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from warm_diffusion import factory, pretrained, settings
+from warm_diffusion import factory, pretrained, settings, storage
 from warm_diffusion.console import say, say_weights
 from warm_diffusion.jobs import Incomplete
 from warm_diffusion.jobs.evaluate.checkpoint_choice import chosen_steps
@@ -29,8 +29,8 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
     """
     if wait and jax.process_count() > 1:
         raise ValueError("--wait is for one process: several may see a new checkpoint in turns")
-    evaluator = Evaluator(config, pathlib.Path(workdir).expanduser().absolute() / "eval")
-    if pretrained.is_model_folder(pathlib.Path(checkpoint).expanduser()):
+    evaluator = Evaluator(config, storage.path(workdir) / "eval")
+    if pretrained.is_model_folder(checkpoint):
         return [evaluator.run(_load(config, checkpoint))]
     training, step = pretrained.split_checkpoint(checkpoint)
     which = config.eval.checkpoint

@@ -14,7 +14,6 @@ import hashlib
 import importlib.metadata
 import json
 import pathlib
-import shutil
 import time
 
 import jax
@@ -68,9 +67,9 @@ class Evaluator:
         if jax.process_index() == 0:
             self._write(path, report)
             partial = self.folder / "partial"
-            shutil.rmtree(partial / identity, ignore_errors=True)
+            storage.remove(partial / identity)
             if partial.exists() and not any(partial.iterdir()):
-                partial.rmdir()
+                storage.remove(partial)
         self._say(report, path)
         return report
 
@@ -182,7 +181,7 @@ class Evaluator:
                 if jax.process_index() == 0:
                     storage.write_json(folder / "metrics.json", rounds[-1])
                     for part in folder.glob("features_*"):  # summed up; large
-                        part.unlink()
+                        storage.remove(part)
         return rounds
 
     def _report(self, model: Model, rounds: list[dict], protocol: dict, identity: str) -> dict:
@@ -210,7 +209,7 @@ class Evaluator:
             aside = path.with_suffix(f".{earlier.get('identity', 'earlier')}.json")
             while aside.exists():
                 aside = aside.with_suffix(".again.json")
-            path.replace(aside)
+            storage.move(path, aside)
             say(f"note     the report of another protocol is now {aside}")
         storage.write_json(path, report)
         writer = Writer(self.folder, first_step=None)

@@ -5,7 +5,6 @@ place when complete; the same call goes on after them. A kill loses what came af
 SIGTERM and SIGINT lose nothing.
 """
 
-import io
 import pathlib
 import time
 import zipfile
@@ -85,9 +84,7 @@ def save_part(folder: pathlib.Path, first: int, part: Features) -> None:
     if jax.process_index():
         return
     arrays = {name: array for name, array in part._asdict().items() if array is not None}
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    storage.write_bytes(folder / f"features_{first:08d}.npz", content.getvalue())
+    storage.write_npz(folder / f"features_{first:08d}.npz", **arrays)
 
 
 def load_parts(folder: pathlib.Path) -> list[Features]:
@@ -97,7 +94,7 @@ def load_parts(folder: pathlib.Path) -> list[Features]:
         if path.name != f"features_{done:08d}.npz":
             break
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with storage.open_npz(path) as file:
                 part = Features(file["values"], file.get("logits"))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             say(f"note     {path} is damaged ({error}): drawn again from there")

@@ -38,7 +38,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
       Interrupted: SIGTERM or SIGINT; the state is saved.
       Diverged: gradients or state were not finite; the checkpoints are from before.
     """
-    workdir = pathlib.Path(workdir).expanduser().absolute()
+    workdir = storage.path(workdir)
     config = realise_bnr(config, workdir)
     mesh = devices.make_mesh()
     devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)

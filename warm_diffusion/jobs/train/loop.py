@@ -187,6 +187,8 @@ class Loop:
                 f"the state at step {step:,} is not finite and was not saved; the "
                 f"checkpoints in {self._workdir} are from before"
             )
+        if self._writer:
+            self._writer.flush()
         images = {"images_seen": step * self._options.batch_size}
         self._saved.save(state, self._statistics._asdict(), self._origins | images)
 
@@ -197,9 +199,7 @@ class Loop:
         images = np.concatenate(list(self._grids.generate(params, seeds, self._data.images)))
         picture = grid(images, min_side=32)
         if self._writer:
-            folder = self._workdir / "samples"
-            folder.mkdir(exist_ok=True)
-            save_png(folder / f"step_{step:08d}.png", picture)
+            save_png(self._workdir / "samples" / f"step_{step:08d}.png", picture)
             self._writer.image(step, "samples", picture)
 
 
