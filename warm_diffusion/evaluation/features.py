@@ -125,6 +125,17 @@ def _pixels(images: np.ndarray) -> Features:
     return Features(images.reshape(len(images), size).astype(np.float32) / 127.5 - 1)
 
 
+def inception_program(mesh: Mesh | None) -> tuple[Callable, int]:
+    """The jitted (params, images) -> (features, logits) over a mesh, and the images it takes."""
+    if mesh is None:
+        return jax.jit(inception.features_and_logits), _BATCH
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    options = {"in_shardings": (everywhere, split), "out_shardings": everywhere}
+    batch_size = math.ceil(_BATCH / mesh.size) * mesh.size
+    return jax.jit(inception.features_and_logits, **options), batch_size
+
+
 def _inception(path: str, mesh: Mesh | None) -> Extractor:
     if not path:
         raise ValueError(
@@ -138,14 +149,9 @@ def _inception(path: str, mesh: Mesh | None) -> Extractor:
         params, weights_hash = inception.load(pathlib.Path(path).expanduser())
     except FileNotFoundError as error:
         raise ValueError(str(error)) from error
-    options, batch_size = {}, _BATCH
     if mesh is not None:
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        params = jax.device_put(params, everywhere)
-        options = {"in_shardings": (everywhere, split), "out_shardings": everywhere}
-        batch_size = math.ceil(_BATCH / mesh.size) * mesh.size
-    network = jax.jit(inception.features_and_logits, **options)
+        params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    network, batch_size = inception_program(mesh)
 
     def extract(images: np.ndarray) -> Features:
         if images.shape[3] != 3:
