@@ -65,6 +65,8 @@ def make_mesh(topology: str) -> Mesh:
         return devices.make_mesh()
     # Else libtpu asks Google's metadata server which TPU this machine is, for minutes.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # libtpu lets one process have the chips; there are none to have.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
     try:
         with _quiet():
             found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
