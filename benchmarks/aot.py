@@ -229,6 +229,7 @@ def show(row: dict) -> None:
         )
     travels = [
         f"{kind} {c['count']} of {c['bytes'] / 1e6:.3f} MB, largest {c['largest'] / 1e6:.3f} MB"
+        + f", {c['looped'] / 1e6:.3f} MB in loops" * (c["looped"] > 0)
         for kind, c in row["collectives"].items()
     ]
     print("  collectives " + ("; ".join(travels) or "none"))

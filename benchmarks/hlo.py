@@ -7,7 +7,8 @@
                   in bfloat16 where both factors are, with 2 FLOP a multiplication of the kernel's
                   every position (borders count in full)
 
-Each instruction counts once, in a loop's body too, however often it runs.
+Each instruction counts once, in a loop's body too, however often it runs; `looped` is the part of a
+collective's bytes that loops repeat.
 """
 
 import collections
@@ -69,12 +70,32 @@ def _item_bytes(dtype: str) -> int:
     return max(1, int(bits[0]) // 8) if bits else 1  # pred
 
 
+def _in_loops(listed: list[Instruction]) -> set[str]:
+    """The computations that loops repeat: their bodies, and what those call."""
+    calls, found = collections.defaultdict(set), set()
+    for instruction in listed:
+        called = re.findall(r"(?:body|calls|to_apply)=%([\w.-]+)", instruction.rest)
+        branches = re.findall(r"branch_computations=\{([^}]*)\}", instruction.rest)
+        called += [name.strip(" %") for names in branches for name in names.split(",")]
+        calls[instruction.computation].update(called)
+        if instruction.opcode == "while":
+            found.update(called)
+    waiting = list(found)
+    while waiting:
+        new = calls[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
+
+
 def collectives(text: str) -> dict[str, dict[str, int]]:
-    """Kind to {count, bytes, largest} of what travels; bytes are the whole arrays'."""
+    """Kind to {count, bytes, largest, looped} of what travels; bytes are the whole arrays'."""
+    listed = list(instructions(text))
+    loops = _in_loops(listed)
     partitions = re.search(r"num_partitions=(\d+)", text)
     partitions = int(partitions[1]) if partitions else 1
     found = {}
-    for instruction in instructions(text):
+    for instruction in listed:
         kind = instruction.opcode.removesuffix("-done")
         if kind not in _KINDS:  # nor the -start of a pair, whose type holds both ends
             continue
@@ -83,10 +104,11 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
             size *= partitions
         if instruction.computation.startswith("all-reduce-scatter"):  # a TPU's fusion of the two
             kind = "reduce-scatter"
-        row = found.setdefault(kind, {"count": 0, "bytes": 0, "largest": 0})
+        row = found.setdefault(kind, {"count": 0, "bytes": 0, "largest": 0, "looped": 0})
         row["count"] += 1
         row["bytes"] += size
         row["largest"] = max(row["largest"], size)
+        row["looped"] += size * (instruction.computation in loops)
     return found
 
 

@@ -54,10 +54,29 @@ def test_collectives_are_counted_with_the_size_of_the_whole_array():
     # 64 floats in the fusion, and 4 parts of 4 floats.
     found = hlo.collectives(TPU)
     assert found == {
-        "all-reduce": {"count": 1, "bytes": 36 + 10 + 4, "largest": 50},
-        "reduce-scatter": {"count": 2, "bytes": 256 + 64, "largest": 256},
-        "all-gather": {"count": 1, "bytes": 32, "largest": 32},
+        "all-reduce": {"count": 1, "bytes": 36 + 10 + 4, "largest": 50, "looped": 0},
+        "reduce-scatter": {"count": 2, "bytes": 256 + 64, "largest": 256, "looped": 0},
+        "all-gather": {"count": 1, "bytes": 32, "largest": 32, "looped": 0},
     }
+
+
+def test_what_travels_in_a_function_that_a_loops_body_calls_is_looped():
+    text = """
+%inner (a: f32[3]) -> f32[3] {
+  ROOT %all-reduce.1 = f32[3]{0} all-reduce(%a), to_apply=%add
+}
+
+%body (b: f32[3]) -> f32[3] {
+  ROOT %call.1 = f32[3]{0} call(%b), to_apply=%inner
+}
+
+ENTRY %main (c: f32[3]) -> f32[3] {
+  %all-reduce.2 = f32[5]{0} all-reduce(%c), to_apply=%add
+  ROOT %while.1 = f32[3]{0} while(%c), condition=%cond, body=%body
+}
+"""
+    expected = {"count": 2, "bytes": 12 + 20, "largest": 20, "looped": 12}
+    assert hlo.collectives(text) == {"all-reduce": expected}
 
 
 def test_a_product_is_bfloat16_only_where_both_factors_are():
@@ -68,6 +87,14 @@ def test_a_product_is_bfloat16_only_where_both_factors_are():
     # A kernel's gradient sums over 16 images of 8 x 8; a matrix product over 8.
     assert network["flops"] == 2 * (3 * 3 * 64 * 32) * (16 * 8 * 8)
     assert dense["flops"] == 2 * 16 * 4 * 8
+
+
+def test_a_collective_in_a_compiled_scan_is_looped():
+    # One device needs no collective, so the text of a scan stands in: what it calls is in the loop.
+    text = compile_text(lambda x: jax.lax.scan(lambda c, _: (c @ c, None), x, None, 3)[0], (4, 4))
+    listed = list(hlo.instructions(text))
+    (product,) = (i for i in listed if i.opcode in ("dot", "convolution"))
+    assert product.computation in hlo._in_loops(listed)
 
 
 def test_callbacks_transposes_and_float64_are_counted():
