@@ -41,17 +41,17 @@ from warm_diffusion.training.state import Batch, TrainMetrics
 
 FLAGS = flags.FLAGS
 
-# Each was compiled for (November 2026): host machines of four chips, eight for v5e's and v6e's 2x4.
+# libtpu 0.0.42 knows these. Clouds name v4 and v5p by cores: v4-8 is v4:2x2x1, v4-32 v4:2x2x4.
 TOPOLOGIES = (
-    "v4:2x2x1", "v4:2x2x2", "v4:2x2x4", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8",
-    "v5p:2x2x1", "v5p:2x2x2", "v6e:2x2", "v6e:2x4", "v6e:4x4",
+    "v4:2x2x1", "v4:2x2x4", "v5e:2x2", "v5e:4x4", "v5e:4x8", "v5e:16x16", "v5p:2x2x1", "v5p:2x2x4",
+    "v6e:2x2", "v6e:4x4",
 )  # fmt: skip
 
 PROGRAMS = ("train", "sample", "inception")
 
 # Gigabytes (1e9) of memory on a device, by Google's data sheets.
 _MEMORY = {
-    "TPU v4": 34.4, "TPU v5 lite": 17.2, "TPU v5": 102.0, "TPU v5p": 102.0, "TPU v6 lite": 34.4,
+    "TPU v4": 34.4, "TPU v5 lite": 17.2, "TPU v5": 102.0, "TPU v6 lite": 34.4,
 }  # fmt: skip
 
 
@@ -67,9 +67,11 @@ def make_mesh(topology: str) -> Mesh:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     # libtpu lets one process have the chips; there are none to have.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+    # A v4 chip's two cores are one device, as on the real one; others have no such choice.
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
     try:
         with _quiet():
-            found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+            found = topologies.get_topology_desc(topology, "tpu", **options)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -260,7 +262,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", "configs/cifar10.py", "Any configuration.")
-    flags.DEFINE_list("topology", [], f"Of TPUs, as {TOPOLOGIES[5]}; empty: the devices here.")
+    flags.DEFINE_list("topology", [], "Of TPUs, as v5e:4x4; empty: the devices that are here.")
     flags.DEFINE_integer("batch_size", 0, "Of training, over all chips; 0: the configuration's.")
     flags.DEFINE_list("programs", list(PROGRAMS), f"Which of {', '.join(PROGRAMS)}.")
     flags.DEFINE_integer("images", 50_000, "Of the data, which stay on the chips if they fit.")
