@@ -50,14 +50,21 @@ def compiled(out, *arguments, **environment):
 
 @pytest.fixture(scope="module")
 def tpu(tmp_path_factory):
-    """A bfloat16 network of 8 channels: its step on four kinds of chip, its sampler on one."""
+    """A bfloat16 network of 8 channels: its step on four kinds of chip, the rest on one.
+
+    The rest is its sampler, and its step in slices under the name "slices".
+    """
     folder = tmp_path_factory.mktemp("tpu")
     network = ("--config.model.model_channels=8", "--config.model.dtype=bfloat16")
     steps = ("--programs=train", f"--topology={','.join(TOPOLOGIES)}")
     sampler = ("--programs=sample", "--topology=v5e:2x2")
-    return compiled(folder / "train.json", *network, *steps) | compiled(
-        folder / "sample.json", *network, *sampler
-    )
+    slices = ("--programs=train", "--topology=v5e:2x2", "--config.training.grad_accumulation=4")
+    sliced = compiled(folder / "slices.json", *network, *slices)
+    return {
+        **compiled(folder / "train.json", *network, *steps),
+        **compiled(folder / "sample.json", *network, *sampler),
+        ("v5e:2x2", "slices"): sliced["v5e:2x2", "train"],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +119,11 @@ def test_on_eight_devices_nothing_calls_the_host_or_computes_in_float64(cpu):
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_on_a_tpu_gradients_are_reduced_once_and_nothing_else_travels(tpu, topology):
     check_gradients_are_reduced_once(tpu[topology, "train"])
+
+
+@needs_libtpu
+def test_on_a_tpu_gradients_of_slices_are_reduced_once_after_the_last(tpu):
+    check_gradients_are_reduced_once(tpu["v5e:2x2", "slices"])
 
 
 @needs_libtpu
