@@ -5,11 +5,12 @@ RUN ?= runs/digits
 BIN := $(VENV)/bin
 DEMO := $(BIN)/python main.py --workdir=$(RUN)
 
-.PHONY: help demo test lint benchmarks clean
+.PHONY: help demo test tpu lint benchmarks clean
 
 help:
 	@echo "make demo    train on scikit-learn's digits, sample, evaluate and analyze (minutes on a CPU)"
 	@echo "make test    run the tests (minutes)"
+	@echo "make tpu     install TPU's compiler (0.7 GB) and compile for TPUs that are not here (minutes)"
 	@echo "make lint    check the style"
 	@echo "make clean   remove the environment and $(RUN)"
 
@@ -32,6 +33,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+tpu: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu]'
+	$(BIN)/python -m pytest tests/test_aot.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -11,6 +11,9 @@ from pathlib import Path
 # the processes that tests start. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+# The same holds for the platform: with libtpu installed, JAX would look for a TPU, loudly.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 import jax
 import numpy as np
 import pytest

@@ -121,6 +121,34 @@ class Sampler:
         return process.perturb(clean, noise, self.schedule.alpha(t), self.schedule.beta(t))
 
 
+def program(
+    architecture: Architecture,
+    schedule: Schedule,
+    settings: Settings,
+    *,
+    batch_size: int,
+    mesh: Mesh,
+    return_trajectory: bool = False,
+) -> tuple[Callable, tuple]:
+    """The jitted sampler and its abstract arguments (params, seeds [B], start); see `sampler`."""
+    devices.check_batch_size("sampling.batch_size", batch_size, mesh)
+
+    def function(params, seeds, start):
+        params = jax.lax.with_sharding_constraint(params, everywhere)  # in training it may be split
+        return draw(
+            architecture, params, seeds, schedule, settings, start,
+            return_trajectory=return_trajectory,
+        )  # fmt: skip
+
+    seeds = jax.ShapeDtypeStruct((batch_size,), np.dtype("uint32"))
+    image = jax.ShapeDtypeStruct((batch_size, *architecture.image_shape), np.dtype("float32"))
+    arguments = architecture.abstract_params, seeds, image if schedule.needs_start else None
+    everywhere, split = devices.replicated(mesh), devices.split(mesh)
+    jitted = jax.jit(function, in_shardings=(None, split, split), out_shardings=everywhere)
+    jitted.eval_shape(*arguments)  # what does not fit shows here, before any training
+    return jitted, arguments
+
+
 def sampler(
     architecture: Architecture,
     schedule: Schedule,
@@ -138,22 +166,10 @@ def sampler(
       ValueError: a solver that is not known or does not fit the path; a batch that the devices
         cannot share.
     """
-    devices.check_batch_size("sampling.batch_size", batch_size, mesh)
-
-    def function(params, seeds, start):
-        params = jax.lax.with_sharding_constraint(params, everywhere)  # in training it may be split
-        return draw(
-            architecture, params, seeds, schedule, settings, start,
-            return_trajectory=return_trajectory,
-        )  # fmt: skip
-
-    everywhere, split = devices.replicated(mesh), devices.split(mesh)
-    jitted = jax.jit(function, in_shardings=(None, split, split), out_shardings=everywhere)
-    # What does not fit shows here, before any training.
-    seeds = jax.ShapeDtypeStruct((batch_size,), np.dtype("uint32"))
-    image = jax.ShapeDtypeStruct((batch_size, *architecture.image_shape), np.dtype("float32"))
-    start = image if schedule.needs_start else None
-    jitted.eval_shape(architecture.abstract_params, seeds, start)
+    jitted, _ = program(
+        architecture, schedule, settings,
+        batch_size=batch_size, mesh=mesh, return_trajectory=return_trajectory,
+    )  # fmt: skip
 
     def draw_split(params, seeds, start):
         """Every process passes the whole batch, computes its part and gets all images."""

@@ -2,8 +2,8 @@
 
 A place is a `pathlib.Path`, or on gs:// an `etils.epath.Path`, which has the same methods:
 annotations say the former. Methods that only look (`exists`, `glob`, `iterdir`, `read_bytes`) are
-called on it; all that writes, moves or deletes is here, since an object store does it otherwise:
-one object appears at once, but nothing is appended or renamed, a folder is no more than the start
+called on it; all that writes, moves or deletes is here: of several processes the first does it, the
+others do nothing. An object store does it otherwise than a disk: one object appears at once, but nothing is appended or renamed, a folder is no more than the start
 of a name, and moving one is copying object by object.
 
 gcsfs and etils are imported when a gs:// path is first met, never before.
@@ -141,6 +141,8 @@ def write_bytes(where: str | os.PathLike, content: bytes) -> None:
 
 def write_files(files: Mapping[pathlib.Path, bytes]) -> None:
     """Writes several files, each as `write_bytes` does; on gs:// many at a time."""
+    if jax.process_index():
+        return
     remote = {str(place): content for place, content in files.items() if not is_local(place)}
     if remote:
         # Not open("wb"): an exception inside it publishes the part that is written.
@@ -213,6 +215,8 @@ class Lines:
 
     def append(self, line: str) -> None:
         """Adds a line."""
+        if jax.process_index():
+            return
         if is_local(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as file:
@@ -241,6 +245,8 @@ def write_folder(where: str | os.PathLike, files: Mapping[str, bytes]) -> None:
     On gs:// the last of them comes last: a kill before it leaves a folder without that file.
     """
     folder = path(where)
+    if jax.process_index():
+        return
     if is_local(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         name = f".{folder.name}.partial-"
@@ -267,6 +273,8 @@ def move(source: pathlib.Path, target: pathlib.Path, marker: str = "") -> None:
     On gs:// it is copied, then deleted. `marker` names the file without which a folder counts for
     nothing: it is deleted first, so that no part of the folder ever passes for the whole.
     """
+    if jax.process_index():
+        return
     if is_local(source):
         target.parent.mkdir(parents=True, exist_ok=True)
         source.rename(target)
@@ -279,6 +287,8 @@ def move(source: pathlib.Path, target: pathlib.Path, marker: str = "") -> None:
 
 def remove(place: pathlib.Path) -> None:
     """Deletes a file or a folder, if it is there."""
+    if jax.process_index():
+        return
     if not is_local(place):
         place.rmtree(missing_ok=True)
     elif place.is_dir():

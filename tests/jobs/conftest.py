@@ -131,3 +131,14 @@ def trained(app):
         "--config.training.sample_every=6",
     )
     return workdir, out, err
+
+
+STEPS = ("--config.training.num_steps=8", "--config.training.checkpoint_every=4")
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(app):
+    """The workdir of a tiny run of 8 steps, with a checkpoint in the middle."""
+    workdir = app.folder / "uninterrupted"
+    app.run(f"--workdir={workdir}", *STEPS)
+    return workdir

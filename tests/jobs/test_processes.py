@@ -1,39 +1,27 @@
-"""Two processes of two devices each, over one workdir: the same as one process, and how they end."""
+"""Two processes of two devices each, over one workdir: the same as one process; how they end."""
 
+import json
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.jobs.conftest import REPOSITORY, wait_for
+from tests.jobs.conftest import STEPS, wait_for
 from tests.jobs.test_train import STEPS, rows
 from tests.test_cluster import free_port
 
 DEVICES = ("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-# main.py once for each list of arguments, in the same process.
-PROGRAM = f"""
-import json, sys
-sys.path.insert(0, {str(REPOSITORY)!r})
-import main
-from tests.jobs.conftest import _fresh_flags
-from warm_diffusion import settings
-settings_start = settings.start
-for number, arguments in enumerate(json.loads(sys.argv.pop(1))):
-    if number:  # joined already
-        arguments = [a for a in arguments if not a.startswith(("--coord", "--num_proc", "--process"))]
-    sys.argv[1:] = arguments
-    with _fresh_flags():
-        main.main(main.parse(sys.argv))
-"""
 
 
-def start(app, port, *arguments, program=None, apart=((), ())):
+def start(app, port, *arguments, apart=((), ()), before=(), tiny=True):
     """Both processes, each with arguments of its own besides."""
     common = [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
     return [
         app.start(
-            *common, f"--process_id={index}", *arguments, *apart[index],
-            before=(), environment=[DEVICES],
+            *common, f"--process_id={index}", *arguments, *apart[index], before=before,
+            environment=[DEVICES], tiny=tiny,
         )
         for index in range(2)
     ]  # fmt: skip
@@ -98,14 +86,68 @@ def test_processes_with_other_images_or_settings_do_not_train(app, tmp_path):
         np.save(tmp_path / f"{name}.npy", np.full((32, 8, 8), value, np.uint8))
     sources = [(f"--config.data.source=npy:{tmp_path}/{name}.npy",) for name in ("one", "other")]
     common = (f"--workdir={tmp_path / 'run'}", *STEPS)
-    both = [
-        (start(app, free_port(), *common, apart=sources), "the hash of the images is '"),
-        (start(app, free_port(), *common, apart=((), ("--config.seed=3",))), "config.seed is 3, not 0"),
-    ]  # fmt: skip
-    for processes, message in both:
+    for apart, message in (
+        (sources, "the hash of the images is '"),
+        (((), ("--config.seed=3",)), "config.seed is 3, not 0"),
+    ):
+        processes = start(app, free_port(), *common, apart=apart)
         status, outputs = ends(processes, timeout=90)
         assert status == [2, 2]
         for _, err in outputs:
             assert last_line(err).startswith("error: process 1 (")
             assert message in last_line(err)
     assert not (tmp_path / "run").exists()
+
+
+# main.py once for each of several lists of arguments (JSON, the last argument), in one process.
+MODES = """
+import json, sys
+import main
+from tests.jobs.conftest import _fresh_flags
+*joined, others = sys.argv[1:]
+for number, arguments in enumerate(json.loads(others)):
+    sys.argv[1:] = arguments + (joined if number == 0 else [])
+    with _fresh_flags():
+        main.main(main.parse(sys.argv))
+"""
+
+
+def test_two_processes_do_in_every_mode_what_one_does(
+    app, uninterrupted, inception_weights, tmp_path
+):
+    np.save(tmp_path / "rgb.npy", np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8))
+    run = f"--checkpoint={uninterrupted}"
+
+    def arguments(out):
+        few = ("--config.eval.num_samples=16", "--config.eval.seed_ranges=1")
+        return [
+            ["--mode=sample", run, f"--workdir={out}", "--seeds=0-9"],
+            ["--mode=eval", run, f"--workdir={out}", *few],
+            ["--mode=analyze", run, f"--workdir={out}", "--config.analysis.num_images=8"],
+            ["--mode=fid_stats", f"--workdir={out}", f"--config.data.source=npy:{tmp_path}/rgb.npy",
+             "--config.eval.features=inception", f"--config.eval.inception_weights={inception_weights}"],
+            ["--mode=export", run, f"--workdir={out / 'model'}", "--config.export.num_images=4"],
+        ]  # fmt: skip
+
+    for each in arguments(tmp_path / "one"):
+        app.run(*each, tiny=False)
+    lists = json.dumps(arguments(tmp_path / "two"))
+    processes = start(app, free_port(), lists, before=("-c", MODES), tiny=False)
+    status, outputs = ends(processes, timeout=200)
+    assert status == [0, 0], outputs
+    one, two = (
+        {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "one", tmp_path / "two")
+    )
+    assert two.keys() - {p for p in two if "tfevents" in p.name} == {
+        p for p in one if "tfevents" not in p.name
+    }
+    for path in (p for p in one if p.suffix == ".png"):
+        pixels = [np.asarray(Image.open(side[path])).astype(int) for side in (one, two)]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 1, path
+    reports = [json.loads(side[Path("eval/step_00000008.json")].read_text()) for side in (one, two)]
+    assert reports[1]["device"] == "4 x cpu"
+    assert reports[1]["fd_pixels_16"] == pytest.approx(reports[0]["fd_pixels_16"], rel=1e-3)
+    name = next(p for p in one if p.name.startswith("inception_train_6"))
+    means = [np.load(side[name])["mu"] for side in (one, two)]
+    np.testing.assert_allclose(means[1], means[0], atol=1e-4)

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.jobs.conftest import REPOSITORY, wait_for
+from tests.jobs.conftest import REPOSITORY, STEPS, wait_for
 from warm_diffusion import pretrained, storage
 from warm_diffusion.data import load_dataset
-
-STEPS = ("--config.training.num_steps=8", "--config.training.checkpoint_every=4")
 
 
 def rows(workdir):
@@ -44,13 +42,6 @@ def assert_same_run(one, other, step=8):
     assert any("opt_state" in name for name in first)
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(app):
-    workdir = app.folder / "uninterrupted"
-    app.run(f"--workdir={workdir}", *STEPS)
-    return workdir
 
 
 def test_a_run_writes_config_metrics_events_grids_and_checkpoints(trained):

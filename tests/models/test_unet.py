@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from warm_diffusion import denoiser, samplers, schedules
-from warm_diffusion.models import ddpmpp, from_edm, ncsnpp
+from warm_diffusion.models import ddpmpp, from_edm, ncsnpp, unet
 
 NETWORKS = {"ddpmpp": ddpmpp, "ncsnpp": ncsnpp}
 SMALL = dict(
@@ -187,6 +187,30 @@ def test_bfloat16_convolutions_stay_near_float32_and_return_float32():
     # bfloat16 keeps 8 bits: about 1 % after a dozen layers
     assert np.sqrt(np.mean((full - half) ** 2)) < 0.03 * np.std(full)
     assert np.abs(full - half).max() > 0
+
+
+def test_in_training_a_bfloat16_convolution_gives_its_kernel_a_float32_gradient():
+    # x, kernel and the gradient that comes back are whole numbers that bfloat16 holds, so JAX's own
+    # rule in float32 is the exact answer; rounded to bfloat16 it would be off by up to 1 in 256.
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(-8, 9, (3, 6, 5, 4)), jnp.float32)
+    back = jnp.asarray(rng.integers(-8, 9, (3, 6, 5, 7)), jnp.float32)
+
+    def gradients(dtype):
+        conv = unet.Conv(7, dtype=dtype, train=True)
+        params = {"kernel": jnp.ones((3, 3, 4, 7)), "bias": jnp.zeros(7)}
+
+        def objective(params, x):
+            return jnp.sum(conv.apply({"params": params}, x).astype(jnp.float32) * back)
+
+        return jax.grad(objective, (0, 1))(params, x)
+
+    (got, got_x), (expected, expected_x) = gradients(jnp.bfloat16), gradients(jnp.float32)
+    np.testing.assert_array_equal(got["kernel"], expected["kernel"])
+    np.testing.assert_array_equal(got["bias"], expected["bias"])
+    np.testing.assert_allclose(got_x, expected_x, rtol=2**-8)
+    rounded = expected["kernel"].astype(jnp.bfloat16).astype(jnp.float32)
+    assert np.abs(rounded - expected["kernel"]).max() > 0  # the test can tell
 
 
 def test_in_a_bfloat16_network_every_norm_puts_out_float32():

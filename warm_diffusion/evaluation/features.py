@@ -126,6 +126,17 @@ def _pixels(images: np.ndarray) -> Features:
     return Features(images.reshape(len(images), size).astype(np.float32) / 127.5 - 1)
 
 
+def inception_program(mesh: Mesh) -> tuple[Callable, int]:
+    """The jitted (params, images) -> (features, logits) over a mesh, and the images it takes."""
+    everywhere, split = devices.replicated(mesh), devices.split(mesh)
+    network = jax.jit(
+        inception.features_and_logits,
+        in_shardings=(everywhere, split),
+        out_shardings=everywhere,
+    )
+    return network, math.ceil(_BATCH / mesh.size) * mesh.size
+
+
 def _inception(path: str, mesh: Mesh | None) -> Extractor:
     if not path:
         raise ValueError(
@@ -140,14 +151,8 @@ def _inception(path: str, mesh: Mesh | None) -> Extractor:
     except FileNotFoundError as error:
         raise ValueError(str(error)) from error
     mesh = mesh or devices.make_mesh(1)
-    everywhere, split = devices.replicated(mesh), devices.split(mesh)
     params = devices.put_replicated(params, mesh)
-    network = jax.jit(
-        inception.features_and_logits,
-        in_shardings=(everywhere, split),
-        out_shardings=everywhere,
-    )
-    batch_size = math.ceil(_BATCH / mesh.size) * mesh.size
+    network, batch_size = inception_program(mesh)
 
     def extract(images: np.ndarray) -> Features:
         if images.shape[3] != 3:

@@ -110,6 +110,19 @@ def params_from_arrays(arrays: Mapping[str, np.ndarray]) -> Params:
     return params
 
 
+def abstract_params() -> Params:
+    """Shapes and types of `params_from_arrays`, to compile without weights."""
+    shapes = {
+        name: {"kernel": shape, "bias": (1, 1, 1, shape[3])}
+        for name, shape in layers.layer_shapes().items()
+    }
+    shapes["fc"] = {"kernel": layers.array_shapes()["fc.weight"][::-1]}
+    return {
+        name: {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in layer.items()}
+        for name, layer in shapes.items()
+    }
+
+
 @functools.cache
 def _resize_matrix(size: int) -> np.ndarray:
     """TF1's bilinear interpolation along one axis, eq. (1): [299, size]."""

@@ -7,8 +7,10 @@ zero. So with one head, or at initialisation, the network is EDM's.
 
 Layers carry EDM's names (`enc_32x32_block0`, ...), which makes its weights loadable
 (`edm.py`). Norms and softmax are always float32; `dtype` is that of the convolutions.
+Gradients of weights come out in float32 all the same, and so are added up over devices.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -59,10 +61,47 @@ def _resample(x: jax.Array, taps: Sequence[int], direction: str, padding: int) -
     )
 
 
+def _convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
+    """Convolution in the type of x."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        window_strides=(1, 1),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+# JAX's own rule puts the kernel's gradient out in bfloat16, which a TPU then adds up over the chips
+# in bfloat16: of hundreds of addends the last ones are lost. This one keeps the accumulator's
+# float32; it allows no forward mode, so it is for training only.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve_in_training(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
+    return _convolve(x, kernel, padding)
+
+
+def _backward(padding: int, saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    (of_x,) = jax.vjp(lambda x: _convolve(x, kernel, padding), x)[1](gradient)
+    of_kernel = jax.lax.conv_general_dilated(
+        x,
+        gradient,
+        window_strides=(1, 1),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),  # sums over images and positions
+        preferred_element_type=kernel.dtype,
+    )
+    return of_x, of_kernel
+
+
+_convolve_in_training.defvjp(lambda *of: (_convolve(*of), of[:2]), _backward)
+
+
 class Conv(nn.Module):
     """Convolution with optional resampling first; features 0 only resamples.
 
-    `fused_down` filters after the convolution instead, with all padding before it.
+    `fused_down` filters after the convolution instead, with all padding before it. `train` allows
+    no forward-mode derivative.
     """
 
     features: int
@@ -72,6 +111,7 @@ class Conv(nn.Module):
     fused_down: bool = False
     gain: float = 1.0
     dtype: jnp.dtype = jnp.float32
+    train: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -85,16 +125,11 @@ class Conv(nn.Module):
         kernel_shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", scaled_init(self.gain), kernel_shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        x = jax.lax.conv_general_dilated(
-            x,
-            kernel.astype(self.dtype),
-            window_strides=(1, 1),
-            padding=[(conv_padding, conv_padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        own_rule = self.train and x.dtype != kernel.dtype
+        x = (_convolve_in_training if own_rule else _convolve)(x, kernel, conv_padding)
         if self.fused_down:
             x = _resample(x, self.taps, "down", 0)
-        return x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return (x + bias.reshape(1, 1, 1, -1)).astype(self.dtype)
 
 
 class Block(nn.Module):
@@ -110,23 +145,23 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, train: bool) -> jax.Array:
         def conv(name: str, **options) -> Conv:
-            return Conv(self.features, taps=self.taps, dtype=self.dtype, name=name, **options)
+            shared = dict(taps=self.taps, dtype=self.dtype, train=train)
+            return Conv(self.features, name=name, **shared, **options)
 
         skip = x
         if self.resample or x.shape[-1] != self.features:
             skip = conv("skip", kernel_size=1, resample=self.resample)(x)
         x = conv("conv0", resample=self.resample)(nn.silu(_norm(x, "norm0")))
-        shift = nn.Dense(
-            self.features, kernel_init=scaled_init(1.0), dtype=self.dtype, name="affine"
-        )(embedding)
-        x = nn.silu(_norm(x + shift[:, None, None], "norm1"))
+        shift = nn.Dense(self.features, kernel_init=scaled_init(1.0), name="affine")(embedding)
+        x = nn.silu(_norm(x + shift[:, None, None].astype(self.dtype), "norm1"))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = (conv("conv1", gain=0.0)(x) + skip) * _SKIP_SCALE
-        return self._attend(x) if self.attention else x
+        return self._attend(x, train) if self.attention else x
 
-    def _attend(self, x: jax.Array) -> jax.Array:
+    def _attend(self, x: jax.Array, train: bool) -> jax.Array:
         batch, height, width, channels = x.shape
-        qkv = Conv(3 * channels, kernel_size=1, gain=0.2**0.5, dtype=self.dtype, name="qkv")
+        shared = dict(kernel_size=1, dtype=self.dtype, train=train)
+        qkv = Conv(3 * channels, gain=0.2**0.5, name="qkv", **shared)
         # EDM interleaves the three: output channel 3 c + (0, 1, 2) is query, key, value of c.
         qkv = qkv(_norm(x, "norm2")).reshape(batch, height * width, channels, 3)
         query, key, value = (qkv[..., i] for i in range(3))
@@ -135,7 +170,7 @@ class Block(nn.Module):
         )
         weights = nn.softmax(logits, axis=-1).astype(self.dtype)
         mixed = jnp.einsum("bqk,bkc->bqc", weights, value).reshape(x.shape)
-        project = Conv(channels, kernel_size=1, gain=0.0, dtype=self.dtype, name="proj")
+        project = Conv(channels, gain=0.0, name="proj", **shared)
         return (x + project(mixed)) * _SKIP_SCALE
 
 
@@ -259,16 +294,17 @@ class UNet(nn.Module):
         self, x: jax.Array, embedding: jax.Array, train: bool
     ) -> tuple[jax.Array, list[jax.Array]]:
         skips, auxiliary = [], x
+        conv = functools.partial(Conv, dtype=self.dtype, train=train)
         for level, size, features, attention in self._levels():
             if level == 0:
-                x = Conv(self.model_channels, dtype=self.dtype, name=f"enc_{size}_conv")(x)
+                x = conv(self.model_channels, name=f"enc_{size}_conv")(x)
             else:
                 down = self._block(f"enc_{size}_down", x.shape[-1], resample="down")
                 x = down(x, embedding, train)
                 if self.residual_encoder:
-                    project = Conv(
+                    project = conv(
                         x.shape[-1], resample="down", taps=self.taps, fused_down=True,
-                        dtype=self.dtype, name=f"enc_{size}_aux_residual",
+                        name=f"enc_{size}_aux_residual",
                     )  # fmt: skip
                     x = auxiliary = (x + project(auxiliary)) * _SKIP_SCALE
             skips.append(x)
@@ -294,9 +330,8 @@ class UNet(nn.Module):
                 block = self._block(f"dec_{size}_block{index}", features, attention=attend)
                 x = block(x, embedding, train)
         x = nn.silu(_norm(x, f"dec_{size}_aux_norm"))
-        out = Conv(
-            self.heads * self.channels, gain=0.0, dtype=self.dtype, name=f"dec_{size}_aux_conv"
-        )
+        conv = functools.partial(Conv, dtype=self.dtype, train=train)
+        out = conv(self.heads * self.channels, gain=0.0, name=f"dec_{size}_aux_conv")
         return out(x).astype(jnp.float32)
 
 

@@ -92,9 +92,11 @@ def _slice_gradients(gradients: Callable, params: dict, batch: tuple, slices: in
 
     def add(total, part):
         new, terms = gradients(params, *part)
-        return jax.tree.map(lambda t, g: t + g / slices, total, new), terms
+        return jax.tree.map(jnp.add, total, new), terms
 
-    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+    # Plain sums: TPU's compiler then adds up over the chips once, after the loop.
+    total, terms = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+    return jax.tree.map(lambda t: t / slices, total), terms
 
 
 def make_train_step(
