@@ -104,6 +104,11 @@ def agree(**facts) -> None:
         _group.agree(facts)
 
 
+def first_says(value):
+    """The value of process 0 (JSON), in all processes."""
+    return _group.agree({}, value) if _group else value
+
+
 def check_shared(folder: pathlib.Path) -> None:
     """Raises ValueError unless what process 0 writes to a folder is there for all processes."""
     if not _group:

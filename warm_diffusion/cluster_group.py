@@ -90,20 +90,20 @@ class Group:
         for listener in self._listeners:
             listener.start()
 
-    def agree(self, facts: Mapping[str, object]) -> None:
-        """See the function `agree`."""
+    def agree(self, facts: Mapping[str, object], value=None):
+        """See the functions `agree` and `first_says` of `cluster.py`; returns process 0's value."""
         own = json.loads(json.dumps(dict(facts)))
         if self.index:
             self._links[0].send(kind="facts", facts=own)
-            answer = self._next_facts([0])
-            problem = answer[0]["problem"]
+            answer = self._next_facts([0])[0]
         else:
             told = {0: own} | self._next_facts(list(self._links))
-            problem = _difference(told, self._hosts)
+            answer = {"problem": _difference(told, self._hosts), "value": value}
             for link in self._links.values():
-                link.send(kind="facts", facts={"problem": problem})
-        if problem:
-            raise ValueError(problem)
+                link.send(kind="facts", facts=answer)
+        if answer["problem"]:
+            raise ValueError(answer["problem"])
+        return answer["value"]
 
     def _next_facts(self, awaited: list[int]) -> dict[int, dict]:
         found: dict[int, dict] = {}

@@ -2,9 +2,10 @@
 
 A place is a `pathlib.Path`, or on gs:// an `etils.epath.Path`, which has the same methods:
 annotations say the former. Methods that only look (`exists`, `glob`, `iterdir`, `read_bytes`) are
-called on it; all that writes, moves or deletes is here: of several processes the first does it, the
-others do nothing. An object store does it otherwise than a disk: one object appears at once, but nothing is appended or renamed, a folder is no more than the start
-of a name, and moving one is copying object by object.
+called on it; all that writes, moves or deletes is here. Of several processes the first does it,
+the others do nothing. An object store does it otherwise than a disk: one object appears at once,
+but nothing is appended or renamed, a folder is no more than the start of a name, and moving one is
+copying object by object.
 
 gcsfs and etils are imported when a gs:// path is first met, never before.
 """

@@ -6,15 +6,12 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
-from configs import digits
 from tests.jobs.conftest import REPOSITORY
 from warm_diffusion import schedules
 from warm_diffusion.evaluation import fid
-from warm_diffusion.jobs.evaluate import evaluate
 from warm_diffusion.jobs.evaluate.evaluator import path_bnr
 
 
@@ -298,12 +295,6 @@ def test_a_run_of_another_configuration_is_not_evaluated_by_mistake(app, tmp_pat
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "schedule.bnr: 0.5 -> 0.3" in err
-
-
-def test_several_processes_do_not_wait_for_checkpoints(tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match="--wait is for one process"):
-        evaluate(digits.get_config(), str(tmp_path), str(tmp_path), wait=5.0)
 
 
 def test_the_ratio_of_a_path_is_one_number_or_both_ends():

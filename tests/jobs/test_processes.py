@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.jobs.conftest import STEPS, wait_for
-from tests.jobs.test_train import STEPS, rows
+from tests.jobs.test_train import rows
 from tests.test_cluster import free_port
 
 DEVICES = ("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
@@ -117,6 +117,7 @@ def test_two_processes_do_in_every_mode_what_one_does(
 ):
     np.save(tmp_path / "rgb.npy", np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8))
     run = f"--checkpoint={uninterrupted}"
+    weights = f"--config.eval.inception_weights={inception_weights}"
 
     def arguments(out):
         few = ("--config.eval.num_samples=16", "--config.eval.seed_ranges=1")
@@ -125,7 +126,7 @@ def test_two_processes_do_in_every_mode_what_one_does(
             ["--mode=eval", run, f"--workdir={out}", *few],
             ["--mode=analyze", run, f"--workdir={out}", "--config.analysis.num_images=8"],
             ["--mode=fid_stats", f"--workdir={out}", f"--config.data.source=npy:{tmp_path}/rgb.npy",
-             "--config.eval.features=inception", f"--config.eval.inception_weights={inception_weights}"],
+             "--config.eval.features=inception", weights],
             ["--mode=export", run, f"--workdir={out / 'model'}", "--config.export.num_images=4"],
         ]  # fmt: skip
 

@@ -1,5 +1,7 @@
 """Checkpoints: exact, atomic, verified; what is damaged is passed over and kept aside."""
 
+import errno
+import json
 import types
 
 import jax
@@ -135,12 +137,59 @@ def check_that_damage_is_passed_over(workdir, damage):
 
 def test_a_checkpoint_of_a_newer_format_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch):
     write(tmp_path, [5])
-    monkeypatch.setattr(checkpoints, "_FORMAT", 3)
+    monkeypatch.setattr(checkpoints, "_FORMAT", 4)
     write(tmp_path, [6], keep_latest=2)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="is of format 3, this version reads format 2 and 1"):
+    with pytest.raises(ValueError, match="is of format 4, this version reads formats 1 to 3"):
         read(tmp_path)
     assert (tmp_path / "checkpoints" / "6").is_dir()
+
+
+def test_a_checkpoint_of_format_2_is_verified_by_its_own_sha256(tmp_path):
+    write(tmp_path, [5])
+    (path,) = (tmp_path / "checkpoints" / "5" / "about").iterdir()
+    about, state = json.loads(path.read_text()), state_at(5)
+    rest = {
+        name: getattr(state, name)
+        for name in ("step", "opt_state", "nonfinite_total", "nonfinite_in_a_row")
+    }
+    about["format"] = 2
+    about["digests"] = {
+        "params": storage.digest(state.params),
+        "ema": [storage.digest(average) for average in state.ema],
+        "rest": storage.digest(rest),
+        "statistics": storage.digest(STATISTICS),
+    }
+    path.write_text(json.dumps(about))
+    for got, expected in zip(arrays(read(tmp_path)), arrays(state), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    about["digests"]["rest"] = "0" * 64
+    path.write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="no checkpoint in .* can be restored"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ESTALE, "Stale file handle"), OSError(errno.EMFILE, "Too many open files"),
+     ValueError("UNAVAILABLE: connection reset"), PermissionError(errno.EACCES, "denied")],
+    ids=repr,
+)  # fmt: skip
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch, error):
+    write(tmp_path, [5])
+    saved = Checkpoints(tmp_path)
+
+    def restore(*_, **__):
+        raise error
+
+    monkeypatch.setattr(saved._manager, "restore", restore)
+    with pytest.raises(ValueError, match="checkpoint 5 of .* cannot be restored") as raised:
+        saved.restore_latest(state_at(0))
+    assert not isinstance(raised.value, checkpoints.Damaged)
+    monkeypatch.undo()
+    saved.close()
+    assert int(read(tmp_path).step) == 5
+    assert not (tmp_path / "damaged").exists()
 
 
 def test_a_half_written_checkpoint_is_not_seen(place):

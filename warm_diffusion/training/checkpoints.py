@@ -8,24 +8,32 @@ when complete, so a kill at any time leaves the ones before. It holds
     about        JSON: format, step, what network it is of, configuration, origins, checksums
 
 so that nothing else is needed to use it. Orbax restores flipped bits without complaint; therefore
-the SHA-256 of each part is kept and verified. A damaged checkpoint is moved aside, never deleted,
-and the one before is used. Format 1 had no statistics and one checksum.
+a checksum of each part (`checksums.py`) is kept and verified. A damaged checkpoint is moved aside,
+never deleted, and the one before is used. Formats 1 and 2 had the SHA-256 of arrays that one
+process holds whole; 1 had no statistics.
 """
 
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from warm_diffusion import storage
-from warm_diffusion.storage import digest
+from warm_diffusion import cluster, storage
+from warm_diffusion.training.checksums import checksum
 from warm_diffusion.training.state import TrainState
 
-_FORMAT = 2
+_FORMAT = 3
+# Not damage: another try, or another user, reads what is there.
+_PASSING = re.compile(
+    "ABORTED|CANCELLED|DEADLINE_EXCEEDED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|"
+    "UNAVAILABLE"
+)
 
 
 class Damaged(ValueError):
@@ -49,14 +57,25 @@ def _arrays(state: TrainState) -> dict:
     }
 
 
-def _digests(arrays: dict) -> dict:
+def _checksum_of_format(about: dict) -> Callable[[Any], str]:
+    return checksum if about["format"] == _FORMAT else storage.digest
+
+
+def _checksums(arrays: dict, of: Callable[[Any], str] = checksum) -> dict:
     """Checksums of the parts that are restored by themselves, and of the rest together."""
     rest = {name: tree for name, tree in arrays.items() if name not in ("params", "ema")}
     return {
-        "params": digest(arrays["params"]),
-        "ema": [digest(average) for average in arrays["ema"]],
-        "rest": digest(rest),
+        "params": of(arrays["params"]),
+        "ema": [of(average) for average in arrays["ema"]],
+        "rest": of(rest),
     }
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error in reading a file says something of the file, or of this moment."""
+    if isinstance(error, OSError):
+        return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    return not isinstance(error, MemoryError) and not _PASSING.search(str(error))
 
 
 class Checkpoints:
@@ -108,7 +127,7 @@ class Checkpoints:
         if step in self.steps():
             return
         arrays, statistics = _arrays(state), dict(statistics)
-        digests = {**_digests(arrays), "statistics": digest(statistics)}
+        digests = {**_checksums(arrays), "statistics": checksum(statistics)}
         about = {
             **about,
             "format": _FORMAT,
@@ -145,18 +164,22 @@ class Checkpoints:
           report: is told of every damaged checkpoint that was passed over.
 
         Raises:
-          ValueError: there are checkpoints, but none is sound, or one is of a newer format.
+          ValueError: there are checkpoints, but none is sound, one is of a newer format, or the
+            processes of the run do not find the same.
         """
         steps, damaged = self.steps(), []
         for step in reversed(steps):
+            state = None
             try:
                 state = self.restore(step, target)
             except Damaged as error:
                 damaged.append(step)
                 report(str(error))
-                continue
-            self._move_aside(damaged)
-            return state
+            # Nothing is moved that another process could read.
+            cluster.agree(**{f"whether checkpoint {step} is sound": state is not None})
+            if state is not None:
+                self._move_aside(damaged)
+                return state
         if steps:
             raise ValueError(f"no checkpoint in {self._path} can be restored: tried {steps}")
         return None
@@ -172,10 +195,10 @@ class Checkpoints:
                 f"no checkpoint of step {step} in {self._path}: there are {self.steps()}"
             )
         about = self._read(step, about=ocp.args.JsonRestore()).about
-        if about["format"] not in (1, _FORMAT):
+        if about["format"] not in (1, 2, _FORMAT):
             raise ValueError(
                 f"checkpoint {step} of {self._path} is of format {about['format']}, this version "
-                f"reads format {_FORMAT} and 1"
+                f"reads formats 1 to {_FORMAT}"
             )
         return about
 
@@ -188,11 +211,18 @@ class Checkpoints:
         about = self.about(step)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(target))
         arrays = self._read(step, state=ocp.args.StandardRestore(abstract)).state
+        leaves = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
+        whole = all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in leaves)
+        if about["format"] < _FORMAT and not whole:
+            raise ValueError(
+                f"checkpoint {step} of {self._path} is of format {about['format']}, which one "
+                "process must hold whole to verify it: continue it once with one process"
+            )
         if about["format"] == 1:
-            self._verify(step, digest(arrays), about["sha256"])
+            self._verify(step, storage.digest(arrays), about["sha256"])
         else:
             saved = {name: about["digests"][name] for name in ("params", "ema", "rest")}
-            self._verify(step, _digests(arrays), saved)
+            self._verify(step, _checksums(arrays, _checksum_of_format(about)), saved)
             self.statistics(step)
         return target.replace(**arrays)
 
@@ -207,14 +237,16 @@ class Checkpoints:
         Raises:
           ValueError: there is no such checkpoint, or it does not hold what was saved.
         """
-        digests = self.about(step)["digests"]
+        about = self.about(step)
+        count = len(about["digests"]["ema"])
         if average < 0:
             found = self._partial(step, "state", {"params": shapes})["params"]
-            self._verify(step, digest(found), digests["params"])
-            return found
-        found = self._partial(step, "state", {"ema": [shapes] * len(digests["ema"])})["ema"]
-        self._verify(step, digest(found[average]), digests["ema"][average])
-        return found[average]
+            saved = about["digests"]["params"]
+        else:
+            found = self._partial(step, "state", {"ema": [shapes] * count})["ema"][average]
+            saved = about["digests"]["ema"][average]
+        self._verify(step, _checksum_of_format(about)(found), saved)
+        return found
 
     def statistics(self, step: int) -> dict[str, np.ndarray]:
         """The statistics of the training data, by name.
@@ -222,10 +254,10 @@ class Checkpoints:
         Raises:
           ValueError: there is no such checkpoint, or it does not hold what was saved.
         """
-        digests = self.about(step)["digests"]
+        about = self.about(step)
         found = self._read(step, statistics=ocp.args.StandardRestore()).statistics
         found = {name: np.asarray(array) for name, array in found.items()}
-        self._verify(step, digest(found), digests["statistics"])
+        self._verify(step, _checksum_of_format(about)(found), about["digests"]["statistics"])
         return found
 
     def _partial(self, step: int, item: str, shapes: dict) -> dict:
@@ -239,7 +271,7 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         # Orbax reports damage by bare Exception, ValueError, KeyError, JSON and OS errors.
         except Exception as error:
-            raise Damaged(
+            raise (Damaged if _is_damage(error) else ValueError)(
                 f"checkpoint {step} of {self._path.parent} cannot be restored: {_first_line(error)}"
             ) from error
 

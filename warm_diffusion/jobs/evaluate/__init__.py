@@ -1,11 +1,12 @@
 """Evaluation of checkpoints, and of saved models: `evaluator.py` says what is measured and kept."""
 
 import pathlib
+from collections.abc import Iterator
 
 import jax
 from ml_collections import ConfigDict
 
-from warm_diffusion import factory, pretrained, settings, storage
+from warm_diffusion import cluster, factory, pretrained, settings, storage
 from warm_diffusion.console import say, say_weights
 from warm_diffusion.jobs import Incomplete
 from warm_diffusion.jobs.evaluate.checkpoint_choice import chosen_steps
@@ -27,8 +28,6 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
       Incomplete: some checkpoints could not be evaluated, or did not come in time; the reports of
         the others are written.
     """
-    if wait and jax.process_count() > 1:
-        raise ValueError("--wait is for one process: several may see a new checkpoint in turns")
     evaluator = Evaluator(config, storage.path(workdir) / "eval")
     if pretrained.is_model_folder(checkpoint):
         return [evaluator.run(_load(config, checkpoint))]
@@ -41,8 +40,10 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
     run_config = training / "config.json"
     # Without it the configuration is the command line's alone: it must prove to be the run's.
     unproven = not run_config.exists()
-    steps = chosen_steps(
-        which, training, last=config.training.num_steps, wait=wait, reports=evaluator.folder
+    steps = _steps_of_first(
+        chosen_steps(
+            which, training, last=config.training.num_steps, wait=wait, reports=evaluator.folder
+        )
     )
     reports, skipped = [], []
     for step in steps:
@@ -64,6 +65,13 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
             f"be read (steps {skipped}); the others are evaluated"
         )
     return reports
+
+
+def _steps_of_first(steps: Iterator[int]) -> Iterator[int]:
+    """Process 0 looks for checkpoints, and waits; the others go by what it has found."""
+    first = jax.process_index() == 0
+    while (step := cluster.first_says(next(steps, None) if first else None)) is not None:
+        yield step
 
 
 def _load(config: ConfigDict, checkpoint: str | pathlib.Path) -> pretrained.Model:

@@ -19,7 +19,7 @@ import time
 import jax
 from ml_collections import ConfigDict
 
-from warm_diffusion import devices, factory, schedules, storage
+from warm_diffusion import cluster, devices, factory, schedules, storage
 from warm_diffusion.console import progress, say
 from warm_diffusion.evaluation import metrics, reference
 from warm_diffusion.jobs.evaluate import bits_per_dim
@@ -54,6 +54,7 @@ class Evaluator:
         name = f"step_{model.info['step']:08d}" if "step" in model.info else "model"
         path = self.folder / f"{name}.json"
         earlier, wanted = _read(path), bits_per_dim.protocol(self._config)
+        cluster.agree(**{f"the identity of {path}": earlier.get("identity")})
         same = earlier.get("identity") == identity
         if same and wanted in ({}, earlier.get("likelihood")):
             say(f"eval     {_label(model)} is evaluated already: {path}")
@@ -110,14 +111,15 @@ class Evaluator:
             found = factory.provenance(self._config, self._dataset(), self._extract)
             key = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:12]
             kept = self.folder / f"reference_{key}.npz"
-            if kept.exists():
+            there = kept.exists()
+            cluster.agree(**{f"whether {kept} is there": there})
+            if there:
                 statistics = reference.load(kept)
                 expected = found | expected
             else:
                 reference.check(found, expected, "config.data")
                 statistics = self._collect(found)
-                if jax.process_index() == 0:
-                    reference.save(kept, statistics)
+                reference.save(kept, statistics)
         # Called train, it must be what the network was trained on; of another part at least
         # prepared alike.
         if statistics.provenance["split"] == "train":
@@ -178,10 +180,9 @@ class Evaluator:
                 )
                 name = {"seeds": f"{seeds[0]}-{seeds[-1]}"}
                 rounds.append(name | metrics.compare(drawn, self._statistics))
-                if jax.process_index() == 0:
-                    storage.write_json(folder / "metrics.json", rounds[-1])
-                    for part in folder.glob("features_*"):  # summed up; large
-                        storage.remove(part)
+                storage.write_json(folder / "metrics.json", rounds[-1])
+                for part in folder.glob("features_*"):  # summed up; large
+                    storage.remove(part)
         return rounds
 
     def _report(self, model: Model, rounds: list[dict], protocol: dict, identity: str) -> dict:

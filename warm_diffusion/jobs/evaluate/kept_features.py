@@ -9,7 +9,6 @@ import pathlib
 import time
 import zipfile
 
-import jax
 import numpy as np
 
 from warm_diffusion import cluster, storage
@@ -80,9 +79,7 @@ def draw_features(
 
 
 def save_part(folder: pathlib.Path, first: int, part: Features) -> None:
-    """Writes features whose first image is number `first`; the first process only."""
-    if jax.process_index():
-        return
+    """Writes features whose first image is number `first`."""
     arrays = {name: array for name, array in part._asdict().items() if array is not None}
     storage.write_npz(folder / f"features_{first:08d}.npz", **arrays)
 

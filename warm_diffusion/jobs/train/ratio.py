@@ -3,7 +3,6 @@
 import copy
 import pathlib
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -36,13 +35,12 @@ def realise_bnr(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
         f"{100 * attenuation:g} % before noise hides it"
     )
     say_kept(curve)
-    if jax.process_index() == 0:
-        report = {
-            "recommended_bnr": config.schedule.bnr,
-            "attenuation": attenuation,
-            "least_kept_by_bnr": curve,
-            "frequency": frequency,
-            "power": power,
-        }
-        storage.write_json(workdir / "bnr.json", report)
+    report = {
+        "recommended_bnr": config.schedule.bnr,
+        "attenuation": attenuation,
+        "least_kept_by_bnr": curve,
+        "frequency": frequency,
+        "power": power,
+    }
+    storage.write_json(workdir / "bnr.json", report)
     return config
