@@ -49,8 +49,6 @@ def test_an_evaluation_on_gs_keeps_its_report_and_its_reference(app, run):
     assert np.isfinite(report["fd_pixels_16"])
     names = {path.name.partition(".")[0].partition("_")[0] for path in folder.iterdir()}
     assert names == {"step", "reference", "metrics", "events"}  # and nothing partial
-    out, _ = app.run(*flags, tiny=False)
-    assert "is evaluated already: gs://bucket/eval/eval/step_00000006.json" in out
     out, _ = app.run(*flags[:-1], "--config.eval.num_samples=15", tiny=False)
     assert f"the report of another protocol is now {folder}/step_00000006." in out
     assert len(list(folder.glob("step_*.json"))) == 2
@@ -84,8 +82,7 @@ def test_a_run_on_gs_goes_back_over_a_damaged_checkpoint_bit_for_bit(app, traine
     data = place / "checkpoints" / "6" / "state" / "d"
     for path in data.iterdir():
         storage.write_bytes(path, path.read_bytes()[:100])
-    every = ("--config.training.checkpoint_every=3", "--config.training.sample_every=6")
-    out, err = app.run(f"--workdir={place}", "--config.training.num_steps=6", *every)
+    out, err = app.run(f"--config={place}/config.json", f"--workdir={place}", tiny=False)
     assert err == ""
     assert f"checkpoint 6 of {place} cannot be restored" in out
     assert "continues at step 3 (48 images), in gs://" in out
@@ -94,8 +91,6 @@ def test_a_run_on_gs_goes_back_over_a_damaged_checkpoint_bit_for_bit(app, traine
     picture = "samples/step_00000006.png"
     assert (place / picture).read_bytes() == (trained[0] / picture).read_bytes()
     assert len(list(place.glob("events.out.tfevents.*"))) == 2
-    out, _ = app.run(f"--config={place}/config.json", f"--workdir={place}", tiny=False)
-    assert "nothing to do: 6 steps of 6 are done" in out
 
 
 @pytest.mark.parametrize(
