@@ -126,7 +126,7 @@ def test_two_processes_do_in_every_mode_what_one_does(
             ["--mode=eval", run, f"--workdir={out}", *few],
             ["--mode=analyze", run, f"--workdir={out}", "--config.analysis.num_images=8"],
             ["--mode=fid_stats", f"--workdir={out}", f"--config.data.source=npy:{tmp_path}/rgb.npy",
-             "--config.eval.features=inception", weights],
+             "--config.data.channels=3", "--config.eval.features=inception", weights],
             ["--mode=export", run, f"--workdir={out / 'model'}", "--config.export.num_images=4"],
         ]  # fmt: skip
 
@@ -150,5 +150,5 @@ def test_two_processes_do_in_every_mode_what_one_does(
     assert reports[1]["device"] == "4 x cpu"
     assert reports[1]["fd_pixels_16"] == pytest.approx(reports[0]["fd_pixels_16"], rel=1e-3)
     name = next(p for p in one if p.name.startswith("inception_train_6"))
-    means = [np.load(side[name])["mu"] for side in (one, two)]
+    means = [np.load(side[name])["mean"] for side in (one, two)]
     np.testing.assert_allclose(means[1], means[0], atol=1e-4)

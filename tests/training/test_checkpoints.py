@@ -147,7 +147,7 @@ def test_a_checkpoint_of_a_newer_format_is_not_taken_for_a_damaged_one(tmp_path,
 
 def test_a_checkpoint_of_format_2_is_verified_by_its_own_sha256(tmp_path):
     write(tmp_path, [5])
-    (path,) = (tmp_path / "checkpoints" / "5" / "about").iterdir()
+    path = tmp_path / "checkpoints" / "5" / "about" / "metadata"
     about, state = json.loads(path.read_text()), state_at(5)
     rest = {
         name: getattr(state, name)
@@ -165,7 +165,7 @@ def test_a_checkpoint_of_format_2_is_verified_by_its_own_sha256(tmp_path):
         np.testing.assert_array_equal(got, expected)
     about["digests"]["rest"] = "0" * 64
     path.write_text(json.dumps(about))
-    with pytest.raises(ValueError, match="no checkpoint in .* can be restored"):
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be restored"):
         read(tmp_path)
 
 
@@ -183,7 +183,7 @@ def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch,
         raise error
 
     monkeypatch.setattr(saved._manager, "restore", restore)
-    with pytest.raises(ValueError, match="checkpoint 5 of .* cannot be restored") as raised:
+    with pytest.raises(ValueError, match=r"checkpoint 5 of .* cannot be restored") as raised:
         saved.restore_latest(state_at(0))
     assert not isinstance(raised.value, checkpoints.Damaged)
     monkeypatch.undo()
