@@ -33,6 +33,7 @@ _FREE = (
     *_BY_MACHINE,
     "data.device_megabytes",
     "training.num_steps",
+    "training.sharding",
     "training.log_every",
     "training.sample_every",
     "training.checkpoint_every",
