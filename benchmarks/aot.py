@@ -32,11 +32,10 @@ from ml_collections import ConfigDict, config_flags
 
 from benchmarks import hlo
 from benchmarks.train_step import run, write_json
-from warm_diffusion import drawing, factory
+from warm_diffusion import devices, drawing, factory
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Statistics
 from warm_diffusion.evaluation import features, inception
-from warm_diffusion.training import devices
 from warm_diffusion.training.state import Batch, TrainMetrics
 
 FLAGS = flags.FLAGS

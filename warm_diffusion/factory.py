@@ -287,9 +287,7 @@ def train_step(
     path: Callable[[jax.Array], schedules.Schedule] | None = None,
     loss_fn: train_state.LossFn | None = None,
 ) -> Callable:
-    """The jitted step: state and metrics donated, the batch split over the devices.
-
-    The state is where `initial_state` puts it.
+    """The jitted step: state and metrics donated, the batch split, the state as it is given.
 
     Args:
       config: see `configs/default.py`.
@@ -314,13 +312,10 @@ def train_step(
             return loss_fn(devices.gathered(params, mesh, shardings(params)), *batch)
 
         return train_state.make_train_step(
-            loss_fn if options.sharding == "replicated" else loss_of_split,
-            key,
-            batch_size=options.batch_size,
-            ema_halflives=options.ema_halflife_images,
-            ema_rampup=options.ema_rampup,
-            grad_accumulation=options.grad_accumulation,
-        )
+            loss_fn if options.sharding == "replicated" else loss_of_split, key,
+            batch_size=options.batch_size, ema_halflives=options.ema_halflife_images,
+            ema_rampup=options.ema_rampup, grad_accumulation=options.grad_accumulation,
+        )  # fmt: skip
 
     fixed = loss_fn or loss(config, built)
     make(jax.random.key(0), fixed)  # what does not fit shows here

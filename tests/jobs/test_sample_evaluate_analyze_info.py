@@ -164,7 +164,7 @@ def test_a_mistake_is_one_line_and_exit_status_2(app, arguments, message):
 
 def test_debug_shows_where_a_mistake_was_found(app):
     _, err = app.run(
-        "--workdir=w", "--config.model.name=unet", "--debug", tiny=False, status=1, process=True
+        "--workdir=w", "--config.model.name=unet", "--debug", tiny=False, status=2, process=True
     )
     assert "Traceback" in err
 
