@@ -131,29 +131,6 @@ def test_eight_devices_continue_what_one_began(app, uninterrupted):
         np.testing.assert_allclose(moved["loss"], one["loss"], rtol=1e-4)
 
 
-def test_a_split_state_trains_as_a_whole_one_and_each_continues_the_other(app):
-    """Sums in another order, as above; what is restored is verified bit for bit."""
-    wide, four = "--config.model.model_channels=32", "--config.training.num_steps=4"
-    devices = [("XLA_FLAGS", "--xla_force_host_platform_device_count=8")]
-    whole, split = app.folder / "whole", app.folder / "split"
-    app.run(f"--workdir={whole}", wide, four)
-    shutil.copytree(whole, app.folder / "whole-split")
-    fsdp = "--config.training.sharding=fsdp"
-    app.run(f"--workdir={split}", wide, four, fsdp, environment=devices)
-    for one, eight in zip(rows(whole), rows(split), strict=True):
-        np.testing.assert_allclose(eight["loss"], one["loss"], rtol=1e-4)
-    six = "--config.training.num_steps=6"
-    for workdir in (whole, split):
-        out, _ = app.run(f"--workdir={workdir}", wide, six)
-        assert "continues at step 4" in out
-    workdir = app.folder / "whole-split"
-    out, _ = app.run(f"--workdir={workdir}", wide, six, fsdp, environment=devices)
-    assert "training.sharding: 'replicated' -> 'fsdp'" in out
-    for found in (split, workdir):
-        for one, other in zip(rows(whole), rows(found), strict=True):
-            np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-4)
-
-
 def test_two_processes_train_draw_and_save_as_one_does(app, uninterrupted):
     """Started as Slurm starts them; JAX reads who is who from the environment."""
     workdir = app.folder / "processes"
