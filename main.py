@@ -4,7 +4,8 @@
     python main.py --config=configs/digits.py --workdir=runs/digits
 
 Exit status: 0 done; 1 a fault of the program; 2 a mistake in the command (one line says which);
-3 training diverged; 4 checkpoints missing or damaged; 75 stopped by a signal: run it again."""
+3 training diverged; 4 checkpoints missing or damaged; 75 stopped by a signal, or another process
+of the run was lost: run it again."""
 
 import pathlib
 import traceback

@@ -4,7 +4,7 @@
         --topology=v5e:4x4 --batch_size=512 --out=aot.json
 
 Compiles the real training step, sampler and Inception features for the chips of a named topology,
-by the compiler that a TPU would use (`pip install 'warm-diffusion[tpu]'`, 0.7 GB); or, without
+by the compiler that a TPU would use (`pip install '.[tpu]' in a checkout`, 0.7 GB); or, without
 --topology, for the devices that are there. Nothing runs, nothing is read, no weights are made. Big
 networks take minutes a program (`docs/scaling.md`).
 
@@ -75,7 +75,7 @@ def make_mesh(topology: str) -> Mesh:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"cannot compile for topology {topology!r} ({reason}): it needs "
-            f"pip install 'warm-diffusion[tpu]', and a name such as {', '.join(TOPOLOGIES)}"
+            f"pip install '.[tpu]' in a checkout, and a name such as {', '.join(TOPOLOGIES)}"
         ) from error
     return Mesh(np.array(found.devices), ("data",))
 

@@ -25,7 +25,7 @@ TINY = (
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="needs TPU's compiler: make tpu, or pip install 'warm-diffusion[tpu]'",
+    reason="needs TPU's compiler: make tpu, or pip install '.[tpu]' in a checkout",
 )
 
 
@@ -160,7 +160,7 @@ def test_a_topology_that_is_not_known_or_cannot_be_compiled_for_is_told_in_one_l
     assert run.returncode == 2
     assert run.stderr.startswith("error: cannot compile for topology 'v4-32'")
     assert "v4:2x2x4" in run.stderr
-    assert "warm-diffusion[tpu]" in run.stderr
+    assert "make tpu" in run.stderr
     assert len(run.stderr.splitlines()) == 1
 
 
