@@ -4,7 +4,7 @@
         --topology=v5e:4x4 --batch_size=512 --out=aot.json
 
 Compiles the real training step, sampler and Inception features for the chips of a named topology,
-by the compiler that a TPU would use (`pip install '.[tpu]' in a checkout`, 0.7 GB); or, without
+by the compiler that a TPU would use (`pip install '.[tpu]'`, 0.7 GB); or, without
 --topology, for the devices that are there. Nothing runs, nothing is read, no weights are made. Big
 networks take minutes a program (`docs/scaling.md`).
 

@@ -3,7 +3,7 @@
     python main.py --config=configs/lsun_church128.py --workdir=runs/church \
         --config.data.source=lmdb:church_outdoor_train_lmdb
 
-takes LSUN's own database (126,227 images; `pip install 'warm-diffusion[lmdb]'`): the centred
+takes LSUN's own database (126,227 images; `pip install lmdb`): the centred
 square, reduced by Lanczos. The network is our choice, EDM's for FFHQ-64 with a narrow level on top
 of it, dropout as there, only horizontal flips: we did not find the paper's.
 

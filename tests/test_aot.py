@@ -73,7 +73,10 @@ def cpu(tmp_path_factory):
     out = tmp_path_factory.mktemp("cpu") / "out.json"
     flags = "--xla_force_host_platform_device_count=8"
     options = ("--config.model.model_channels=64", "--programs=train,sample")
-    return compiled(out, *options, XLA_FLAGS=flags)
+    split = ("--config.training.sharding=fsdp", "--programs=train")
+    return compiled(out, *options, XLA_FLAGS=flags) | {
+        "split": compiled(out, *options, *split, XLA_FLAGS=flags)["8 x cpu", "train"]
+    }
 
 
 def check_gradients_are_reduced_once(row):
@@ -102,6 +105,22 @@ def test_on_eight_devices_gradients_are_reduced_once_and_nothing_else_travels(cp
     row = cpu["8 x cpu", "train"]
     assert 4 * row["parameters"] > 1e6
     check_gradients_are_reduced_once(row)
+
+
+def test_of_a_split_state_each_weight_is_gathered_and_each_gradient_reduced_once(cpu):
+    whole, split = cpu["8 x cpu", "train"], cpu["split"]
+    weights = 4 * split["parameters"]
+    assert set(split["collectives"]) <= {"all-gather", "all-reduce", "reduce-scatter"}
+    # Small arrays are everywhere and need no gathering; less than a tenth of this network.
+    assert 0.9 * weights < split["collectives"]["all-gather"]["bytes"] <= weights
+    reduced = sum(
+        split["collectives"].get(kind, {"bytes": 0})["bytes"]
+        for kind in ("all-reduce", "reduce-scatter")
+    )
+    assert 0.99 * weights < reduced < 1.01 * weights
+    # Weights, one average and Adam's two moments: an eighth of each per device, and the images.
+    images = 50_000 * 64  # aot's default, on every device
+    assert split["bytes"]["arguments"] - images < 0.2 * (whole["bytes"]["arguments"] - images)
 
 
 def test_on_eight_devices_the_sampler_gathers_its_images_alone(cpu):
@@ -160,7 +179,7 @@ def test_a_topology_that_is_not_known_or_cannot_be_compiled_for_is_told_in_one_l
     assert run.returncode == 2
     assert run.stderr.startswith("error: cannot compile for topology 'v4-32'")
     assert "v4:2x2x4" in run.stderr
-    assert "make tpu" in run.stderr
+    assert "'.[tpu]'" in run.stderr
     assert len(run.stderr.splitlines()) == 1
 
 
