@@ -109,7 +109,10 @@ def test_different_numbers_of_processes_are_refused():
         assert "process 0 of 3 were started with different --num_processes" in str(error)
 
 
-def test_a_stranger_on_the_port_is_passed_over():
+@pytest.mark.parametrize(
+    "says", [b"GET / HTTP/1.1\r\n\r\n", b"5\n", b'{"kind": "bye"}\n', b"\xff\n"]
+)
+def test_a_stranger_on_the_port_is_passed_over(says):
     port = free_port()
     groups = []
 
@@ -125,7 +128,7 @@ def test_a_stranger_on_the_port_is_passed_over():
             break
         except ConnectionRefusedError:
             continue
-    stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    stranger.sendall(says)
     groups.append(connect("localhost", port, 2, 1, 10.0))
     server.join()
     stranger.close()

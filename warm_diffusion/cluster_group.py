@@ -1,6 +1,6 @@
 """Messages between the processes of a run: one connection each to process 0, JSON lines.
 
-    hello    who I am (at the start)
+    hello    who I am (at the start); process 0 answers welcome, with who is there or what is wrong
     facts    what must be the same everywhere; process 0 compares them and answers
     ended    I end with this status, for this reason; process 0 passes it on
     bye      I end because all is done
@@ -57,9 +57,10 @@ class _Link:
     def receive(self) -> dict | None:
         """The next message; None when the connection is closed or speaks something else."""
         try:
-            return json.loads(self._lines.readline(_LONGEST_LINE))
+            message = json.loads(self._lines.readline(_LONGEST_LINE))
         except (OSError, ValueError):
             return None
+        return message if isinstance(message, dict) and "kind" in message else None
 
 
 class Group:
@@ -205,7 +206,8 @@ def connect(host: str, port: int, count: int, index: int, seconds: float) -> Gro
     links, hosts, problem = _receive_all(port, count, limit, seconds)
     hosts[0] = own
     for link in links.values():
-        link.send(problem=problem) if problem else link.send(hosts=[hosts[i] for i in range(count)])
+        answer = {"problem": problem} if problem else {"hosts": [hosts[i] for i in range(count)]}
+        link.send(kind="welcome", **answer)
     if problem:
         raise ValueError(problem)
     return Group(0, count, {i: link.patient() for i, link in links.items()}, hosts)
@@ -245,7 +247,7 @@ def _receive_all(
             process, host = hello["process"], hello["host"]
             if problem := _misfit(process, hello["count"], count, hosts):
                 problem = f"process {process} of {hello['count']} ({host}) {problem}"
-                link.send(problem=problem)
+                link.send(kind="welcome", problem=problem)
                 return links, hosts, problem
             links[process], hosts[process] = link, host
     return links, hosts, None
