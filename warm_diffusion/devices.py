@@ -80,9 +80,32 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
         )
 
 
+def check_slices(grad_accumulation: int, batch_size: int, mesh: Mesh) -> None:
+    """Raises ValueError unless the images of a batch that a device holds divide into slices."""
+    held = batch_size // mesh.size
+    if grad_accumulation < 1 or held % grad_accumulation:
+        fitting = [str(count) for count in range(1, held + 1) if held % count == 0]
+        raise ValueError(
+            f"training.grad_accumulation must divide the {held} images of a batch that each of "
+            f"{mesh.size} devices holds: expected one of {', '.join(fitting)}, got "
+            f"{grad_accumulation}"
+        )
+
+
 def process_slice(array: np.ndarray, mesh: Mesh) -> np.ndarray:
-    """This process's part of a global batch that every process of the mesh knows."""
-    processes = sorted({device.process_index for device in mesh.devices.flat})
+    """This process's part of a global batch that every process of the mesh knows.
+
+    Raises:
+      ValueError: a mesh on which the devices of a process do not follow each other, or of which
+        the processes hold unequal numbers: the parts would not be the devices'.
+    """
+    owners = [device.process_index for device in mesh.devices.flat]
+    processes = sorted(set(owners))
+    if owners != sorted(processes * (len(owners) // len(processes))):
+        raise ValueError(
+            "expected a mesh with equally many devices of each process, one process after the "
+            f"other (make_mesh), got devices of the processes {owners}"
+        )
     share, own = len(array) // len(processes), processes.index(jax.process_index())
     return array[own * share : (own + 1) * share]
 

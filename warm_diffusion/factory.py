@@ -317,6 +317,7 @@ def train_step(
             ema_rampup=options.ema_rampup, grad_accumulation=options.grad_accumulation,
         )  # fmt: skip
 
+    devices.check_slices(options.grad_accumulation, options.batch_size, mesh)
     fixed = loss_fn or loss(config, built)
     make(jax.random.key(0), fixed)  # what does not fit shows here
 

@@ -34,6 +34,7 @@ _FREE = (
     "data.device_megabytes",
     "training.num_steps",
     "training.sharding",
+    "training.grad_accumulation",
     "training.log_every",
     "training.sample_every",
     "training.checkpoint_every",

@@ -1,9 +1,10 @@
 """The order of images: a pure function of (seed, step) that visits every image once an epoch."""
 
+import jax
 import numpy as np
 import pytest
 
-from warm_diffusion.data import batch_indices
+from warm_diffusion.data import batch_indices, stream
 
 
 def run(seed, first_step, last_step, batch_size, count):
@@ -36,6 +37,20 @@ def test_a_batch_depends_on_its_arguments_alone():
     late = batch_indices(0, 1000, 4, 37)
     run(1, 0, 50, 4, 37)  # other calls in between
     np.testing.assert_array_equal(batch_indices(0, 1000, 4, 37), late)
+
+
+def test_without_a_cpu_backend_the_order_is_the_same(monkeypatch):
+    # As under JAX_PLATFORMS=cuda or tpu: asking JAX for its CPU devices raises.
+    expected, devices = batch_indices(5, 0, 12, 12), jax.local_devices()
+
+    def accelerator_alone(backend=None):
+        if backend == "cpu":
+            raise RuntimeError("Unknown backend cpu")
+        return devices
+
+    monkeypatch.setattr(jax, "local_devices", accelerator_alone)
+    stream._permutation.cache_clear()
+    np.testing.assert_array_equal(batch_indices(5, 0, 12, 12), expected)
 
 
 def test_the_order_is_uniform():

@@ -121,14 +121,22 @@ def test_eight_devices_train_as_one_does(app, uninterrupted):
         np.testing.assert_allclose(eight[name], one[name], atol=5e-4, err_msg=name)
 
 
-def test_eight_devices_continue_what_one_began(app, uninterrupted):
-    workdir = app.folder / "moved"
+def test_a_split_state_continues_a_whole_one_and_is_continued_by_one(app, uninterrupted):
+    """One device, then four that split the state, then one: the checksums hold between them."""
+    workdir = app.folder / "split"
     app.run(f"--workdir={workdir}", "--config.training.num_steps=4")
-    flags = [("XLA_FLAGS", "--xla_force_host_platform_device_count=8")]
-    out, _ = app.run(f"--workdir={workdir}", *STEPS, environment=flags)
+    four = [("XLA_FLAGS", "--xla_force_host_platform_device_count=4")]
+    split = "--config.training.sharding=fsdp"
+    out, _ = app.run(f"--workdir={workdir}", *STEPS, split, environment=four)
     assert "continues at step 4 (64 images)" in out
-    for one, moved in zip(rows(uninterrupted), rows(workdir), strict=True):
-        np.testing.assert_allclose(moved["loss"], one["loss"], rtol=1e-4)
+    for one, four in zip(rows(uninterrupted), rows(workdir), strict=True):
+        np.testing.assert_allclose(four["loss"], one["loss"], rtol=1e-4)
+    one, four = final_arrays(uninterrupted), final_arrays(workdir)
+    for name in (name for name in one if "params" in name or "ema" in name):
+        np.testing.assert_allclose(four[name], one[name], atol=5e-4, err_msg=name)  # as above
+    out, _ = app.run(f"--workdir={workdir}", "--config.training.num_steps=9")
+    assert "training.sharding: 'fsdp' -> 'replicated'" in out
+    assert "continues at step 8 (128 images)" in out
 
 
 def test_two_processes_train_draw_and_save_as_one_does(app, uninterrupted):

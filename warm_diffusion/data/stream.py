@@ -11,10 +11,17 @@ import jax
 import numpy as np
 
 
+def _device() -> jax.Device:
+    """The host's own device, which need not wait for a busy accelerator; the order is the same."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names an accelerator alone
+        return jax.local_devices()[0]
+
+
 @functools.lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    # Drawn on the host's own device: the same everywhere, and no wait for a busy accelerator.
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.default_device(_device()):
         key = jax.random.fold_in(jax.random.key(seed), epoch)
         order = np.asarray(jax.random.permutation(key, num_examples), np.int32)
     order.setflags(write=False)
