@@ -132,7 +132,7 @@ def _batch(built: Architecture, count: int) -> Batch:
 
 def lower_sample(config: ConfigDict, built: Architecture, mesh: Mesh):
     """The sampler of `config.sampling`."""
-    size = config.sampling.batch_size
+    size = devices.global_batch(config.sampling.batch_size, mesh)
     path = factory.sampling_schedule(config, built.statistics)
     settings = factory.sampling_settings(config)
     program, arguments = drawing.program(built, path, settings, batch_size=size, mesh=mesh)

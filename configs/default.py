@@ -113,7 +113,7 @@ def get_config() -> ml_collections.ConfigDict:
     sampling.ema = 0  # which of training.ema_halflife_images; -1: the raw weights
     sampling.guidance = 1.0  # weight of the class (model.label_dropout); 1: not guided
     sampling.label = -1  # class to draw; negative: seed modulo number of classes
-    sampling.batch_size = 256  # global
+    sampling.batch_size = 256  # images at once on each device
 
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.checkpoint = "latest"  # latest | every | best (of eval's reports so far) | a step
@@ -131,7 +131,7 @@ def get_config() -> ml_collections.ConfigDict:
     evaluation.likelihood_trace = "hutchinson"  # of the flow: hutchinson | exact (small images)
 
     config.analysis = analysis = ml_collections.ConfigDict()  # --mode=analyze with --checkpoint
-    analysis.num_images = 512  # drawn and compared, in whole batches of sampling.batch_size
+    analysis.num_images = 512  # drawn and compared, in whole batches
     # Source of images that were not trained on, such as folder:cifar10/test, prepared as data's;
     # empty: training images, as many as twice the above.
     analysis.held_out = ""

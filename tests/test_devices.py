@@ -36,3 +36,10 @@ def test_each_process_holds_a_consecutive_part(monkeypatch, own, expected):
 def test_a_mesh_that_mixes_processes_is_refused(processes):
     with pytest.raises(ValueError, match="one process after the other"):
         devices.process_slice(np.arange(12), mesh_of(processes))
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, 64 * 8), (512, 512), (1000, 512), (100, 104), (3, 8)]
+)
+def test_a_batch_is_so_many_images_per_device_and_no_more_than_are_needed(count, expected):
+    assert devices.global_batch(64, AbstractMesh((8,), ("data",)), count) == expected

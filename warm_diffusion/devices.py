@@ -71,6 +71,12 @@ def gathered(tree, mesh: Mesh, shardings):
     return gather(tree)
 
 
+def global_batch(per_device: int, mesh: Mesh, count: int = 0) -> int:
+    """Images at once over all devices: `per_device` on each, or fewer where `count` need fewer."""
+    share = -(-count // mesh.size) or per_device
+    return min(per_device, share) * mesh.size
+
+
 def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
     """Raises ValueError unless a global batch divides evenly over the devices."""
     if batch_size < 1 or batch_size % mesh.size:

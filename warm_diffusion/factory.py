@@ -361,12 +361,12 @@ def sampler(
     batch_size: int = 0,
     return_trajectory: bool = False,
 ) -> drawing.Sampler:
-    """The sampler of `config.sampling`; `batch_size` 0 is the configuration's."""
+    """The sampler of `config.sampling`; `batch_size` over all devices, 0: the configuration's."""
     return drawing.sampler(
         built,
         sampling_schedule(config, built.statistics),
         sampling_settings(config),
-        batch_size=batch_size or config.sampling.batch_size,
+        batch_size=batch_size or devices.global_batch(config.sampling.batch_size, mesh),
         mesh=mesh,
         return_trajectory=return_trajectory,
     )

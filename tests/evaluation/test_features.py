@@ -120,9 +120,10 @@ from jax.sharding import Mesh
 from warm_diffusion.evaluation import features
 assert jax.device_count() == 8
 images = np.load({str(tmp_path / "images.npy")!r})
-features._BATCH = 8
 path = {str(inception_weights)!r}
+features._BATCH = 8
 one = features.extractor("inception", weights=path)
+features._BATCH = 1  # on each device
 many = features.extractor("inception", weights=path, mesh=Mesh(np.array(jax.devices()), ("data",)))
 features._BATCH = 5
 five = features.extractor("inception", weights=path)

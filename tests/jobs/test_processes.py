@@ -1,6 +1,7 @@
 """Two processes of two devices each, over one workdir: the same as one process; how they end."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from PIL import Image
 
 from tests.jobs.conftest import STEPS, wait_for
-from tests.jobs.test_train import rows
+from tests.jobs.test_gs import copy
+from tests.jobs.test_train import final_arrays, rows
 from tests.test_cluster import free_port
+from warm_diffusion import storage
 
 DEVICES = ("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 
@@ -97,6 +100,31 @@ def test_processes_with_other_images_or_settings_do_not_train(app, tmp_path):
             assert last_line(err).startswith("error: process 1 (")
             assert message in last_line(err)
     assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_on_gs_pass_over_a_damaged_checkpoint_and_train_as_one(
+    app, uninterrupted, store, tmp_path
+):
+    source = shutil.copytree(uninterrupted, tmp_path / "run")
+    (source / "metrics.jsonl").unlink()
+    arrays = [
+        p for p in (source / "checkpoints" / "8" / "state").rglob("*") if p.parent.name == "d"
+    ]
+    for path in arrays:
+        path.write_bytes(bytes(path.stat().st_size))
+    assert arrays
+    workdir = copy(source, "gs://bucket/damaged")
+    processes = start(app, free_port(), f"--workdir={workdir}", *STEPS)
+    status, outputs = ends(processes)
+    assert status == [0, 0], outputs
+    assert "checkpoint 8 of gs://bucket/damaged" in outputs[0][0]
+    assert "continues at step 4 (64 images)" in outputs[0][0]
+    assert storage.path("gs://bucket/damaged/damaged/8/_CHECKPOINT_METADATA").exists()
+    for one, two in zip(rows(uninterrupted)[4:], rows(workdir), strict=True):
+        np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
+    one, two = final_arrays(uninterrupted), final_arrays(workdir)
+    for name in (name for name in one if "params" in name or "ema" in name):
+        np.testing.assert_allclose(two[name], one[name], atol=5e-4, err_msg=name)
 
 
 # main.py once for each of several lists of arguments (JSON, the last argument), in one process.

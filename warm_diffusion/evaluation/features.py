@@ -134,7 +134,7 @@ def inception_program(mesh: Mesh) -> tuple[Callable, int]:
         in_shardings=(everywhere, split),
         out_shardings=everywhere,
     )
-    return network, math.ceil(_BATCH / mesh.size) * mesh.size
+    return network, devices.global_batch(_BATCH, mesh)
 
 
 def _inception(path: str, mesh: Mesh | None) -> Extractor:

@@ -290,6 +290,9 @@ class Checkpoints:
                 target = target.with_name(target.name + "+")
             storage.move(self._path / str(step), target, marker="commit_success.txt")
         if steps:
+            # No process may list the steps anew before process 0 has moved them: it would wait for
+            # a save of a step that it thinks is there.
+            cluster.agree(**{"the damaged checkpoints": steps})
             self._manager.reload()
 
 

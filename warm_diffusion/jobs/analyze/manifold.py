@@ -158,7 +158,9 @@ def analyze_sampling(
     """
     mesh, options = devices.make_mesh(), config.sampling
     built, data = model.architecture, factory.dataset(config)
-    sampler = factory.sampler(config, built, mesh, return_trajectory=True)
+    # No more images than asked for, however many devices there are.
+    batch = devices.global_batch(options.batch_size, mesh, config.analysis.num_images)
+    sampler = factory.sampler(config, built, mesh, batch_size=batch, return_trajectory=True)
     levels = levels_of(sampler.schedule, options.num_steps, options.rho)
     spectrum = factory.data_statistics(config).spectrum
     params = devices.put_replicated(model.params, mesh)

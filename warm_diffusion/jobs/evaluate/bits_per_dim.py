@@ -1,7 +1,5 @@
 """Bits per dimension of images of the data set, by the probability flow of a trained network."""
 
-import math
-
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -56,7 +54,7 @@ def measure(
         )
 
     run = jax.jit(bits, in_shardings=(everywhere, *[split_over] * 3), out_shardings=everywhere)
-    batch = min(config.sampling.batch_size, math.ceil(count / mesh.size) * mesh.size)
+    batch = devices.global_batch(config.sampling.batch_size, mesh, count)
     weights = devices.put_replicated(model.params, mesh)
     values = []
     with progress(count, "likelihood", " images") as bar:
