@@ -387,8 +387,8 @@ def split_name(config: ConfigDict) -> str:
 
 
 def provenance(config: ConfigDict, data: Dataset, extract: features.Extractor) -> dict:
-    """What statistics of these images in these features are of (`reference.describe`)."""
-    return reference.describe(
+    """What statistics of these images in these features are of (`reference.facts`)."""
+    return reference.facts(
         extract,
         count=len(data.images),
         image_shape=data.images.shape[1:],

@@ -69,7 +69,7 @@ def test_fid_from_png_files_is_fid_from_memory(capsys, tmp_path, inception_weigh
     assert status == 0
     extract = features.extractor("inception", weights=str(inception_weights))
     statistics = reference.collect(
-        extract, real_images, reference.describe(
+        extract, real_images, reference.facts(
             extract, count=5, image_shape=(8, 8, 3), split="files", source="", data_sha256="",
             recipe="",
         ),
@@ -82,7 +82,7 @@ def test_fid_from_png_files_is_fid_from_memory(capsys, tmp_path, inception_weigh
 def test_a_folder_and_its_statistics_are_the_same_side(capsys, sides, tmp_path):
     generated, real, _, real_images = sides
     pixels = features.extractor("pixels")
-    facts = reference.describe(
+    facts = reference.facts(
         pixels, count=25, image_shape=(8, 8, 3), split="test", source="", data_sha256="", recipe=""
     )
     reference.save(tmp_path / "real.npz", reference.collect(pixels, real_images, facts))
@@ -184,7 +184,7 @@ def test_images_of_different_sizes_have_no_pixel_distance(capsys, tmp_path):
 
 def test_statistics_of_other_features_are_refused(capsys, sides, tmp_path):
     pixels = features.extractor("pixels")
-    facts = reference.describe(
+    facts = reference.facts(
         pixels, count=25, image_shape=(8, 8, 3), split="train", source="", data_sha256="", recipe=""
     )
     facts["features"] = "inception"

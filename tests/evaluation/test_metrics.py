@@ -7,11 +7,11 @@ import pytest
 
 from warm_diffusion.evaluation import metrics
 from warm_diffusion.evaluation.features import Features
-from warm_diffusion.evaluation.reference import Statistics
+from warm_diffusion.evaluation.reference import FeatureStatistics
 
 
 def statistics(values, features="pixels", split="train"):
-    return Statistics(
+    return FeatureStatistics(
         values.mean(0), np.cov(values, rowvar=False), values,
         {"features": features, "split": split, "count": len(values)},
     )  # fmt: skip

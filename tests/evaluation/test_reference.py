@@ -17,7 +17,7 @@ def described(images, **changes):
         count=len(images), image_shape=images.shape[1:], split="train", source="digits",
         data_sha256="ab12", recipe="centre crop",
     )  # fmt: skip
-    return reference.describe(PIXELS, **(facts | changes))
+    return reference.facts(PIXELS, **(facts | changes))
 
 
 def random_images(count, seed=0):

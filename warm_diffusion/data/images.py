@@ -34,7 +34,12 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
         raise ValueError(
             "images are not finite: the network, its levels or the solver's settings do not work"
         )
-    return np.clip(images * 127.5 + 128, 0, 255).astype(np.uint8)
+    return quantized(images)
+
+
+def quantized(images: jax.typing.ArrayLike):
+    """Eq. (2) alone, of a numpy array or inside a jitted function; NaN becomes anything."""
+    return (images * 127.5 + 128).clip(0, 255).astype(np.uint8)
 
 
 def grid(images: np.ndarray, columns: int = 0, min_side: int = 0) -> np.ndarray:

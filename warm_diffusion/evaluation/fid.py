@@ -45,7 +45,7 @@ class Side:
       ignored: files that --mode=sample writes beside its images.
     """
 
-    statistics: reference.Statistics
+    statistics: reference.FeatureStatistics
     files: int | None
     left_out: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ def _folder(root: pathlib.Path, extract: Extractor) -> Side:
             f"{root}: {count} usable images of {len(paths)} files, expected at least 2"
             + "".join(f"; {problem}" for problem in left_out[:3])
         )
-    found = reference.describe(
+    found = reference.facts(
         extract,
         count=count,
         image_shape=shape,
@@ -106,11 +106,13 @@ def _folder(root: pathlib.Path, extract: Extractor) -> Side:
     return Side(statistics, len(paths), tuple(left_out), tuple(str(path) for path in ignored))
 
 
-def _summarise(found: Features, provenance: dict) -> reference.Statistics:
+def _summarise(found: Features, provenance: dict) -> reference.FeatureStatistics:
     """As `reference.collect`, of features that are all in memory."""
     moments = distances.Moments.of(found.values)
     rows = reference.kept_rows(len(found.values))
-    return reference.Statistics(moments.mean, moments.covariance, found.values[rows], provenance)
+    return reference.FeatureStatistics(
+        moments.mean, moments.covariance, found.values[rows], provenance
+    )
 
 
 def _images(paths: list[pathlib.Path], left_out: list[str]) -> Iterator[np.ndarray]:

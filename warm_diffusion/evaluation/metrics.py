@@ -13,7 +13,7 @@ import numpy as np
 
 from warm_diffusion.evaluation import distances
 from warm_diffusion.evaluation.features import Features
-from warm_diffusion.evaluation.reference import KEPT, Statistics, add
+from warm_diffusion.evaluation.reference import KEPT, FeatureStatistics, add
 
 FEW_SAMPLES = 2048  # below, covariances of Inception's features have no full rank
 _KERNEL_BLOCK, _KERNEL_BLOCKS = 1000, 100
@@ -48,7 +48,7 @@ def metric_name(kind: str, features: str, count: int, split: str = "train") -> s
     return f"{kind}_{features.replace(':', '.')}_{count}{suffix}"
 
 
-def compare(generated: Features, reference: Statistics) -> dict[str, float]:
+def compare(generated: Features, reference: FeatureStatistics) -> dict[str, float]:
     """All metrics of the generated images' features that their number allows.
 
     Args:
@@ -96,7 +96,7 @@ def kernel_block_size(smaller: int) -> int:
     return min(_KERNEL_BLOCK, smaller // 2)
 
 
-def settings(count: int, reference: Statistics) -> dict:
+def settings(count: int, reference: FeatureStatistics) -> dict:
     """What else decides the numbers of `compare`, to be reported beside them.
 
     Args:

@@ -5,7 +5,7 @@ The file is an .npz without pickles:
     mean [D], covariance [D, D]   float64, of all images (no augmentation, none dropped)
     kept [K, D]                   float32, features of up to 10,000 of them: kernel distances,
                                   precision and recall need examples
-    provenance                    JSON, see `describe`
+    provenance                    JSON, see `facts`
 
 Statistics of unknown origin are behind many a FID that nobody could reproduce; so the origin is in
 the file, and `check` refuses statistics that are not of the same features, images and recipe.
@@ -44,8 +44,8 @@ _EXTERNAL_SIZE = 2048  # of Inception's features, which other projects' files do
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Statistics:
-    """Mean [D], covariance [D, D] and some features [K, D] of a set; `provenance` as `describe`."""
+class FeatureStatistics:
+    """Mean [D], covariance [D, D] and some features [K, D] of a set; `provenance` as `facts`."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -53,7 +53,7 @@ class Statistics:
     provenance: dict
 
 
-def describe(
+def facts(
     extract: Extractor,
     *,
     count: int,
@@ -92,13 +92,13 @@ def collect(
     images: np.ndarray,
     provenance: dict,
     report: Callable[[int], None] = lambda count: None,
-) -> Statistics:
+) -> FeatureStatistics:
     """Statistics of all images [N, H, W, C], uint8, read in chunks.
 
     Args:
       extract: the features.
       images: at least 2; may be memory-mapped.
-      provenance: of `describe`; its count must be N.
+      provenance: of `facts`; its count must be N.
       report: is told how many more images are done.
 
     Raises:
@@ -114,7 +114,7 @@ def collect(
         moments = add(moments, values)
         kept.append(values[chosen[first : first + _CHUNK]])
         report(len(values))
-    return Statistics(moments.mean, moments.covariance, np.concatenate(kept), provenance)
+    return FeatureStatistics(moments.mean, moments.covariance, np.concatenate(kept), provenance)
 
 
 def kept_rows(count: int) -> np.ndarray:
@@ -133,7 +133,7 @@ def add(moments: Moments | None, values: np.ndarray) -> Moments:
     return new if moments is None else moments.merge(new)
 
 
-def save(path: str | os.PathLike, statistics: Statistics) -> None:
+def save(path: str | os.PathLike, statistics: FeatureStatistics) -> None:
     """Writes an .npz file, whole or not at all."""
     storage.write_npz(
         path,
@@ -144,7 +144,7 @@ def save(path: str | os.PathLike, statistics: Statistics) -> None:
     )
 
 
-def load(path: str | os.PathLike) -> Statistics:
+def load(path: str | os.PathLike) -> FeatureStatistics:
     """Reads what `save` wrote, or another project's `mu` [2048] and `sigma` [2048, 2048].
 
     The latter are taken to be Inception's features of training images (split "train"), as EDM's
@@ -177,10 +177,12 @@ def load(path: str | os.PathLike) -> Statistics:
             f"{path}: no reference statistics that can be read ({error}); --mode=fid_stats writes "
             "them"
         ) from error
-    return Statistics(**arrays, provenance=provenance)
+    return FeatureStatistics(**arrays, provenance=provenance)
 
 
-def _external(path: pathlib.Path, arrays: dict[str, np.ndarray], names: list[str]) -> Statistics:
+def _external(
+    path: pathlib.Path, arrays: dict[str, np.ndarray], names: list[str]
+) -> FeatureStatistics:
     """Another project's statistics: `arrays` mu and sigma, of all the `names` in the file."""
     mean, covariance = arrays["mu"], arrays["sigma"]
     unknown = sorted(set(names) - {"mu", "sigma"})
@@ -205,7 +207,7 @@ def _external(path: pathlib.Path, arrays: dict[str, np.ndarray], names: list[str
         "split": "train",
         "features": "inception",
     }
-    return Statistics(
+    return FeatureStatistics(
         mean.astype(np.float64),
         covariance.astype(np.float64),
         np.zeros((0, _EXTERNAL_SIZE), np.float32),
@@ -213,7 +215,7 @@ def _external(path: pathlib.Path, arrays: dict[str, np.ndarray], names: list[str
     )
 
 
-def is_external(statistics: Statistics) -> bool:
+def is_external(statistics: FeatureStatistics) -> bool:
     """Whether another project wrote them: of images that nobody can check, without examples."""
     return _is_external(statistics.provenance)
 
@@ -222,7 +224,7 @@ def _is_external(provenance: Mapping) -> bool:
     return provenance.get("origin") == "external"
 
 
-def fingerprint(statistics: Statistics) -> str:
+def fingerprint(statistics: FeatureStatistics) -> str:
     """SHA-256 of mean, covariance and provenance: two results with equal ones share a reference."""
     digest = hashlib.sha256(json.dumps(statistics.provenance, sort_keys=True).encode())
     for array in (statistics.mean, statistics.covariance):

@@ -5,13 +5,13 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from warm_diffusion import card, devices, drawing, factory, pretrained, storage
 from warm_diffusion.console import say, say_weights
+from warm_diffusion.data.images import quantized
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -73,11 +73,10 @@ def program(built, params: dict, schedule, settings: drawing.Settings) -> bytes:
     """
 
     def draw(seeds):
-        images = drawing.draw(built, params, seeds, schedule, settings)
-        return jnp.clip(images * 127.5 + 128, 0, 255).astype(jnp.uint8)  # data.images, eq. (2)
+        return quantized(drawing.draw(built, params, seeds, schedule, settings))
 
     (batch,) = jax.export.symbolic_shape("batch")
-    seeds = jax.ShapeDtypeStruct((batch,), jnp.uint32)
+    seeds = jax.ShapeDtypeStruct((batch,), np.uint32)
     exported = jax.export.export(jax.jit(draw), platforms=_PLATFORMS)(seeds)
     try:
         return bytes(exported.serialize())

@@ -97,7 +97,7 @@ class Evaluator:
             self._data = factory.dataset(self._config)
         return self._data
 
-    def _reference(self, model: Model) -> reference.Statistics:
+    def _reference(self, model: Model) -> reference.FeatureStatistics:
         """The statistics to compare with: `eval.reference`, or of `config.data`, kept for later."""
         expected = {
             "features": self._extract.name,
@@ -130,7 +130,7 @@ class Evaluator:
         reference.check(statistics.provenance, expected, given or "config.data as reference")
         return statistics
 
-    def _collect(self, found: dict) -> reference.Statistics:
+    def _collect(self, found: dict) -> reference.FeatureStatistics:
         images = self._dataset().images
         with progress(len(images), "reference", " images") as bar:
             return reference.collect(self._extract, images, found, report=bar.update)
