@@ -115,7 +115,7 @@ def test_two_processes_on_gs_pass_over_a_damaged_checkpoint_and_train_as_one(
     assert arrays
     workdir = copy(source, "gs://bucket/damaged")
     processes = start(app, free_port(), f"--workdir={workdir}", *STEPS)
-    status, outputs = ends(processes)
+    status, outputs = ends(processes, timeout=240)
     assert status == [0, 0], outputs
     assert "checkpoint 8 of gs://bucket/damaged" in outputs[0][0]
     assert "continues at step 4 (64 images)" in outputs[0][0]
