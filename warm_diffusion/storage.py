@@ -90,7 +90,7 @@ def default_cache_dir() -> pathlib.Path:
 
 
 @functools.cache
-def _filesystem():
+def object_store():
     """gcsfs's file system, made once, told first what it must know before it is used."""
     import fsspec
 
@@ -105,7 +105,7 @@ def _check_bucket(bucket: str) -> None:
     """Raises ValueError unless the objects of a bucket can be listed; asks once in a process."""
     try:
         with _quiet("gcsfs"), _quiet("google.auth"):
-            _filesystem().call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
+            object_store().call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
     except FileNotFoundError as error:
         raise ValueError(
             f"there is no bucket gs://{bucket}: correct the path, or make it by gcloud storage "
@@ -147,7 +147,7 @@ def write_files(files: Mapping[pathlib.Path, bytes]) -> None:
     remote = {str(place): content for place, content in files.items() if not is_local(place)}
     if remote:
         # Not open("wb"): an exception inside it publishes the part that is written.
-        _filesystem().pipe(remote)
+        object_store().pipe(remote)
     for place in filter(is_local, files):
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = place.with_name(f"{place.name}.partial-{os.getpid()}")
@@ -280,7 +280,7 @@ def move(source: pathlib.Path, target: pathlib.Path, marker: str = "") -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         source.rename(target)
         return
-    _filesystem().copy(str(source), str(target), recursive=source.is_dir())
+    object_store().copy(str(source), str(target), recursive=source.is_dir())
     if marker:
         (source / marker).unlink(missing_ok=True)
     remove(source)
@@ -320,7 +320,7 @@ def fetch(where: str | os.PathLike, cache_dir: pathlib.Path | None = None) -> pa
     say(f"fetch    {place}, {version['size'] / 1e6:,.1f} MB, to {target}")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _filesystem().get_file(str(place), str(partial))
+        object_store().get_file(str(place), str(partial))
         if _version(place) != version or partial.stat().st_size != version["size"]:
             raise ValueError(f"{place} changed while it was fetched: start again")
         os.utime(partial, (0, 0))  # the key tells versions apart, and a copy made anew is the same
@@ -333,7 +333,7 @@ def fetch(where: str | os.PathLike, cache_dir: pathlib.Path | None = None) -> pa
 def _version(place: pathlib.Path) -> dict:
     """What changes when an object on gs:// does."""
     try:
-        found = _filesystem().info(str(place))
+        found = object_store().info(str(place))
     except FileNotFoundError as error:
         raise ValueError(f"there is no file {place}") from error
     if found["type"] != "file":
