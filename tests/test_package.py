@@ -23,7 +23,7 @@ LAYERS = {
     **dict.fromkeys(("architecture", "card"), 3),
     "drawing": 4,
     "factory": 5,
-    **dict.fromkeys(("settings", "pretrained"), 6),
+    **dict.fromkeys(("settings", "pretrained", "ranges", "memory"), 6),
     "jobs": 7,
 }
 # A command, which nothing imports: it stands at the top of the house, whatever its name.
