@@ -58,7 +58,6 @@ def test_what_a_killed_process_left_is_taken_over(tmp_path):
 def test_what_nobody_renews_on_gs_is_taken_over_and_its_holder_finds_out(store, monkeypatch):
     place = storage.path("gs://bucket/stale")
     with lock.hold(place) as check:
-        monkeypatch.setattr(lock, "_RENEW_SECONDS", 0.05)
         store_of_first = storage.object_store()
         call = store_of_first.call
         cut_off = [True]
@@ -71,14 +70,10 @@ def test_what_nobody_renews_on_gs_is_taken_over_and_its_holder_finds_out(store, 
         monkeypatch.setattr(store_of_first, "call", broken)
         with lock.hold(place) as second:
             cut_off[0] = False
-            deadline = time.monotonic() + 5
+            time.sleep(1.0)  # 20 tries to renew
             with pytest.raises(ValueError, match="was taken over by another process"):
-                while time.monotonic() < deadline:
-                    check()
-                    time.sleep(0.02)
+                check()
             second()
-            generation = storage.object_store().info(str(place / "lock.json"))["generation"]
-        assert generation
     assert not (place / "lock.json").exists()
 
 

@@ -76,7 +76,9 @@ class Text(Range):
     least: int = 0
 
     def __contains__(self, value: Any) -> bool:
-        return isinstance(value, str) and len(value) >= self.least and not set("\n\r\0") & set(value)
+        return (
+            isinstance(value, str) and len(value) >= self.least and not set("\n\r\0") & set(value)
+        )
 
     def __str__(self) -> str:
         return "one line of text" + (", not empty" if self.least else "")
@@ -134,6 +136,7 @@ RANGES: Mapping[str, Range] = {
     "data.resolution": _whole(0, SIZES["resolution"][1]),
     "data.channels": OneOf((0, 1, 3)),
     "data.resize": OneOf(("lanczos", "box")),
+    "data.too_small": OneOf(("refuse", "skip", "enlarge")),
     "data.cache_dir": Text(),
     "data.data_dir": Text(),
     "data.download": _FLAG,

@@ -161,9 +161,7 @@ def compare(config: ml_collections.ConfigDict, began: dict, path: pathlib.Path) 
     return changes
 
 
-def _differences(
-    config: ml_collections.ConfigDict, began: dict
-) -> tuple[list[str], list[str]]:
+def _differences(config: ml_collections.ConfigDict, began: dict) -> tuple[list[str], list[str]]:
     """All keys that differ from those of a run, one line each; and those that must not."""
     # Through JSON on both sides, so that tuples compare with lists.
     new, old = _flat(json.loads(to_json(config))), _flat(began)

@@ -11,6 +11,7 @@ gcsfs and etils are imported when a gs:// path is first met, never before.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -208,7 +209,7 @@ class Lines:
         self._path, self._put_at, self._is_put = path(where), -float("inf"), True
         self._text = ""
         if (keep or not is_local(self._path)) and self._path.exists():
-            self._text = self._path.read_text()
+            self._text = self._path.read_bytes().decode(errors="replace")
         if keep and self._text:
             kept = [line + "\n" for line in self._text.splitlines() if keep(line)]
             self._text = "".join(kept)
@@ -340,6 +341,40 @@ def _version(place: pathlib.Path) -> dict:
         raise ValueError(f"{place} is a folder, expected a file")
     keys = ("size", "generation", "etag", "mtime")
     return {"url": str(place)} | {key: found.get(key) for key in keys}
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+# The disk's state, not the command's fault: nothing more can be written, for now.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_IN_TEXT = re.compile(r"os_error_code='(\d+)'")  # TensorStore's, which orbax writes with
+_WRITING_FAILED = 74  # EX_IOERR of sysexits.h
+
+
+def explain(error: BaseException) -> tuple[int, str] | None:
+    """Exit status and words for an error of the file system's; None for others.
+
+    An error that came from a full disk, however deep inside a library, is one.
+    """
+    chain, top = [], error
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    for error in chain:
+        found = _IN_TEXT.search(str(error))
+        number = int(found[1]) if found else error.errno if isinstance(error, OSError) else None
+        if not number or (error is not top and number not in _FULL):
+            continue
+        path = re.search(r'"(/[^"]*)"', str(error))
+        where = getattr(error, "filename", None) or (path[1] if path else "a file")
+        told = f"{os.fspath(where)}: {os.strerror(number)}"
+        if number not in _FULL:
+            return 2, told
+        return _WRITING_FAILED, (
+            f"{told}. What was written before is sound; when that is mended, the same command "
+            "goes on"
+        )
+    return None
 
 
 # --- arrays --------------------------------------------------------------------------------------

@@ -85,9 +85,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 images = step * config.training.batch_size
                 say(f"run      continues at step {step:,} ({images:,} images), in {workdir}")
             origins = _origins(config, built, data)
-            loop = Loop(
-                config, workdir, saved, grids, data, statistics, origins, mesh, check_lock
-            )
+            loop = Loop(config, workdir, saved, grids, data, statistics, origins, mesh, check_lock)
             return loop.run(state, advance)
 
 

@@ -28,7 +28,6 @@ from warm_diffusion.training.state import (
 )
 from warm_diffusion.training.writer import Writer
 
-
 _LOOK_EVERY = 100  # steps between looks at the gradients, if not reported before
 
 
