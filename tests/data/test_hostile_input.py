@@ -153,6 +153,7 @@ def test_a_damaged_npy_header_is_one_line(tmp_path, header):
 def test_a_full_disk_ends_preparing_by_an_error_and_leaves_nothing(tmp_path):
     """Not by SIGBUS, as a memory-mapped array would; in a process whose files may not grow."""
     program = f"""
+import resource
 from warm_diffusion.data import load_dataset
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:

@@ -41,6 +41,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     """
     workdir = storage.path(workdir)
     settings.check(config, None)
+    settings.check_average(config)
     # A kill in the first save leaves no finished checkpoint: such a run starts again.
     steps, about = _last_checkpoint(workdir)
     path = workdir / "config.json"
@@ -58,7 +59,6 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     advance = make_advance(config, built, data, mesh, abstract)
     grid_size = max(1, _GRID_IMAGES // mesh.size) * mesh.size
     grids = factory.sampler(config, built, mesh, batch_size=grid_size)
-    settings.check_average(config)
     initial = None if steps else _initial_params(config, built)
     _refuse_other_data(about, config, data)
     changes = settings.compare(config, began, path) if began is not None else []
