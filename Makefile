@@ -5,12 +5,13 @@ RUN ?= runs/digits
 BIN := $(VENV)/bin
 DEMO := $(BIN)/python main.py --workdir=$(RUN)
 
-.PHONY: help demo test tpu lint benchmarks clean
+.PHONY: help demo test proofs tpu lint benchmarks clean
 
 help:
 	@echo "make demo    train on scikit-learn's digits, sample, evaluate and analyze (minutes on a CPU)"
 	@echo "make test    run the tests (minutes)"
 	@echo "make tpu     install TPU's compiler (0.7 GB) and compile for TPUs that are not here (minutes)"
+	@echo "make proofs  kill, damage and soak it for hours (docs/reliability.md)"
 	@echo "make lint    check the style"
 	@echo "make clean   remove the environment and $(RUN)"
 
@@ -33,6 +34,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+proofs: $(VENV)/installed
+	$(BIN)/python -m pytest -m long -s
 
 tpu: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu]'

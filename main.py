@@ -4,17 +4,25 @@
     python main.py --config=configs/digits.py --workdir=runs/digits
 
 Exit status: 0 done; 1 a fault of the program; 2 a mistake in the command (one line says which);
-3 training diverged; 4 checkpoints missing or damaged; 75 stopped by a signal, or another process
-of the run was lost: run it again."""
+3 training diverged; 4 checkpoints missing or damaged; 74 the disk is full or read-only; 75 stopped
+by a signal and saved, or another process of the run was lost: run it again; 130, 143 stopped by
+SIGINT, SIGTERM where there was nothing to save. docs/reliability.md says more."""
+
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below go on
 
 import pathlib
+import sys
 import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import default
-from warm_diffusion import cluster, jobs, settings
+from warm_diffusion import cluster, console, jobs, settings, storage
+from warm_diffusion.training import signals
 
 FLAGS = flags.FLAGS
 MODES = {
@@ -66,16 +74,21 @@ def parse(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Runs the mode; a mistake of the user's becomes one line."""
     logging.set_verbosity(logging.INFO if FLAGS.debug else logging.WARNING)
+    if not FLAGS.debug:
+        console.hide_tracebacks()
     try:
-        config = settings.start(FLAGS)
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}; flags look like --mode=train")
-        if not FLAGS.workdir and FLAGS.mode != "info":
-            raise ValueError(f"--mode={FLAGS.mode} writes files: set --workdir=DIR")
-        MODES[FLAGS.mode](config, FLAGS.workdir, FLAGS.checkpoint or FLAGS.workdir)
-        cluster.leave()
+        with signals.quiet_end():
+            config = settings.start(FLAGS)
+            if len(argv) > 1:
+                raise ValueError(f"unexpected argument {argv[1]!r}; flags look like --mode=train")
+            if not FLAGS.workdir and FLAGS.mode != "info":
+                raise ValueError(f"--mode={FLAGS.mode} writes files: set --workdir=DIR")
+            MODES[FLAGS.mode](config, FLAGS.workdir, FLAGS.checkpoint or FLAGS.workdir)
+            cluster.leave()
+    except signals.Ended as ended:
+        sys.exit(ended.status)
     except Exception as error:
-        other = cluster.caused_by_another(error)
+        other = cluster.caused_by_another(error) or storage.explain(error)
         mistake = isinstance(error, ValueError | jobs.Stopped) or other
         if FLAGS.debug or not mistake:
             traceback.print_exc()

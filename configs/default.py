@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.resolution = 0  # crop and resize to this height and width; 0: the images' own size
     data.channels = 0  # 1 (grey) or 3 (RGB) converts; 0: the images' own
     data.resize = "lanczos"  # lanczos | box (area average)
+    data.too_small = "refuse"  # images smaller than resolution: refuse | skip | enlarge
     data.cache_dir = ""  # prepared images; empty: the user's cache folder
     data.data_dir = ""  # where TensorFlow Datasets keeps prepared sets; empty: its default
     data.download = False  # let tfds: download and prepare a missing set

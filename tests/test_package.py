@@ -18,12 +18,12 @@ each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_
 CORE = ("dct", "denoiser", "losses", "oracle", "process", "samplers", "schedules", "spectra")
 LAYERS = {
     **dict.fromkeys(("warm_diffusion", *CORE), 0),
-    **dict.fromkeys(("storage", "console", "devices", "cluster", "cluster_group"), 1),
+    **dict.fromkeys(("storage", "lock", "console", "devices", "cluster", "cluster_group"), 1),
     **dict.fromkeys(("models", "data", "evaluation", "training", "plots"), 2),
     **dict.fromkeys(("architecture", "card"), 3),
     "drawing": 4,
     "factory": 5,
-    **dict.fromkeys(("settings", "pretrained"), 6),
+    **dict.fromkeys(("settings", "pretrained", "ranges", "memory"), 6),
     "jobs": 7,
 }
 # A command, which nothing imports: it stands at the top of the house, whatever its name.

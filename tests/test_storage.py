@@ -61,7 +61,7 @@ def test_missing_credentials_are_one_line(store, monkeypatch, caplog, status):
     gcsfs = pytest.importorskip("gcsfs")
     with object_store.refusing(status) as url:
         stranger = {"endpoint_url": url, "skip_instance_cache": True}
-        monkeypatch.setattr(storage, "_filesystem", lambda: gcsfs.GCSFileSystem(**stranger))
+        monkeypatch.setattr(storage, "object_store", lambda: gcsfs.GCSFileSystem(**stranger))
         with pytest.raises(ValueError, match="it needs credentials, such as by gcloud") as caught:
             storage.path(f"gs://locked-{status}/run")
     assert "Anonymous caller does not have access" in str(caught.value)

@@ -1,5 +1,6 @@
 """What jobs say to a person: one line at a time, beside any progress bar."""
 
+import logging
 import sys
 
 import jax
@@ -9,7 +10,9 @@ from tqdm import tqdm
 def say(text: str) -> None:
     """Prints a line, on the first process only."""
     if jax.process_index() == 0:
-        tqdm.write(text, file=sys.stdout)
+        # A file name may hold bytes that are no text.
+        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        tqdm.write(shown, file=sys.stdout)
         sys.stdout.flush()
 
 
@@ -29,3 +32,10 @@ def progress(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
     """A progress bar, on a terminal and on the first process only."""
     hidden = None if jax.process_index() == 0 else True
     return tqdm(total=total, desc=description, unit=unit, initial=initial, disable=hidden)
+
+
+def hide_tracebacks() -> None:
+    """Errors in libraries' threads are told once, by whoever waits for them, without tracebacks."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: not record.exc_info)
+    sys.excepthook = sys.unraisablehook = lambda *_: None

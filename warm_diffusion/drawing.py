@@ -5,7 +5,8 @@ rounding.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -89,7 +90,7 @@ class Sampler:
     schedule: Schedule
 
     def generate(
-        self, params: dict, seeds: Sequence[int], images: np.ndarray | None = None
+        self, params: dict, seeds: Iterable[int], images: np.ndarray | None = None
     ) -> Iterator[np.ndarray]:
         """Draws uint8 images [<= batch_size, H, W, C] of the seeds, batch by batch.
 
@@ -97,12 +98,12 @@ class Sampler:
 
         Args:
           params: the weights.
-          seeds: of the images.
+          seeds: of the images; taken as they are needed.
           images: uint8 [N, H, W, C] to start from, blurred, on a path that does not end in noise.
         """
-        seeds = np.asarray(seeds, np.uint32)
-        for first in range(0, len(seeds), self.batch_size):
-            batch = seeds[first : first + self.batch_size]
+        numbers = iter(seeds)
+        while part := list(itertools.islice(numbers, self.batch_size)):
+            batch = np.asarray(part, np.uint32)
             padded = np.resize(batch, self.batch_size)
             start = self.start(padded, images)
             yield to_uint8(self.draw(params, padded, start))[: len(batch)]

@@ -29,6 +29,7 @@ from jax.typing import ArrayLike
 from warm_diffusion import architecture as _architecture
 from warm_diffusion import card, devices, drawing, samplers, schedules, storage
 from warm_diffusion.architecture import Architecture
+from warm_diffusion.console import say
 from warm_diffusion.data.statistics import Statistics
 from warm_diffusion.denoiser import Prediction
 from warm_diffusion.models import weights
@@ -274,7 +275,8 @@ def _load_checkpoint(workdir: pathlib.Path, step: int | None, ema: int) -> Model
         steps = saved.steps()
         if not steps:
             raise ValueError(f"there is no finished checkpoint in {workdir / 'checkpoints'}")
-        step = steps[-1] if step is None else step
+        if step is None:
+            return _load_newest(workdir, steps, ema)
         about = saved.about(step)
         if about["format"] == 1:
             return _load_format_1(workdir, saved, about, ema)
@@ -286,6 +288,20 @@ def _load_checkpoint(workdir: pathlib.Path, step: int | None, ema: int) -> Model
         shapes = built.abstract_params
         params = saved.weights(step, shapes, ema)
     return _of_checkpoint(workdir, about, built, params, "raw" if ema < 0 else names[ema])
+
+
+def _load_newest(workdir: pathlib.Path, steps: list[int], ema: int) -> Model:
+    """Of the newest sound checkpoint."""
+    from warm_diffusion.training.checkpoints import Damaged
+
+    for step in reversed(steps):
+        try:
+            return _load_checkpoint(workdir, step, ema)
+        except Damaged as error:
+            if step == steps[0]:
+                raise
+            say(f"note     {error}: the one before is used")
+    raise ValueError(f"there is no checkpoint in {workdir}")
 
 
 def _of_checkpoint(workdir, about: dict, built: Architecture, params: dict, name: str) -> Model:

@@ -13,7 +13,7 @@ import jax
 import ml_collections
 from ml_collections import config_flags
 
-from warm_diffusion import cluster, factory, storage
+from warm_diffusion import cluster, factory, ranges, storage
 from warm_diffusion.console import say
 
 # Where things lie, which may differ between the machines of a run: a checkpoint and the processes
@@ -107,6 +107,19 @@ def missing_keys(path: str | os.PathLike, default: ml_collections.ConfigDict) ->
     return sorted(_flat(default.to_dict()).keys() - _flat(saved).keys()) if whole else []
 
 
+def check(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int] | None) -> None:
+    """Compares every key with its range, and with the images (H, W, C) once they are known.
+
+    Raises:
+      ValueError: keys that do not fit, their values, and what they may be.
+    """
+    keys = _flat(config.to_dict())
+    if image_shape is None:
+        ranges.check(keys)
+    else:
+        ranges.check_fit(keys, image_shape)
+
+
 def check_average(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError unless `sampling.ema` names an average that training keeps."""
     index, count = config.sampling.ema, len(config.training.ema_halflife_images)
@@ -126,34 +139,33 @@ def _flat(tree: dict, prefix: str = "") -> dict:
     return flat
 
 
-def write_or_compare(config: ml_collections.ConfigDict, path: pathlib.Path) -> list[str]:
-    """Writes the configuration, or compares it with the one that the run began with.
+def compare(config: ml_collections.ConfigDict, began: dict, path: pathlib.Path) -> list[str]:
+    """Compares a configuration with the one that a run began with.
+
+    Args:
+      config: the new one.
+      began: the run's, as its last checkpoint or its `path` tells.
+      path: the run's config.json.
 
     Returns:
-      The differences that are harmless, one line each; the file then holds the new configuration.
+      The differences that are harmless, one line each.
 
     Raises:
       ValueError: keys that decide what is trained differ; the message lists them.
     """
-    changes = []
-    if path.exists():
-        changes, refused = _differences(config, path)
-        if refused:
-            raise ValueError(
-                f"{path.parent} holds a run of another configuration: {'; '.join(refused)}. Use a "
-                f"new --workdir, or continue that run with --config={path}"
-            )
-    storage.write_bytes(path, to_json(config).encode())
+    changes, refused = _differences(config, began)
+    if refused:
+        raise ValueError(
+            f"{path.parent} holds a run of another configuration: {'; '.join(refused)}. Use a "
+            f"new --workdir, or continue that run with --config={path}"
+        )
     return changes
 
 
-def _differences(
-    config: ml_collections.ConfigDict, path: pathlib.Path
-) -> tuple[list[str], list[str]]:
-    """All keys that differ from those in a file, one line each; and those that must not."""
+def _differences(config: ml_collections.ConfigDict, began: dict) -> tuple[list[str], list[str]]:
+    """All keys that differ from those of a run, one line each; and those that must not."""
     # Through JSON on both sides, so that tuples compare with lists.
-    new = _flat(json.loads(to_json(config)))
-    old = _flat(storage.read_json(path))
+    new, old = _flat(json.loads(to_json(config))), _flat(began)
     changes = [
         f"{key}: {old.get(key, '(absent)')!r} -> {new.get(key, '(absent)')!r}"
         for key in sorted(old.keys() | new.keys())
@@ -174,7 +186,7 @@ def refuse_other_run(config: ml_collections.ConfigDict, path: pathlib.Path) -> N
     Raises:
       ValueError: keys that decide what is trained differ; the message lists them.
     """
-    _, refused = _differences(config, path)
+    _, refused = _differences(config, storage.read_json(path))
     if refused:
         raise ValueError(
             f"the run in {path.parent} has another configuration than this job was started with: "
@@ -238,10 +250,11 @@ def start(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
     if flags.distributed or any(value is not None for value in others):
         cluster.join(*others, seconds=flags.join_seconds)
     config = flags.config
-    enable_compilation_cache(config.compilation_cache_dir)
     for key, flag in (("bnr", "bnr"), ("solver", "solver"), ("num_steps", "steps")):
         if flags[flag].present:
             config.sampling[key] = flags[flag].value
+    check(config, None)
+    enable_compilation_cache(config.compilation_cache_dir)
     _, _, file = config_flags.get_config_filename(flags["config"]).partition(":")
     missing = missing_keys(file, config) if file.endswith(".json") else []
     if missing:

@@ -11,6 +11,7 @@ gcsfs and etils are imported when a gs:// path is first met, never before.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -90,7 +91,7 @@ def default_cache_dir() -> pathlib.Path:
 
 
 @functools.cache
-def _filesystem():
+def object_store():
     """gcsfs's file system, made once, told first what it must know before it is used."""
     import fsspec
 
@@ -105,7 +106,7 @@ def _check_bucket(bucket: str) -> None:
     """Raises ValueError unless the objects of a bucket can be listed; asks once in a process."""
     try:
         with _quiet("gcsfs"), _quiet("google.auth"):
-            _filesystem().call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
+            object_store().call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
     except FileNotFoundError as error:
         raise ValueError(
             f"there is no bucket gs://{bucket}: correct the path, or make it by gcloud storage "
@@ -147,7 +148,7 @@ def write_files(files: Mapping[pathlib.Path, bytes]) -> None:
     remote = {str(place): content for place, content in files.items() if not is_local(place)}
     if remote:
         # Not open("wb"): an exception inside it publishes the part that is written.
-        _filesystem().pipe(remote)
+        object_store().pipe(remote)
     for place in filter(is_local, files):
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = place.with_name(f"{place.name}.partial-{os.getpid()}")
@@ -208,7 +209,7 @@ class Lines:
         self._path, self._put_at, self._is_put = path(where), -float("inf"), True
         self._text = ""
         if (keep or not is_local(self._path)) and self._path.exists():
-            self._text = self._path.read_text()
+            self._text = self._path.read_bytes().decode(errors="replace")
         if keep and self._text:
             kept = [line + "\n" for line in self._text.splitlines() if keep(line)]
             self._text = "".join(kept)
@@ -280,7 +281,7 @@ def move(source: pathlib.Path, target: pathlib.Path, marker: str = "") -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         source.rename(target)
         return
-    _filesystem().copy(str(source), str(target), recursive=source.is_dir())
+    object_store().copy(str(source), str(target), recursive=source.is_dir())
     if marker:
         (source / marker).unlink(missing_ok=True)
     remove(source)
@@ -320,7 +321,7 @@ def fetch(where: str | os.PathLike, cache_dir: pathlib.Path | None = None) -> pa
     say(f"fetch    {place}, {version['size'] / 1e6:,.1f} MB, to {target}")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _filesystem().get_file(str(place), str(partial))
+        object_store().get_file(str(place), str(partial))
         if _version(place) != version or partial.stat().st_size != version["size"]:
             raise ValueError(f"{place} changed while it was fetched: start again")
         os.utime(partial, (0, 0))  # the key tells versions apart, and a copy made anew is the same
@@ -333,13 +334,47 @@ def fetch(where: str | os.PathLike, cache_dir: pathlib.Path | None = None) -> pa
 def _version(place: pathlib.Path) -> dict:
     """What changes when an object on gs:// does."""
     try:
-        found = _filesystem().info(str(place))
+        found = object_store().info(str(place))
     except FileNotFoundError as error:
         raise ValueError(f"there is no file {place}") from error
     if found["type"] != "file":
         raise ValueError(f"{place} is a folder, expected a file")
     keys = ("size", "generation", "etag", "mtime")
     return {"url": str(place)} | {key: found.get(key) for key in keys}
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+# The disk's state, not the command's fault: nothing more can be written, for now.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_IN_TEXT = re.compile(r"os_error_code='(\d+)'")  # TensorStore's, which orbax writes with
+_WRITING_FAILED = 74  # EX_IOERR of sysexits.h
+
+
+def explain(error: BaseException) -> tuple[int, str] | None:
+    """Exit status and words for an error of the file system's; None for others.
+
+    An error that came from a full disk, however deep inside a library, is one.
+    """
+    chain, top = [], error
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    for error in chain:
+        found = _IN_TEXT.search(str(error))
+        number = int(found[1]) if found else error.errno if isinstance(error, OSError) else None
+        if not number or (error is not top and number not in _FULL):
+            continue
+        path = re.search(r'"(/[^"]*)"', str(error))
+        where = getattr(error, "filename", None) or (path[1] if path else "a file")
+        told = f"{os.fspath(where)}: {os.strerror(number)}"
+        if number not in _FULL:
+            return 2, told
+        return _WRITING_FAILED, (
+            f"{told}. What was written before is sound; when that is mended, the same command "
+            "goes on"
+        )
+    return None
 
 
 # --- arrays --------------------------------------------------------------------------------------

@@ -225,9 +225,35 @@ def test_a_bad_image_is_named_with_a_way_out_and_nothing_stays_in_the_cache(
     assert leftovers(tmp_path) == []
 
 
-def test_an_image_smaller_than_the_target_is_never_enlarged(load, tmp_path, tree):
-    with pytest.raises(ValueError, match=r"0.png is 6x6 .*smaller than data.resolution=7; lower"):
+def test_images_smaller_than_the_target_are_counted_and_refused(load, tmp_path, tree, images):
+    (tree / "class0" / "0.png").write_bytes(png(np.zeros((9, 8, 3), np.uint8)))
+    message = "8 of 9 images are smaller than data.resolution=7, .*1.png, 6x6 .*too_small=skip"
+    with pytest.raises(ValueError, match=message):
         load(f"folder:{tree}", resolution=7)
+    assert leftovers(tmp_path) == []
+
+
+def test_images_smaller_than_the_target_are_left_out_if_asked(load, tree, images, capsys):
+    large = np.random.default_rng(1).integers(0, 256, (6, 8, 3), np.uint8)
+    (tree / "class2" / "6.png").write_bytes(png(large[:, :5]))
+    (tree / "class0" / "1.png").write_bytes(png(large[:3]))
+    data = load(f"folder:{tree}", resolution=6, too_small="skip")
+    np.testing.assert_array_equal(data.images, images[[0, 2, 3, 4, 5, 7, 8]])
+    np.testing.assert_array_equal(data.labels, [0, 0, 1, 1, 1, 2, 2])
+    assert data.info["count"] == 7
+    assert "2 of 9 images are smaller" in capsys.readouterr().out
+
+
+def test_images_smaller_than_the_target_are_enlarged_if_asked(load, tmp_path, images):
+    """By a whole factor the box filter repeats pixels."""
+    np.save(tmp_path / "a.npy", images)
+    data = load(f"npy:{tmp_path}/a.npy", resolution=12, resize="box", too_small="enlarge")
+    np.testing.assert_array_equal(data.images, images.repeat(2, axis=1).repeat(2, axis=2))
+
+
+def test_where_all_images_are_too_small_none_is_left(load, tmp_path, tree):
+    with pytest.raises(ValueError, match=r"all 9 images of .* are smaller than data.resolution=7"):
+        load(f"folder:{tree}", resolution=7, too_small="skip")
     assert leftovers(tmp_path) == []
 
 

@@ -27,6 +27,8 @@ def user_module(tmp_path, monkeypatch):
         "def mean_and_max(images):\n"
         "    flat = images.reshape(len(images), -1).astype(float)\n"
         "    return np.stack([flat.mean(1), flat.max(1)], 1)\n"
+        "def broken(images):\n"
+        "    return np.log(mean_and_max(images) * 0)\n"
         "def one_number(images):\n"
         "    return np.zeros(len(images))\n"
         "seven = 7\n"
@@ -57,6 +59,12 @@ def test_a_users_function_keeps_its_name_and_the_hash_of_its_file(user_module):
     flat = x.reshape(130, -1).astype(float)
     expected = np.stack([flat.mean(1), flat.max(1)], 1)
     np.testing.assert_allclose(extract(x).values, expected, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_features_that_are_not_finite_are_refused(user_module):
+    with pytest.raises(ValueError, match="features of my_features:broken are not finite"):
+        features.extractor("my_features:broken")(images(3))
 
 
 def test_a_function_that_returns_no_features_is_refused(user_module):

@@ -31,10 +31,9 @@ def test_auto_follows_the_attenuation():
     assert gentle < 0.7 * strong
 
 
-def test_the_number_takes_the_place_of_auto_and_the_curve_is_written(tmp_path, capsys):
+def test_the_number_takes_the_place_of_auto_and_the_curve_comes_with_it(capsys):
     config = config_with(bnr="auto")
-    realised = realise_bnr(config, tmp_path)
-    report = json.loads((tmp_path / "bnr.json").read_text())
+    realised, report = realise_bnr(config, None)
     assert realised.schedule.bnr == report["recommended_bnr"] == factory.bnr(config)
     assert config.schedule.bnr == "auto"  # the caller's is left alone
     # 5 % of the worst band is lost at the recommended ratio: less below it, more above.
@@ -43,17 +42,18 @@ def test_the_number_takes_the_place_of_auto_and_the_curve_is_written(tmp_path, c
     assert f"auto: {realised.schedule.bnr}" in capsys.readouterr().out
 
 
-def test_a_run_that_has_begun_keeps_its_number(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"schedule": {"bnr": 0.123}}))
-    assert realise_bnr(config_with(bnr="auto"), tmp_path).schedule.bnr == 0.123
+def test_a_run_that_has_begun_keeps_its_number():
+    began = {"schedule": {"bnr": 0.123}}
+    config, report = realise_bnr(config_with(bnr="auto"), began)
+    assert config.schedule.bnr == 0.123
+    assert report is None
 
 
 @pytest.mark.parametrize("bnr", [0.5, 0, 2])
-def test_a_number_stays(tmp_path, bnr):
+def test_a_number_stays(bnr):
     config = config_with(bnr=bnr)
-    assert realise_bnr(config, tmp_path) is config
+    assert realise_bnr(config, None) == (config, None)
     assert factory.bnr(config) == bnr
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("bnr", ["atuo", None, True, (0.1, 0.5)])
@@ -110,6 +110,7 @@ def test_a_run_with_auto_writes_resumes_and_samples_with_the_number(app, tmp_pat
     run = (f"--workdir={tmp_path}", "--config.schedule.bnr=auto")
     out, _ = app.run(*run, "--config.training.num_steps=1")
     number = json.loads((tmp_path / "config.json").read_text())["schedule"]["bnr"]
+    assert json.loads((tmp_path / "bnr.json").read_text())["recommended_bnr"] == number
     assert 0.2 < number < 0.35  # the digits'
     assert f"bnr      auto: {number}, at which no band" in out
     out, _ = app.run(*run, "--config.training.num_steps=2")
@@ -125,4 +126,4 @@ def test_the_ratio_is_a_number_or_auto_on_the_command_line(app, tmp_path):
     _, err = app.run(
         f"--workdir={tmp_path}", "--config.schedule.bnr=atuo", tiny=False, status=2
     )  # fmt: skip
-    assert err == "error: schedule.bnr must be a number or auto, got 'atuo'\n"
+    assert err == "error: schedule.bnr must be a number of at least 0 or auto, got 'atuo'\n"

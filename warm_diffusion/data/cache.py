@@ -1,16 +1,17 @@
 """A source, read once into a memory-mapped uint8 array.
 
-The recipe of preparation, version 2: an image of another size than asked for is cropped to its
-largest centred square, then resized in uint8 by PIL (`lanczos`, or `box`, which averages areas;
-both antialias, columns first, and round each pass to nearest). Images are never enlarged. Version 1
-let `lanczos` look at pixels beyond the crop. The recipe, the source and its
+The recipe of preparation, version 3: an image is turned as its EXIF orientation says; one of
+another size than asked for is cropped to its largest centred square, then resized in uint8 by PIL
+(`lanczos`, or `box`, which averages areas; both antialias, columns first, and round each pass to
+nearest). Images that are too small are refused, left out or enlarged (`too_small`). Version 1 let
+`lanczos` look at pixels beyond the crop, version 2 ignored the orientation. Recipe, source and
 fingerprint make up the key of the cache, and the folder appears under its name only when complete.
 """
 
 import concurrent.futures
 import dataclasses
 import hashlib
-import itertools
+import io
 import json
 import pathlib
 import shutil
@@ -22,11 +23,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from warm_diffusion import storage
+from warm_diffusion.console import say
 from warm_diffusion.data.sources import Source, open_source
 from warm_diffusion.storage import default_cache_dir
 
-_RECIPE_VERSION = 2
+_RECIPE_VERSION = 3
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
+_TOO_SMALL = ("refuse", "skip", "enlarge")
 _CHANNELS = {"L": 1, "RGB": 3}
 _CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel
 
@@ -54,6 +57,7 @@ def load_dataset(
     resolution: int = 0,
     channels: int = 0,
     resize: str = "lanczos",
+    too_small: str = "refuse",
     cache_dir: str = "",
     data_dir: str = "",
     download: bool = False,
@@ -65,6 +69,7 @@ def load_dataset(
       resolution: height and width to crop and resize to; 0 keeps the images' own, equal, size.
       channels: 1 or 3 converts every image; 0 keeps the images' own, equal, number.
       resize: lanczos or box.
+      too_small: what to do with images smaller than `resolution`: refuse, skip or enlarge.
       cache_dir: where caches are kept; empty for a folder in the user's cache.
       data_dir: where TensorFlow Datasets keeps prepared sets.
       download: whether `tfds:` may download a missing set.
@@ -74,6 +79,10 @@ def load_dataset(
     """
     if resize not in _FILTERS:
         raise ValueError(f"data.resize must be one of {', '.join(_FILTERS)}, got {resize!r}")
+    if too_small not in _TOO_SMALL:
+        raise ValueError(
+            f"data.too_small must be one of {', '.join(_TOO_SMALL)}, got {too_small!r}"
+        )
     if channels not in (0, 1, 3):
         raise ValueError(f"data.channels must be 0 (as they are), 1 or 3, got {channels}")
     if resolution < 0:
@@ -89,6 +98,8 @@ def load_dataset(
         "channels": channels,
         "resize": f"centre crop, {resize}, uint8, version {_RECIPE_VERSION}",
     }
+    if too_small != "refuse":  # which changes nothing where all are large enough
+        recipe["too_small"] = too_small
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     path = root / f"{source.partition(':')[0]}-{key}"
     if not path.exists():
@@ -118,18 +129,27 @@ def _prepare(source: Source, recipe: dict, resample: Image.Resampling, path: pat
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{path.name}.partial-", dir=path.parent))
     try:
         items = _prepared(source, recipe, resample)
-        first = next(items)
-        shape = (len(source.names), *first[0].shape)
-        images = np.lib.format.open_memmap(partial / "images.npy", "w+", np.uint8, shape)
-        labels = np.zeros(shape[0], np.int32)
-        digest = hashlib.sha256()
-        for index, (image, label) in enumerate(itertools.chain([first], items)):
-            images[index], labels[index] = image, -1 if label is None else label
-            digest.update(image.tobytes())
-        images.flush()
-        del images
+        digest, labels = hashlib.sha256(), []
+        # Not a memory-mapped array: where the disk is full, that ends Python by SIGBUS.
+        with (partial / "images.npy").open("wb") as file:
+            shape = None
+            for image, label in items:
+                if shape is None:
+                    shape = image.shape
+                    _write_header(file, (len(source.names), *shape))
+                file.write(image.tobytes())
+                digest.update(image.tobytes())
+                labels.append(-1 if label is None else label)
+            if shape is None:
+                raise ValueError(
+                    f"all {len(source.names)} images of {recipe['source']} are smaller than "
+                    f"data.resolution={recipe['resolution']}"
+                )
+            shape = (len(labels), *shape)
+            file.seek(0)
+            _write_header(file, shape)
         if source.class_names:
-            np.save(partial / "labels.npy", labels)
+            np.save(partial / "labels.npy", np.array(labels, np.int32))
         info = {
             **recipe,
             "count": shape[0],
@@ -148,11 +168,17 @@ def _prepare(source: Source, recipe: dict, resample: Image.Resampling, path: pat
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _write_header(file: io.BufferedIOBase, shape: tuple[int, ...]) -> None:
+    """An .npy header; numpy makes it as long for every number of images."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
 def _prepared(
     source: Source, recipe: dict, resample: Image.Resampling
 ) -> Iterator[tuple[np.ndarray, int | None]]:
     """All images in order, decoded by several threads, checked against the first one."""
-    first = None
+    first, small = None, []
     count, chunk = len(source.names), 256
     with (
         concurrent.futures.ThreadPoolExecutor() as pool,
@@ -162,15 +188,32 @@ def _prepared(
             indices = range(start, min(start + chunk, count))
             fit = lambda index: _fit(source, index, recipe, resample)  # noqa: E731
             for index, (image, label) in zip(indices, pool.map(fit, indices), strict=True):
-                first = image if first is None else first
-                _check_like_first(source.names, index, image, first)
                 bar.update()
+                if isinstance(image, tuple):
+                    small.append((source.names[index], image))
+                    continue
+                if first is None:
+                    first, first_name = image, source.names[index]
+                _check_like_first(first_name, source.names[index], image, first)
                 yield image, label
+    if small:
+        name, (width, height) = small[0]
+        told = (
+            f"{len(small):,} of {count:,} images are smaller than data.resolution="
+            f"{recipe['resolution']}, the first is {name}, {width}x{height} (width x height)"
+        )
+        if "too_small" not in recipe:
+            raise ValueError(
+                f"{told}; lower the resolution, or set data.too_small=skip (leaves them out) or "
+                "enlarge"
+            )
+        say(f"data     {told}: left out")
 
 
 def _fit(
     source: Source, index: int, recipe: dict, resample: Image.Resampling
-) -> tuple[np.ndarray, int | None]:
+) -> tuple[np.ndarray | tuple[int, int], int | None]:
+    """An image, or the (width, height) of one that is too small, and its label."""
     image, label = source.load(index)
     name, resolution, channels = source.names[index], recipe["resolution"], recipe["channels"]
     if image.mode not in (_CONVERTIBLE if channels else _CHANNELS):
@@ -186,11 +229,8 @@ def _fit(
         image = image.convert("L" if channels == 1 else "RGB")
     if resolution and image.size != (resolution, resolution):
         side = min(image.size)
-        if side < resolution:
-            raise ValueError(
-                f"{name} is {image.width}x{image.height} (width x height), smaller than "
-                f"data.resolution={resolution}; lower the resolution or take the image out"
-            )
+        if side < resolution and recipe.get("too_small") != "enlarge":
+            return image.size, label
         left, top = (image.width - side) // 2, (image.height - side) // 2
         box = (left, top, left + side, top + side)
         # resize(box=) would let the filter reach over the border of the crop.
@@ -199,14 +239,14 @@ def _fit(
     return (array[..., None] if array.ndim == 2 else array), label
 
 
-def _check_like_first(names, index: int, image: np.ndarray, first: np.ndarray) -> None:
+def _check_like_first(first_name: str, name: str, image: np.ndarray, first: np.ndarray) -> None:
     if image.shape[2] != first.shape[2]:
         raise ValueError(
-            f"{names[index]} has {image.shape[2]} channel(s), but {names[0]} has {first.shape[2]}; "
+            f"{name} has {image.shape[2]} channel(s), but {first_name} has {first.shape[2]}; "
             "set data.channels=1 or 3 to convert all images"
         )
     if image.shape != first.shape:
         raise ValueError(
-            f"{names[index]} is {image.shape[1]}x{image.shape[0]} (width x height), but {names[0]} "
+            f"{name} is {image.shape[1]}x{image.shape[0]} (width x height), but {first_name} "
             f"is {first.shape[1]}x{first.shape[0]}; set data.resolution to crop and resize all"
         )

@@ -10,17 +10,19 @@ import functools
 import hashlib
 import importlib.metadata
 import io
+import os
 import pathlib
 import weakref
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from warm_diffusion import storage
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
+_MOST_BYTES = 2**28  # of one encoded image; far above any that Pillow would decode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,8 @@ def open_source(
 
 
 def _fingerprint(lines: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    # On POSIX a file name is bytes, and need not be text.
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _file_fingerprint(path: pathlib.Path) -> str:
@@ -95,6 +98,8 @@ def _decode(stream: io.BufferedIOBase, name: str) -> Image.Image:
     try:
         image = Image.open(stream)
         image.load()
+        # A camera held upright writes its pixels lying, and how to turn them.
+        image = ImageOps.exif_transpose(image)
     # PIL reports damage by many types: OSError, SyntaxError (broken PNG), ValueError, bomb error.
     except Exception as error:
         raise ValueError(
@@ -136,10 +141,38 @@ def _tree(
     return Source(names, load, fingerprint, class_names)
 
 
+def _check_size(name: str, size: int) -> None:
+    if size > _MOST_BYTES:
+        raise ValueError(
+            f"{name} has {size:,} bytes, expected at most {_MOST_BYTES:,}: no image is so large; "
+            "take it out"
+        )
+
+
+def _files(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """All files below a folder; links are followed, for class folders are often links."""
+
+    def unreadable(error: OSError) -> None:
+        raise ValueError(f"folder:{root}: {error.filename}: {error.strerror}")
+
+    above = {str(root): ()}  # which real folders lie above each
+    for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        real, ancestors = os.path.realpath(folder), above.pop(folder)
+        if real in ancestors:
+            raise ValueError(f"folder:{root}: the link {folder} leads to a folder that it lies in")
+        above |= {os.path.join(folder, name): (*ancestors, real) for name in folders}
+        yield from (pathlib.Path(folder, name) for name in names)
+
+
 def _folder(root: pathlib.Path) -> Source:
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    files = [path for path in files if _is_image(path.relative_to(root)) and path.is_file()]
-    stats = [(path, path.stat()) for path in files]
+    files = sorted(path for path in _files(root) if _is_image(path.relative_to(root)))
+    stats = []
+    for path in files:
+        try:
+            stats.append((path, path.stat()))
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}; take it out, or mend the link") from error
+        _check_size(str(path), stats[-1][1].st_size)
     fingerprint = _fingerprint(
         [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats]
     )
@@ -155,7 +188,8 @@ def _folder(root: pathlib.Path) -> Source:
 def _zip(path: pathlib.Path) -> Source:
     try:
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    # Damaged tables of contents come as BadZipFile, UnicodeDecodeError, struct.error and others.
+    except Exception as error:
         raise ValueError(f"zip:{path}: not a zip file ({error})") from error
     # Members are only ever read as streams: a name such as ../../x is never used as a path.
     members = sorted(
@@ -163,6 +197,9 @@ def _zip(path: pathlib.Path) -> Source:
         key=lambda member: member.filename,
     )
     members = [member for member in members if _is_image(pathlib.PurePosixPath(member.filename))]
+    for member in members:
+        # A few kilobytes can hold gigabytes of zeros. No more than it says is ever unpacked.
+        _check_size(f"{path}:{member.filename}", member.file_size)
 
     def open_stream(index: int) -> io.BufferedIOBase:
         try:
@@ -196,8 +233,10 @@ class _Numbered(Sequence):
 def _npy(path: pathlib.Path) -> Source:
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"npy:{path}: not a readable .npy file ({error})") from error
+    # A damaged header is reported by many types: Python evaluates its text.
+    except Exception as error:
+        told = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"npy:{path}: not a readable .npy file ({told})") from error
     if not isinstance(images, np.ndarray):
         raise ValueError(f"npy:{path}: an .npz archive, expected a .npy file of one array")
     if images.ndim == 3:
@@ -207,8 +246,8 @@ def _npy(path: pathlib.Path) -> Source:
             f"npy:{path}: expected uint8 images [N, H, W], [N, H, W, 1] or [N, H, W, 3], "
             f"got {images.dtype} {images.shape}"
         )
-    if len(images) == 0:
-        raise ValueError(f"npy:{path}: no image in it")
+    if images.size == 0:
+        raise ValueError(f"npy:{path}: no image in it, its shape is {images.shape}")
 
     def load(index: int) -> tuple[Image.Image, None]:
         return Image.fromarray(

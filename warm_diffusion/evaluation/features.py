@@ -85,6 +85,8 @@ class Extractor:
                     f"{self.name} must return features [B, D], B = {self.batch_size} here, got "
                     f"{part.values.shape}"
                 )
+            if not all(np.all(np.isfinite(a[: len(batch)])) for a in part if a is not None):
+                raise ValueError(f"features of {self.name} are not finite: no distance is")
             parts.append(Features(*(None if a is None else a[: len(batch)] for a in part)))
         return concatenate(parts)
 

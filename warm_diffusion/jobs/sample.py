@@ -1,5 +1,6 @@
 """Sampling: images by seed, as PNG files and a grid."""
 
+import itertools
 import json
 import pathlib
 
@@ -10,22 +11,31 @@ from warm_diffusion import devices, drawing, factory, pretrained, storage
 from warm_diffusion.console import progress, say, say_weights
 from warm_diffusion.data.images import grid, save_png, save_pngs
 
+_GRID_IMAGES = 1024  # of the first seeds
 
-def parse_seeds(text: str) -> list[int]:
-    """Seeds such as `0-63`, `7` or `0-9,20,30-39`, ends included."""
+
+def parse_seeds(text: str) -> list[range]:
+    """Seeds such as `0-63`, `7` or `0-9,20,30-39`, ends included, each once."""
     seeds = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or int(last or first) < int(first):
+        numbers = [first, last] if dash else [first, first]
+        if not all(n.isascii() and n.isdigit() and len(n) <= 10 for n in numbers):
             raise ValueError(f"--seeds must look like 0-63 or 3,5,8-11, got {text!r}")
-        if int(last or first) >= drawing.NUM_SEEDS:
-            raise ValueError(f"--seeds must be below 2^32, got {last or first}")
-        seeds.extend(range(int(first), int(last or first) + 1))
+        low, high = map(int, numbers)
+        if not low <= high < drawing.NUM_SEEDS:
+            raise ValueError(f"--seeds must rise and be below 2^32, got {part.strip()!r}")
+        seeds.append(range(low, high + 1))
+    ordered = sorted(seeds, key=lambda numbers: numbers.start)
+    for one, other in itertools.pairwise(ordered):
+        if other.start < one.stop:
+            raise ValueError(f"--seeds names seed {other.start} twice")
     return seeds
 
 
 def sample(config: ConfigDict, workdir: str, checkpoint: str, seeds: str) -> pathlib.Path:
-    """Writes one PNG per seed and `grid.png` to a folder under `workdir`/generated; returns it.
+    """Writes one PNG per seed, as they come, and `grid.png` of the first 1,024 to a folder under
+    `workdir`/generated; returns it.
 
     Raises:
       ValueError: no usable checkpoint, seeds or sampling options that do not work.
@@ -51,17 +61,20 @@ def sample(config: ConfigDict, workdir: str, checkpoint: str, seeds: str) -> pat
         "sampling": options.to_dict(),
     }
     _refuse_a_mixture(folder / "sampling.json", about)
-    images = []
-    params = devices.put_replicated(model.params, mesh)
-    with progress(len(numbers), "sampling", " images") as bar:
-        for batch in sampler.generate(params, numbers, start):
-            images.append(batch)
+    params, shown, done = devices.put_replicated(model.params, mesh), [], 0
+    names = itertools.chain.from_iterable(numbers)
+    drawn = sampler.generate(params, itertools.chain.from_iterable(numbers), start)
+    with progress(sum(map(len, numbers)), "sampling", " images") as bar:
+        for batch in drawn:
+            if not done:  # before any image, and not before one could be drawn
+                storage.write_json(folder / "sampling.json", about)
+            save_pngs(folder, batch, list(itertools.islice(names, len(batch))))
+            if done < _GRID_IMAGES:
+                shown.append(batch[: _GRID_IMAGES - done])
+            done += len(batch)
             bar.update(len(batch))
-    images = np.concatenate(images)
-    storage.write_json(folder / "sampling.json", about)  # before any image
-    save_pngs(folder, images, numbers)
-    save_png(folder / "grid.png", grid(images, min_side=32))
-    say(f"samples  {len(images)} images, {sampler.num_calls} network calls each, in {folder}")
+    save_png(folder / "grid.png", grid(np.concatenate(shown), min_side=32))
+    say(f"samples  {done:,} images, {sampler.num_calls} network calls each, in {folder}")
     return folder
 
 

@@ -8,11 +8,11 @@ from warm_diffusion.models.edm import from_edm
 from warm_diffusion.models.unet import UNet, ddpmpp, ncsnpp
 from warm_diffusion.models.weights import init_params
 
-__all__ = ["UNet", "by_name", "ddpmpp", "from_edm", "init_params", "ncsnpp"]
+__all__ = ["SIZES", "UNet", "by_name", "ddpmpp", "from_edm", "init_params", "ncsnpp"]
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # What no network needs more of: checked before anything of that size is made.
-_SIZES = {
+SIZES = {
     "resolution": (1, 4096),
     "channels": (1, 1024),
     "model_channels": (4, 2048),
@@ -36,7 +36,7 @@ def by_name(name: str, **arguments) -> UNet:
     unknown = sorted(arguments.keys() - known.keys())
     if unknown:
         raise ValueError(f"{name} has no argument {', '.join(unknown)}; it has {', '.join(known)}")
-    for key, (low, high) in _SIZES.items():
+    for key, (low, high) in SIZES.items():
         values = arguments.get(key, low)
         for value in values if isinstance(values, list | tuple) else (values,):
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

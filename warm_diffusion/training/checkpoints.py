@@ -39,6 +39,8 @@ _PASSING = re.compile(
 class Damaged(ValueError):
     """A checkpoint that does not hold what was saved."""
 
+    status = 4  # the exit status of main.py
+
 
 def finished_steps(workdir: pathlib.Path) -> list[int]:
     """Steps with a finished checkpoint, oldest first; looks only, so it may run beside training."""
@@ -151,8 +153,14 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self._manager.wait_until_finished()
+        except Exception:
+            for unfinished in self._path.glob("*.orbax-checkpoint-tmp"):  # no room for it
+                storage.remove(unfinished)
+            raise
+        finally:
+            self._manager.close()
 
     def restore_latest(
         self, target: TrainState, report: Callable[[str], None] = print
@@ -181,7 +189,7 @@ class Checkpoints:
                 self._move_aside(damaged)
                 return state
         if steps:
-            raise ValueError(f"no checkpoint in {self._path} can be restored: tried {steps}")
+            raise Damaged(f"no checkpoint in {self._path} can be restored: tried {steps}")
         return None
 
     def about(self, step: int) -> dict:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to stop after the current step."""
+"""SIGTERM and SIGINT: a quiet end, or a request to stop after the current step."""
 
 import contextlib
 import itertools
@@ -12,6 +12,35 @@ from jax.experimental import multihost_utils
 
 # Of all questions since the start: JAX wants consecutive numbers, the same in all processes.
 _questions = itertools.count()
+
+
+class Ended(BaseException):
+    """SIGINT or SIGTERM where there is nothing to save; `status` is what a shell calls it."""
+
+    def __init__(self, number: signal.Signals):
+        self.status = 128 + number
+
+
+@contextlib.contextmanager
+def quiet_end() -> Iterator[None]:
+    """Raises `Ended` at the first SIGINT or SIGTERM, which cleans up; a second one ends at once.
+
+    With several processes SIGTERM is JAX's (`_agreed`).
+    """
+
+    def end(number, _):
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise Ended(signal.Signals(number))
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

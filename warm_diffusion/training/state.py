@@ -71,14 +71,41 @@ def ema_decay(images: jax.Array, batch_size: int, halflife: float, rampup: float
 
 
 @flax.struct.dataclass
+class Largest(clu_metrics.Metric):
+    """The largest of some integers of at least 0."""
+
+    value: jax.Array
+
+    @classmethod
+    def empty(cls) -> "Largest":
+        """Of none."""
+        return cls(jnp.zeros((), jnp.int32))
+
+    @classmethod
+    def from_model_output(cls, value: jax.Array, **_) -> "Largest":
+        """Of an array's, whatever the mask."""
+        return cls(value.max())
+
+    def merge(self, other: "Largest") -> "Largest":
+        """Of both's."""
+        return Largest(jnp.maximum(self.value, other.value))
+
+    def compute(self) -> jax.Array:
+        """The number."""
+        return self.value
+
+
+@flax.struct.dataclass
 class TrainMetrics(clu_metrics.Collection):
-    """Means over the steps since the last report that had a finite gradient."""
+    """Means over the steps since the last report that had a finite gradient; and how many in a row
+    had none, at most."""
 
     loss: clu_metrics.Average.from_output("loss")
     denoise: clu_metrics.Average.from_output("denoise")
     deblur: clu_metrics.Average.from_output("deblur")
     consistency: clu_metrics.Average.from_output("consistency")
     grad_norm: clu_metrics.Average.from_output("grad_norm")
+    streak: Largest.from_output("streak")
 
 
 def _slice_gradients(gradients: Callable, params: dict, batch: tuple, slices: int):
@@ -167,6 +194,7 @@ def make_train_step(
         }
         step_metrics = TrainMetrics.single_from_model_output(
             **{name: value.mean().reshape(1) for name, value in output.items()},
+            streak=state.nonfinite_in_a_row.reshape(1),
             mask=finite.reshape(1),
         )
         return state, metrics.merge(step_metrics)

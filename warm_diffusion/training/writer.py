@@ -1,7 +1,8 @@
 """What a run reports: `metrics.jsonl`, and the same numbers and grids as TensorBoard events.
 
-On gs:// events are kept on this machine and copied there, whole, from time to time: tensorboardX
-writes to gs:// itself, but one error there ends its thread, and the run then waits for ever.
+Events are written by this thread, so that an error is the run's: one in the thread that
+tensorboardX would start ends that, and the run then waits for ever. On gs:// they are kept on this
+machine and copied there, whole, from time to time.
 """
 
 import json
@@ -13,7 +14,9 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from warm_diffusion import storage
 
@@ -34,18 +37,22 @@ class Writer:
         self._local = None if storage.is_local(workdir) else tempfile.TemporaryDirectory()
         # Two writers opened in one second would share a file name, and the second empty the first.
         suffix = f".{os.getpid()}.{time.time_ns()}"
-        self._events = tensorboardX.SummaryWriter(
-            self._local.name if self._local else str(workdir),
-            filename_suffix=suffix,
-            purge_step=first_step + 1 if first_step else None,
-            flush_secs=_EVENTS_SECONDS,
-        )
+        folder = pathlib.Path(self._local.name if self._local else workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"), suffix)
+        if first_step:  # TensorBoard forgets what it has read of later steps
+            start = SessionLog(status=SessionLog.START)
+            self._event(first_step + 1, session_log=start)
+            self._events.flush()
+
+    def _event(self, step: int, **content) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of numbers; one that is not finite becomes null, since JSON has no NaN."""
         for name, value in values.items():
             if math.isfinite(value):
-                self._events.add_scalar(name, value, step)
+                self._event(step, summary=summary.scalar(name, value))
         row = {"step": step} | {
             name: value if math.isfinite(value) else None for name, value in values.items()
         }
@@ -55,30 +62,33 @@ class Writer:
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """A uint8 image [H, W, C]."""
-        self._events.add_image(name, image, step, dataformats="HWC")
+        self._event(step, summary=summary.image(name, image, dataformats="HWC"))
 
     def flush(self) -> None:
         """Writes out the lines so far, which a checkpoint of their step must find."""
         self._lines.flush()
 
     def _put_events(self) -> None:
-        """Copies the events to gs://, whole: a reader sees the file grow."""
+        """Writes out the events; to gs:// whole, where a reader sees the file grow."""
         self._put_at = time.monotonic()
+        self._events.flush()
         if self._local:
             for file in pathlib.Path(self._local.name).iterdir():
                 storage.write_bytes(self._workdir / file.name, file.read_bytes())
 
     def close(self) -> None:
         """Writes out what is buffered."""
-        self._lines.close()
-        self._events.close()
-        self._put_events()
-        if self._local:
-            self._local.cleanup()
+        try:
+            self._lines.close()
+            self._put_events()
+        finally:
+            self._events.close()
+            if self._local:
+                self._local.cleanup()
 
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf  # cut off in the middle of a line
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf  # cut off in the middle of a line, or another's

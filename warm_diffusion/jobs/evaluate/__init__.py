@@ -11,6 +11,7 @@ from warm_diffusion.console import say, say_weights
 from warm_diffusion.jobs import Incomplete
 from warm_diffusion.jobs.evaluate.checkpoint_choice import chosen_steps
 from warm_diffusion.jobs.evaluate.evaluator import Evaluator
+from warm_diffusion.training.checkpoints import Damaged
 
 
 def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.0) -> list[dict]:
@@ -53,6 +54,9 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
         try:
             model = _load(config, training / "checkpoints" / str(step))
         except ValueError as error:
+            if which == "latest" and isinstance(error, Damaged):
+                reports.append(evaluator.run(_load(config, training)))  # the newest sound one
+                continue
             if which != "every":
                 raise
             skipped.append(step)

@@ -1,5 +1,6 @@
 """Training: what is checked before anything is written, the start or the restore, the loop."""
 
+import contextlib
 import json
 import pathlib
 
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import cluster, devices, factory, pretrained, settings, storage
+from warm_diffusion import cluster, devices, factory, lock, memory, pretrained, settings, storage
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.console import say
 from warm_diffusion.data import Dataset
@@ -39,42 +40,53 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
       Diverged: gradients or state were not finite; the checkpoints are from before.
     """
     workdir = storage.path(workdir)
-    config = realise_bnr(config, workdir)
+    settings.check(config, None)
+    settings.check_average(config)
+    # A kill in the first save leaves no finished checkpoint: such a run starts again.
+    steps, about = _last_checkpoint(workdir)
+    path = workdir / "config.json"
+    began = about.get("configuration") or _written(path)
+    if steps and began is None:
+        raise ValueError(f"nothing in {workdir} says what was trained there: give a new --workdir")
+    config, curve = realise_bnr(config, began)
     mesh = devices.make_mesh()
     devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
     data, statistics = factory.dataset(config), factory.data_statistics(config)
+    settings.check(config, data.images.shape[1:])
     built = factory.architecture(config, data.images.shape[1:], statistics)
     make_state, abstract = factory.initial_state(config, built, mesh)
-    advance = make_advance(config, built, data, mesh)
+    _check_memory(config, abstract, data, mesh)
+    advance = make_advance(config, built, data, mesh, abstract)
     grid_size = max(1, _GRID_IMAGES // mesh.size) * mesh.size
     grids = factory.sampler(config, built, mesh, batch_size=grid_size)
-    settings.check_average(config)
-    # A kill in the first save leaves no finished checkpoint: such a run starts again.
-    steps = finished_steps(workdir)
     initial = None if steps else _initial_params(config, built)
-    if steps:
-        _refuse_other_data(_about(workdir, steps[-1]), config, data)
+    _refuse_other_data(about, config, data)
+    changes = settings.compare(config, began, path) if began is not None else []
     _agree(workdir, config, data, steps, initial)
     # All that can be wrong is wrong by here: nothing of the run has been written yet.
-    for change in settings.write_or_compare(config, workdir / "config.json"):
-        say(f"config   changed since this run began: {change}")
-    _say_what_is_trained(config, data, abstract, mesh)
-
-    with Checkpoints(
-        workdir, keep_latest=config.training.keep_latest, keep_every=config.training.keep_every
-    ) as saved:
-        state = saved.restore_latest(abstract, report=say)
-        if state is None:
-            state = _start_from(make_state(), initial)
-            say(f"run      new, in {workdir}")
-        else:
-            step = int(state.step)
-            _refuse_other_data(saved.about(step), config, data)
-            images = step * config.training.batch_size
-            say(f"run      continues at step {step:,} ({images:,} images), in {workdir}")
-        origins = _origins(config, built, data)
-        loop = Loop(config, workdir, saved, grids, data, statistics, origins, mesh)
-        return loop.run(state, advance)
+    with lock.hold(workdir) as check_lock:
+        cluster.check_shared(workdir)
+        storage.write_bytes(path, settings.to_json(config).encode())
+        if curve:
+            storage.write_json(workdir / "bnr.json", curve)
+        for change in changes:
+            say(f"config   changed since this run began: {change}")
+        _say_what_is_trained(config, data, abstract, mesh)
+        with Checkpoints(
+            workdir, keep_latest=config.training.keep_latest, keep_every=config.training.keep_every
+        ) as saved:
+            state = saved.restore_latest(abstract, report=say)
+            if state is None:
+                state = _start_from(make_state(), initial)
+                say(f"run      new, in {workdir}")
+            else:
+                step = int(state.step)
+                _refuse_other_data(saved.about(step), config, data)
+                images = step * config.training.batch_size
+                say(f"run      continues at step {step:,} ({images:,} images), in {workdir}")
+            origins = _origins(config, built, data)
+            loop = Loop(config, workdir, saved, grids, data, statistics, origins, mesh, check_lock)
+            return loop.run(state, advance)
 
 
 def _agree(
@@ -88,7 +100,6 @@ def _agree(
             f"the hash of init_from={config.init_from}": storage.digest(initial),
         }
     )
-    cluster.check_shared(workdir)
 
 
 def _initial_params(config: ConfigDict, built: Architecture) -> dict | None:
@@ -123,13 +134,50 @@ def _start_from(state: TrainState, params: dict | None) -> TrainState:
     return state.replace(params=params, ema=ema)
 
 
-def _about(workdir: pathlib.Path, step: int) -> dict:
-    """What a checkpoint says of itself; {} where it is damaged, which restoring finds out."""
+def _last_checkpoint(workdir: pathlib.Path) -> tuple[list[int], dict]:
+    """The finished steps, and what the newest checkpoint that can be read says of itself."""
+    steps = finished_steps(workdir)
+    if not steps:
+        return steps, {}
+    with Checkpoints(workdir, read_only=True) as saved:
+        for step in reversed(steps):
+            with contextlib.suppress(Damaged):  # restoring finds out, and says so
+                return steps, saved.about(step)
+    return steps, {}
+
+
+def _written(path: pathlib.Path) -> dict | None:
+    """The configuration in a run's config.json; None without one.
+
+    Raises:
+      ValueError: it cannot be read, and no checkpoint says what the run began with.
+    """
     try:
-        with Checkpoints(workdir, read_only=True) as saved:
-            return saved.about(step)
-    except Damaged:
-        return {}
+        found = storage.read_json(path) if path.exists() else None
+        if not isinstance(found, dict | None):
+            raise ValueError(f"{path} holds {type(found).__name__}, not a configuration")
+        return found
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; no checkpoint says what this run began with: delete that file to begin anew"
+        ) from error
+
+
+def _check_memory(config: ConfigDict, abstract: TrainState, data: Dataset, mesh: Mesh) -> None:
+    options = config.training
+    needed = memory.certain(
+        abstract, data.images.shape[1:], mesh, batch_size=options.batch_size,
+        grad_accumulation=options.grad_accumulation, width=config.model.model_channels,
+        resident=data.images.nbytes if fits_device(config, data) else 0,
+    )  # fmt: skip
+    there = memory.of_a_device(mesh)
+    if needed > there:
+        raise ValueError(
+            f"training needs at least {needed / 2**30:,.1f} GiB on each device, which has "
+            f"{there / 2**30:,.1f}: make model.model_channels, training.batch_size or the number "
+            "of averages smaller, set training.grad_accumulation, or training.sharding=fsdp on "
+            "several devices"
+        )
 
 
 def _refuse_other_data(about: dict, config: ConfigDict, data: Dataset) -> None:
@@ -162,6 +210,8 @@ def _say_what_is_trained(
         f"data     {config.data.source}: {len(data.images):,} images {height}x{width}x{channels}, "
         f"{'on the device' if fits_device(config, data) else 'read from disk'}"
     )
+    if batch > len(data.images):
+        say(f"note     training.batch_size={batch:,} is more than the {len(data.images):,} images")
     say(f"network  {config.model.name}: {parameters:,} parameters")
     say(
         f"devices  {mesh.size} x {mesh.devices.flat[0].device_kind}, "

@@ -28,6 +28,8 @@ from warm_diffusion.training.state import (
 )
 from warm_diffusion.training.writer import Writer
 
+_LOOK_EVERY = 100  # steps between looks at the gradients, if not reported before
+
 
 def fits_device(config: ConfigDict, data: Dataset) -> bool:
     """Whether the images are kept on the devices."""
@@ -37,16 +39,25 @@ def fits_device(config: ConfigDict, data: Dataset) -> bool:
 Advance = Callable[[TrainState, TrainMetrics, np.ndarray], tuple[TrainState, TrainMetrics]]
 
 
-def make_advance(config: ConfigDict, built: Architecture, data: Dataset, mesh: Mesh) -> Advance:
-    """One step, given the indices of the global batch."""
+def make_advance(
+    config: ConfigDict, built: Architecture, data: Dataset, mesh: Mesh, abstract: TrainState
+) -> Advance:
+    """One step, given the indices of the global batch; traced once, so that what is wrong shows."""
     labels, resident = factory.labels(config, data), fits_device(config, data)
     step = factory.train_step(config, built, mesh, resident=resident)
     varied = np.uint32(config.seed), np.float32(0)
+    everything, size = Batch(data.images, labels), config.training.batch_size
+    shapes = jax.eval_shape(TrainMetrics.empty)
     if resident:
-        stored = devices.put_replicated(Batch(np.asarray(data.images), labels), mesh)
+        numbers = jax.ShapeDtypeStruct((size,), np.dtype("int32"))
+        step.eval_shape(abstract, shapes, everything, numbers, *varied)
+        stored = devices.put_replicated(everything, mesh)
         return lambda state, metrics, indices: step(
             state, metrics, stored, devices.put_split(indices, mesh), *varied
         )
+
+    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), everything)
+    step.eval_shape(abstract, shapes, batch, *varied)
 
     def advance(state, metrics, indices):
         chosen = devices.process_slice(indices, mesh)
@@ -91,11 +102,13 @@ class Loop:
         statistics: Statistics,
         origins: dict,
         mesh: Mesh,
+        check_lock: Callable[[], None],
     ):
-        """`statistics` and `origins` are kept with each checkpoint."""
+        """`statistics` and `origins` are kept with each checkpoint; `check_lock` goes before it."""
         self._config, self._options = config, config.training
         self._workdir, self._saved, self._grids, self._data = workdir, saved, grids, data
         self._statistics, self._origins = statistics, origins
+        self._check_lock = check_lock
         self._is_finite = jax.jit(is_finite)
         self._no_metrics = jax.jit(TrainMetrics.empty, out_shardings=devices.replicated(mesh))
         self._writer = None
@@ -134,6 +147,8 @@ class Loop:
                 clock.restart(step)
             stop = stop_request()
             last = bool(stop) or step == options.num_steps
+            if _due(step, _LOOK_EVERY):
+                self._look(step, metrics)
             if last or _due(step, options.log_every):
                 self._report(step, state, metrics, clock)
                 metrics = self._no_metrics()
@@ -159,7 +174,8 @@ class Loop:
     def _report(self, step: int, state: TrainState, metrics: TrainMetrics, clock: _Clock) -> None:
         options = self._options
         values = {name: float(value) for name, value in metrics.compute().items()}
-        skipped, in_a_row = int(state.nonfinite_total), int(state.nonfinite_in_a_row)
+        values.pop("streak")
+        skipped = int(state.nonfinite_total)
         rate = clock.steps_per_second(step) * options.batch_size
         remaining = (options.num_steps - step) * options.batch_size / rate if rate else 0.0
         images = step * options.batch_size
@@ -173,14 +189,20 @@ class Loop:
         if self._writer:
             extra = {"images": images, "images_per_second": rate, "nonfinite_total": skipped}
             self._writer.scalars(step, values | extra)
-        if in_a_row >= options.max_nonfinite:
+        self._look(step, metrics)
+
+    def _look(self, step: int, metrics: TrainMetrics) -> None:
+        """Ends the run after too many gradients in a row that were not finite."""
+        streak = int(metrics.streak.compute())
+        if streak >= self._options.max_nonfinite:
             raise Diverged(
-                f"the gradient was not finite in the last {in_a_row} steps, up to step {step:,}: "
-                "stopped. Weights and averages are those from before; lower "
+                f"the gradient was not finite in {streak} steps in a row, up to step {step:,} or "
+                "before: stopped. These steps changed no weights and no averages; lower "
                 "optimizer.learning_rate, or look at the data and model.dtype"
             )
 
     def _save(self, step: int, state: TrainState) -> None:
+        self._check_lock()
         self._saved.check()
         if not bool(self._is_finite(state)):
             raise Diverged(

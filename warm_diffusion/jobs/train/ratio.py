@@ -1,31 +1,32 @@
 """The blur-to-noise ratio that the data recommend, put into a run's configuration."""
 
 import copy
-import pathlib
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_diffusion import factory, spectra, storage
+from warm_diffusion import factory, spectra
 from warm_diffusion.console import say, say_kept
 
 
-def realise_bnr(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+def realise_bnr(config: ConfigDict, began: dict | None) -> tuple[ConfigDict, dict | None]:
     """The configuration with a number as `schedule.bnr`, so that the run's config.json holds it.
 
-    "auto" becomes what the run in `workdir` began with, or else the data's recommendation, which is
-    printed and written to `workdir`/bnr.json with the curve that it comes from.
+    "auto" becomes what the run began with, or else the data's recommendation, which is printed.
+
+    Returns:
+      The configuration, and of a recommendation the curve that it comes from, for bnr.json.
 
     Raises:
-      ValueError: data that cannot be read or have no detail, or a broken config.json.
+      ValueError: data that cannot be read or have no detail.
     """
     if config.schedule.bnr != "auto":
-        return config
-    config, saved = copy.deepcopy(config), workdir / "config.json"
-    if saved.exists():
-        config.schedule.bnr = storage.read_json(saved)["schedule"]["bnr"]
+        return config, None
+    config = copy.deepcopy(config)
+    if began is not None:
+        config.schedule.bnr = began["schedule"]["bnr"]
         say(f"bnr      auto: {config.schedule.bnr}, as this run began")
-        return config
+        return config, None
     spectrum = factory.data_statistics(config).spectrum
     config.schedule.bnr, attenuation = factory.bnr(config), config.schedule.attenuation
     frequency, power = (np.asarray(a).tolist() for a in spectra.radial_mean(spectrum))
@@ -42,5 +43,4 @@ def realise_bnr(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
         "frequency": frequency,
         "power": power,
     }
-    storage.write_json(workdir / "bnr.json", report)
-    return config
+    return config, report
