@@ -21,11 +21,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.compilation_cache_dir = "~/.cache/warm_diffusion/compiled"
 
     config.data = data = ml_collections.ConfigDict()
-    # digits | folder:DIR | zip:FILE | npy:FILE | lmdb:DIR | tfds:NAME[:SPLIT]; FILE may be on gs://
+    # digits | photos | folder:DIR | zip:FILE | npy:FILE | lmdb:DIR | tfds:NAME[:SPLIT]; FILE may be
+    # on gs://; several joined by +, such as photos+folder:DIR
     data.source = "digits"
     data.resolution = 0  # crop and resize to this height and width; 0: the images' own size
     data.channels = 0  # 1 (grey) or 3 (RGB) converts; 0: the images' own
     data.resize = "lanczos"  # lanczos | box (area average)
+    # Cut every image into as many tiles of this resolution as fit, at its own scale, instead.
+    data.tiles = False
     data.cache_dir = ""  # prepared images; empty: the user's cache folder
     data.data_dir = ""  # where TensorFlow Datasets keeps prepared sets; empty: its default
     data.download = False  # let tfds: download and prepare a missing set

@@ -234,7 +234,7 @@ def test_an_image_smaller_than_the_target_is_never_enlarged(load, tmp_path, tree
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("digit", "data.source must be digits, folder:DIR"),
+        ("digit", "data.source must be digits, photos, folder:DIR"),
         ("folder:", "data.source must be"),
         ("folder:/nowhere/at/all", "there is no folder"),
         ("npy:/nowhere.npy", "there is no file"),

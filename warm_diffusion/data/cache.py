@@ -3,14 +3,16 @@
 The recipe of preparation, version 2: an image of another size than asked for is cropped to its
 largest centred square, then resized in uint8 by PIL (`lanczos`, or `box`, which averages areas;
 both antialias, columns first, and round each pass to nearest). Images are never enlarged. Version 1
-let `lanczos` look at pixels beyond the crop. The recipe, the source and its
-fingerprint make up the key of the cache, and the folder appears under its name only when complete.
+let `lanczos` look at pixels beyond the crop. With `tiles` each image is instead cut into as many
+whole squares, side by side, as fit into it around its centre, at its own scale. The recipe, the
+source and its fingerprint make up the key of the cache, and the folder appears under its name only
+when complete.
 """
 
 import concurrent.futures
 import dataclasses
 import hashlib
-import itertools
+import io
 import json
 import pathlib
 import shutil
@@ -54,6 +56,7 @@ def load_dataset(
     resolution: int = 0,
     channels: int = 0,
     resize: str = "lanczos",
+    tiles: bool = False,
     cache_dir: str = "",
     data_dir: str = "",
     download: bool = False,
@@ -65,6 +68,7 @@ def load_dataset(
       resolution: height and width to crop and resize to; 0 keeps the images' own, equal, size.
       channels: 1 or 3 converts every image; 0 keeps the images' own, equal, number.
       resize: lanczos or box.
+      tiles: cut every image into tiles of `resolution` instead of cropping and resizing it.
       cache_dir: where caches are kept; empty for a folder in the user's cache.
       data_dir: where TensorFlow Datasets keeps prepared sets.
       download: whether `tfds:` may download a missing set.
@@ -80,6 +84,8 @@ def load_dataset(
         raise ValueError(
             f"data.resolution must be at least 1, or 0 (as they are), got {resolution}"
         )
+    if tiles and not resolution:
+        raise ValueError("data.tiles needs the size of a tile: set data.resolution")
     root = storage.local(cache_dir or default_cache_dir() / "data", "data.cache_dir").resolve()
     opened = open_source(source, data_dir=data_dir, download=download, cache_dir=root)
     recipe = {
@@ -87,13 +93,18 @@ def load_dataset(
         "fingerprint": opened.fingerprint,
         "resolution": resolution,
         "channels": channels,
-        "resize": f"centre crop, {resize}, uint8, version {_RECIPE_VERSION}",
+        "resize": (
+            "tiles, version 1"
+            if tiles
+            else f"centre crop, {resize}, uint8, version {_RECIPE_VERSION}"
+        ),
     }
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     path = root / f"{source.partition(':')[0]}-{key}"
     if not path.exists():
         root.mkdir(parents=True, exist_ok=True)
-        _prepare(opened, recipe, _FILTERS[resize], path)
+        resample = None if tiles else _FILTERS[resize]
+        _prepare(opened, recipe, resample, path)
     return _open(path)
 
 
@@ -113,23 +124,27 @@ def _open(path: pathlib.Path) -> Dataset:
     return Dataset(images, labels, info, path)
 
 
-def _prepare(source: Source, recipe: dict, resample: Image.Resampling, path: pathlib.Path) -> None:
+def _prepare(
+    source: Source, recipe: dict, resample: Image.Resampling | None, path: pathlib.Path
+) -> None:
     """Writes the cache under a temporary name and renames it when it is whole."""
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{path.name}.partial-", dir=path.parent))
     try:
-        items = _prepared(source, recipe, resample)
-        first = next(items)
-        shape = (len(source.names), *first[0].shape)
-        images = np.lib.format.open_memmap(partial / "images.npy", "w+", np.uint8, shape)
-        labels = np.zeros(shape[0], np.int32)
-        digest = hashlib.sha256()
-        for index, (image, label) in enumerate(itertools.chain([first], items)):
-            images[index], labels[index] = image, -1 if label is None else label
-            digest.update(image.tobytes())
-        images.flush()
-        del images
+        labels, digest, shape = [], hashlib.sha256(), ()
+        with (partial / "images.npy").open("wb") as file:
+            for images, label in _prepared(source, recipe, resample):
+                if not labels:
+                    shape = images.shape[1:]
+                    _write_header(file, (0, *shape))
+                content = images.tobytes()
+                file.write(content)
+                digest.update(content)
+                labels += [-1 if label is None else label] * len(images)
+            shape = (len(labels), *shape)
+            file.seek(0)
+            _write_header(file, shape)
         if source.class_names:
-            np.save(partial / "labels.npy", labels)
+            np.save(partial / "labels.npy", np.asarray(labels, np.int32))
         info = {
             **recipe,
             "count": shape[0],
@@ -148,10 +163,19 @@ def _prepare(source: Source, recipe: dict, resample: Image.Resampling, path: pat
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _write_header(file: io.BufferedIOBase, shape: tuple[int, ...]) -> None:
+    """That of a .npy file, of one length for any number of images: numpy leaves room to grow."""
+    about = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, about)
+
+
 def _prepared(
-    source: Source, recipe: dict, resample: Image.Resampling
+    source: Source, recipe: dict, resample: Image.Resampling | None
 ) -> Iterator[tuple[np.ndarray, int | None]]:
-    """All images in order, decoded by several threads, checked against the first one."""
+    """All images in order, decoded by several threads, checked against the first one.
+
+    Of each [n, H, W, C]: its tiles, or itself.
+    """
     first = None
     count, chunk = len(source.names), 256
     with (
@@ -161,15 +185,15 @@ def _prepared(
         for start in range(0, count, chunk):
             indices = range(start, min(start + chunk, count))
             fit = lambda index: _fit(source, index, recipe, resample)  # noqa: E731
-            for index, (image, label) in zip(indices, pool.map(fit, indices), strict=True):
-                first = image if first is None else first
-                _check_like_first(source.names, index, image, first)
+            for index, (images, label) in zip(indices, pool.map(fit, indices), strict=True):
+                first = images[0] if first is None else first
+                _check_like_first(source.names, index, images[0], first)
                 bar.update()
-                yield image, label
+                yield images, label
 
 
 def _fit(
-    source: Source, index: int, recipe: dict, resample: Image.Resampling
+    source: Source, index: int, recipe: dict, resample: Image.Resampling | None
 ) -> tuple[np.ndarray, int | None]:
     image, label = source.load(index)
     name, resolution, channels = source.names[index], recipe["resolution"], recipe["channels"]
@@ -191,12 +215,24 @@ def _fit(
                 f"{name} is {image.width}x{image.height} (width x height), smaller than "
                 f"data.resolution={resolution}; lower the resolution or take the image out"
             )
+        if resample is None:
+            return _tiles(np.asarray(image, np.uint8), resolution), label
         left, top = (image.width - side) // 2, (image.height - side) // 2
         box = (left, top, left + side, top + side)
         # resize(box=) would let the filter reach over the border of the crop.
         image = image.crop(box).resize((resolution, resolution), resample)
     array = np.asarray(image, np.uint8)
-    return (array[..., None] if array.ndim == 2 else array), label
+    return array.reshape(1, *array.shape[:2], -1), label
+
+
+def _tiles(image: np.ndarray, size: int) -> np.ndarray:
+    """The whole squares [n, size, size, C] around the centre of an image, row by row."""
+    height, width = image.shape[:2]
+    rows, columns = height // size, width // size
+    top, left = (height - rows * size) // 2, (width - columns * size) // 2
+    image = image[top : top + rows * size, left : left + columns * size]
+    tiles = image.reshape(rows, size, columns, size, -1).swapaxes(1, 2)
+    return tiles.reshape(rows * columns, size, size, -1)
 
 
 def _check_like_first(names, index: int, image: np.ndarray, first: np.ndarray) -> None:
