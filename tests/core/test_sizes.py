@@ -43,6 +43,22 @@ def test_the_own_size_is_left_as_it_is():
     np.testing.assert_array_equal(spectrum_at(spectrum, 5, 4), spectrum)
 
 
+def test_lambda_times_the_spectrum_is_linear_in_frequency_and_then_stays():
+    """By eq. (1) exactly, but below the first frequencies of both axes, where 1 / f^2 goes on."""
+
+    def linear(height, width):
+        down = np.minimum(np.arange(height) / height, 5 / 6)[:, None]
+        across = np.minimum(np.arange(width) / width, 7 / 8)
+        eigen = eigenvalues(height, width)
+        eigen[0, 0] = np.inf
+        return (2 + 3 * down + 5 * across) / eigen
+
+    found = np.array(spectrum_at(linear(6, 8), 20, 21))
+    known = np.ones((20, 21), bool)
+    known[:4, :3] = False  # i / 20 < 1 / 6, j / 21 < 1 / 8
+    np.testing.assert_allclose(found[known], linear(20, 21)[known])
+
+
 @pytest.mark.parametrize("size", [(40, 60), (25, 22)])
 def test_a_stationary_field_has_the_spectrum_that_cuts_of_another_size_tell(size):
     """Measured on both, within a fifth on average, over three orders of magnitude of power."""
