@@ -12,9 +12,9 @@ def get_config() -> ml_collections.ConfigDict:
     """A small network on scikit-learn's digits, with the paper's process and EDM's recipe."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of weights, noise and the order of images
-    # Initial weights of a new run, of the same network: a model folder (of --mode=export or of
-    # `python -m warm_diffusion.models.edm_weights`), a training workdir or its checkpoints/STEP;
-    # empty: random ones.
+    # Initial weights of a new run, of the same network at any resolution: a model folder (of
+    # --mode=export or of `python -m warm_diffusion.models.edm_weights`), a training workdir or its
+    # checkpoints/STEP; empty: random ones.
     config.init_from = ""
     # Where compiled programs are kept for the next start; empty turns that off. The environment
     # variable JAX_COMPILATION_CACHE_DIR goes before it.
