@@ -12,21 +12,24 @@ def get_config() -> ml_collections.ConfigDict:
     """A small network on scikit-learn's digits, with the paper's process and EDM's recipe."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of weights, noise and the order of images
-    # Initial weights of a new run, of the same network: a model folder (of --mode=export or of
-    # `python -m warm_diffusion.models.edm_weights`), a training workdir or its checkpoints/STEP;
-    # empty: random ones.
+    # Initial weights of a new run, of the same network at any resolution: a model folder (of
+    # --mode=export or of `python -m warm_diffusion.models.edm_weights`), a training workdir or its
+    # checkpoints/STEP; empty: random ones.
     config.init_from = ""
     # Where compiled programs are kept for the next start; empty turns that off. The environment
     # variable JAX_COMPILATION_CACHE_DIR goes before it.
     config.compilation_cache_dir = "~/.cache/warm_diffusion/compiled"
 
     config.data = data = ml_collections.ConfigDict()
-    # digits | folder:DIR | zip:FILE | npy:FILE | lmdb:DIR | tfds:NAME[:SPLIT]; FILE may be on gs://
+    # digits | photos | folder:DIR | zip:FILE | npy:FILE | lmdb:DIR | tfds:NAME[:SPLIT]; FILE may be
+    # on gs://; several joined by +, such as photos+folder:DIR
     data.source = "digits"
     data.resolution = 0  # crop and resize to this height and width; 0: the images' own size
     data.channels = 0  # 1 (grey) or 3 (RGB) converts; 0: the images' own
     data.resize = "lanczos"  # lanczos | box (area average)
     data.too_small = "refuse"  # images smaller than resolution: refuse | skip | enlarge
+    # Cut every image into as many tiles of this resolution as fit, at its own scale, instead.
+    data.tiles = False
     data.cache_dir = ""  # prepared images; empty: the user's cache folder
     data.data_dir = ""  # where TensorFlow Datasets keeps prepared sets; empty: its default
     data.download = False  # let tfds: download and prepare a missing set

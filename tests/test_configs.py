@@ -34,10 +34,13 @@ def parameter_count(config, shape):
         ("cifar10", ("hot,small",)),
         ("ffhq64", ()),
         ("lsun_church128", ()),
+        ("photos", ()),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else value,
 )
 def test_a_configuration_builds(name, arguments):
+    if name == "photos":
+        pytest.importorskip("skimage")  # whose images tell the spectrum
     _, config = build(name, *arguments)
     size = config.data.resolution or 8
     shape = (size, size, config.data.channels or 1)

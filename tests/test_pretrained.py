@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.core.closed_forms import dct, eigenvalues, idct, transfer
 from warm_diffusion import architecture, pretrained, samplers, schedules
 from warm_diffusion.data.images import to_uint8
 from warm_diffusion.data.statistics import Statistics
@@ -385,6 +386,50 @@ def test_a_model_by_the_spectrum_needs_no_data(tmp_path):
     )
     expected = schedules.spectral(spectral.spectrum)
     assert float(loaded.schedule.alpha(0.3)) == float(expected.alpha(0.3))
+
+
+# --- any height and width ------------------------------------------------------------------------
+
+
+def test_a_height_and_width_that_cannot_be_halved_are_reflected():
+    """Without blur nothing but the network mixes pixels."""
+    model = make_model(network={**DESCRIPTION["network"], "channel_mult": [1, 1]})
+    x = jnp.asarray(np.random.default_rng(3).standard_normal((2, 9, 5, 1)), jnp.float32)
+    padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), "symmetric")
+    found, expected = model.denoise(x, 0.0, 0.3), model.denoise(padded, 0.0, 0.3)
+    np.testing.assert_allclose(found.blurry, expected.blurry[:, :9, :5], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(11, 6), (24, 40)])
+def test_on_photographic_data_a_network_of_zeros_is_the_wiener_filter_at_every_size(size):
+    def spectrum(height, width):
+        eigen = eigenvalues(height, width)
+        eigen[0, 0] = 1 / (height * width)  # the mean has variance 1
+        return 1 / eigen
+
+    statistics = Statistics(np.zeros((8, 8, 1), np.float32), spectrum(8, 8).astype(np.float32))
+    built = architecture.build({**DESCRIPTION, "preconditioning": "spectral"}, statistics)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), built.abstract_params)
+    x = np.random.default_rng(4).standard_normal((2, *size, 1))
+    # Method section 7: D + R = (m S / v) x without a mean.
+    m, power = transfer(0.8, *size), spectrum(*size)[..., None]
+    expected = idct(m * power / (m**2 * power + 0.2**2) * dct(x))
+    found = built.denoiser(zeros)(jnp.asarray(x, jnp.float32), 0.8, 0.2)
+    np.testing.assert_allclose(found.clean, expected, atol=2e-5)
+
+
+def test_the_memory_of_the_network_is_that_of_a_tile():
+    """XLA's count: sixteen times the pixels, and far from sixteen times the memory."""
+    model = make_model(network={**DESCRIPTION["network"], "channel_mult": [1, 1]})
+
+    def megabytes(side):
+        x = jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32)
+        compiled = jax.jit(lambda x: model.denoise(x, 0.5, 0.3).clean).lower(x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+    # A dozen copies of the image itself, in float32, and the matrices of the DCT.
+    tile, large = megabytes(128), megabytes(512)
+    assert large < tile + 12 * 512**2 * 4 / 2**20
 
 
 # --- what it loads -------------------------------------------------------------------------------

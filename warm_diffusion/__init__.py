@@ -8,13 +8,24 @@
     samplers    euler, heun, multistep, churn
     oracle      closed-form denoisers
     spectra     power spectra and the recommended blur-to-noise ratio
+    sizes       spectra and networks at other image sizes
 
 They are pure functions of arrays and need only jax and numpy. `warm_diffusion.pretrained` loads a
 trained network and saves one for others. Architectures, data, training and
 evaluation are sub-packages, imported by name.
 """
 
-from warm_diffusion import dct, denoiser, losses, oracle, process, samplers, schedules, spectra
+from warm_diffusion import (
+    dct,
+    denoiser,
+    losses,
+    oracle,
+    process,
+    samplers,
+    schedules,
+    sizes,
+    spectra,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,5 +36,6 @@ __all__ = [
     "process",
     "samplers",
     "schedules",
+    "sizes",
     "spectra",
 ]

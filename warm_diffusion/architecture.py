@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from warm_diffusion import dct, models, schedules
+from warm_diffusion import dct, models, schedules, sizes
 from warm_diffusion.data.statistics import Statistics
 from warm_diffusion.denoiser import Denoiser, guided, num_heads, precondition
 
@@ -28,6 +28,9 @@ _KEYS = (
     "image_shape", "network", "parameterization", "preconditioning", "sigma_data", "schedule",
 )  # fmt: skip
 PRECONDITIONINGS = ("edm", "spectral")
+# Largest height and width that a network is called with, unless it was trained on larger images;
+# above, overlapping tiles (`sizes.py`), so that its memory does not grow with the image.
+_TILE, _OVERLAP = 128, 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +76,10 @@ class Architecture:
         augment_labels: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> Denoiser:
-        """The preconditioned network with its weights; with a dropout key in training mode."""
+        """The preconditioned network with its weights; with a dropout key in training mode.
+
+        It takes images of any height and width, see `sizes.py`.
+        """
         train = dropout_key is not None
         rngs = {"dropout": dropout_key} if train else None
 
@@ -81,13 +87,33 @@ class Architecture:
             inputs = x, c_noise, c_blur, labels, augment_labels
             return _apply(self.network, params, inputs, rngs, train)
 
-        spectral = self.description["preconditioning"] == "spectral"
-        return precondition(
+        multiple = 2 ** (len(self.network.channel_mult) - 1)  # what it can halve
+        largest = max(_TILE, *self.image_shape[:2])
+        apply = sizes.at_any_size(
             apply,
-            sigma_data=self.description["sigma_data"],
-            parameterization=self.description["parameterization"],
-            spectrum=_mean_squares(self.statistics) if spectral else None,
+            multiple=multiple,
+            tile=-(-largest // multiple) * multiple,
+            overlap=-(-_OVERLAP // multiple) * multiple,
         )
+
+        def denoise(x, alpha, beta):
+            x = dct.as_images(x)
+            return precondition(
+                apply,
+                sigma_data=self.description["sigma_data"],
+                parameterization=self.description["parameterization"],
+                spectrum=self._mean_squares(*x.shape[1:3]),
+            )(x, alpha, beta)
+
+        return denoise
+
+    def _mean_squares(self, height: int, width: int) -> np.ndarray | None:
+        """Mean square of each DCT coefficient of images of a size, for spectral preconditioning."""
+        if self.description["preconditioning"] != "spectral":
+            return None
+        with jax.ensure_compile_time_eval():  # numbers, also under jit
+            mean = dct.dct(self.statistics.mean).mean(axis=-1)
+            return np.asarray(sizes.spectrum_at(mean**2 + self.statistics.spectrum, height, width))
 
     def seed_denoiser(
         self, params: dict, seeds: jax.Array, *, label: int = -1, guidance: float = 1.0
@@ -121,13 +147,6 @@ class Architecture:
 def _apply(network: models.UNet, params: dict, inputs: tuple, rngs: dict | None, train: bool):
     # Jitted by itself so that its many calls (a step of Heun makes two) are traced once.
     return network.apply({"params": params}, *inputs, train=train, rngs=rngs)
-
-
-def _mean_squares(statistics: Statistics) -> np.ndarray:
-    """Mean square of each DCT coefficient over images and channels [H, W]."""
-    with jax.ensure_compile_time_eval():  # numbers, also under jit
-        mean = np.asarray(dct.dct(statistics.mean)).mean(axis=-1)
-    return mean**2 + statistics.spectrum
 
 
 def check_labels(labels: ArrayLike, batch: int, num_classes: int) -> jax.Array:

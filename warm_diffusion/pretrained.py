@@ -83,7 +83,8 @@ class Model:
         """Posterior means of the blurry image and of the residual: a `denoiser.Denoiser`.
 
         Args:
-          x: images [B, H, W, C] with blur and noise; any H and W that the network can halve.
+          x: images [B, H, W, C] with blur and noise, of any H and W: above 128 (or what it was
+            trained on, if larger) the network sees overlapping tiles, `sizes.py`.
           alpha: blur in pixels, scalar or [B].
           beta: noise standard deviation > 0, scalar or [B].
           labels: classes [B], for a network with classes; None: no class.

@@ -260,7 +260,7 @@ def test_where_all_images_are_too_small_none_is_left(load, tmp_path, tree):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("digit", "data.source must be digits, folder:DIR"),
+        ("digit", "data.source must be digits, photos, folder:DIR"),
         ("folder:", "data.source must be"),
         ("folder:/nowhere/at/all", "there is no folder"),
         ("npy:/nowhere.npy", "there is no file"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from warm_diffusion import denoiser, samplers, schedules
-from warm_diffusion.models import ddpmpp, from_edm, ncsnpp, unet
+from warm_diffusion.models import ddpmpp, from_edm, ncsnpp, unet, weights
 
 NETWORKS = {"ddpmpp": ddpmpp, "ncsnpp": ncsnpp}
 SMALL = dict(
@@ -143,6 +143,19 @@ def test_both_levels_reach_the_output(name, level):
 def test_height_and_width_may_differ(name):
     _, variables, apply = small(name)
     assert apply(variables, jnp.ones((3, 12, 6, 2)), ONES, ONES).shape == (3, 12, 6, 4)
+
+
+def test_weights_are_those_of_the_same_network_at_any_resolution():
+    """Levels are named by their sizes, but a network does the same to images of every size."""
+    network, variables, apply = small()
+    larger = network.clone(resolution=16, attention_resolutions=(8,))
+    renamed = weights.at_resolution(variables["params"], network, 16)
+    x = jax.random.normal(jax.random.key(2), (3, 16, 16, 2))
+    expected = jax.eval_shape(larger.init, jax.random.key(0), x, ONES, ONES)["params"]
+    assert jax.tree.map(jnp.shape, renamed) == jax.tree.map(jnp.shape, expected)
+    np.testing.assert_array_equal(
+        jax.jit(larger.apply)({"params": renamed}, x, ONES, ONES), apply(variables, x, ONES, ONES)
+    )
 
 
 def test_images_of_a_batch_do_not_mix():

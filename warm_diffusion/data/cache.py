@@ -3,9 +3,11 @@
 The recipe of preparation, version 3: an image is turned as its EXIF orientation says; one of
 another size than asked for is cropped to its largest centred square, then resized in uint8 by PIL
 (`lanczos`, or `box`, which averages areas; both antialias, columns first, and round each pass to
-nearest). Images that are too small are refused, left out or enlarged (`too_small`). Version 1 let
-`lanczos` look at pixels beyond the crop, version 2 ignored the orientation. Recipe, source and
-fingerprint make up the key of the cache, and the folder appears under its name only when complete.
+nearest). Version 1 let `lanczos` look at pixels beyond the crop, version 2 ignored the orientation.
+With `tiles` each image is instead cut into as many whole squares, side by side, as fit into it
+around its centre, at its own scale. Images that are too small are refused, left out or enlarged
+(`too_small`). Recipe, source and fingerprint make up the key of the cache, and the folder appears
+under its name only when complete.
 """
 
 import concurrent.futures
@@ -58,6 +60,7 @@ def load_dataset(
     channels: int = 0,
     resize: str = "lanczos",
     too_small: str = "refuse",
+    tiles: bool = False,
     cache_dir: str = "",
     data_dir: str = "",
     download: bool = False,
@@ -70,6 +73,7 @@ def load_dataset(
       channels: 1 or 3 converts every image; 0 keeps the images' own, equal, number.
       resize: lanczos or box.
       too_small: what to do with images smaller than `resolution`: refuse, skip or enlarge.
+      tiles: cut every image into tiles of `resolution` instead of cropping and resizing it.
       cache_dir: where caches are kept; empty for a folder in the user's cache.
       data_dir: where TensorFlow Datasets keeps prepared sets.
       download: whether `tfds:` may download a missing set.
@@ -89,6 +93,8 @@ def load_dataset(
         raise ValueError(
             f"data.resolution must be at least 1, or 0 (as they are), got {resolution}"
         )
+    if tiles and not resolution:
+        raise ValueError("data.tiles needs the size of a tile: set data.resolution")
     root = storage.local(cache_dir or default_cache_dir() / "data", "data.cache_dir").resolve()
     opened = open_source(source, data_dir=data_dir, download=download, cache_dir=root)
     recipe = {
@@ -96,7 +102,11 @@ def load_dataset(
         "fingerprint": opened.fingerprint,
         "resolution": resolution,
         "channels": channels,
-        "resize": f"centre crop, {resize}, uint8, version {_RECIPE_VERSION}",
+        "resize": (
+            "tiles, version 1"
+            if tiles
+            else f"centre crop, {resize}, uint8, version {_RECIPE_VERSION}"
+        ),
     }
     if too_small != "refuse":  # which changes nothing where all are large enough
         recipe["too_small"] = too_small
@@ -104,7 +114,8 @@ def load_dataset(
     path = root / f"{source.partition(':')[0]}-{key}"
     if not path.exists():
         root.mkdir(parents=True, exist_ok=True)
-        _prepare(opened, recipe, _FILTERS[resize], path)
+        resample = None if tiles else _FILTERS[resize]
+        _prepare(opened, recipe, resample, path)
     return _open(path)
 
 
@@ -124,22 +135,23 @@ def _open(path: pathlib.Path) -> Dataset:
     return Dataset(images, labels, info, path)
 
 
-def _prepare(source: Source, recipe: dict, resample: Image.Resampling, path: pathlib.Path) -> None:
+def _prepare(
+    source: Source, recipe: dict, resample: Image.Resampling | None, path: pathlib.Path
+) -> None:
     """Writes the cache under a temporary name and renames it when it is whole."""
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{path.name}.partial-", dir=path.parent))
     try:
-        items = _prepared(source, recipe, resample)
-        digest, labels = hashlib.sha256(), []
+        digest, labels, shape = hashlib.sha256(), [], None
         # Not a memory-mapped array: where the disk is full, that ends Python by SIGBUS.
         with (partial / "images.npy").open("wb") as file:
-            shape = None
-            for image, label in items:
+            for images, label in _prepared(source, recipe, resample):
                 if shape is None:
-                    shape = image.shape
-                    _write_header(file, (len(source.names), *shape))
-                file.write(image.tobytes())
-                digest.update(image.tobytes())
-                labels.append(-1 if label is None else label)
+                    shape = images.shape[1:]
+                    _write_header(file, (0, *shape))
+                content = images.tobytes()
+                file.write(content)
+                digest.update(content)
+                labels += [-1 if label is None else label] * len(images)
             if shape is None:
                 raise ValueError(
                     f"all {len(source.names)} images of {recipe['source']} are smaller than "
@@ -175,9 +187,12 @@ def _write_header(file: io.BufferedIOBase, shape: tuple[int, ...]) -> None:
 
 
 def _prepared(
-    source: Source, recipe: dict, resample: Image.Resampling
+    source: Source, recipe: dict, resample: Image.Resampling | None
 ) -> Iterator[tuple[np.ndarray, int | None]]:
-    """All images in order, decoded by several threads, checked against the first one."""
+    """All images in order, decoded by several threads, checked against the first one.
+
+    Of each [n, H, W, C]: its tiles, or itself.
+    """
     first, small = None, []
     count, chunk = len(source.names), 256
     with (
@@ -187,15 +202,15 @@ def _prepared(
         for start in range(0, count, chunk):
             indices = range(start, min(start + chunk, count))
             fit = lambda index: _fit(source, index, recipe, resample)  # noqa: E731
-            for index, (image, label) in zip(indices, pool.map(fit, indices), strict=True):
+            for index, (images, label) in zip(indices, pool.map(fit, indices), strict=True):
                 bar.update()
-                if isinstance(image, tuple):
-                    small.append((source.names[index], image))
+                if isinstance(images, tuple):
+                    small.append((source.names[index], images))
                     continue
                 if first is None:
-                    first, first_name = image, source.names[index]
-                _check_like_first(first_name, source.names[index], image, first)
-                yield image, label
+                    first, first_name = images[0], source.names[index]
+                _check_like_first(first_name, source.names[index], images[0], first)
+                yield images, label
     if small:
         name, (width, height) = small[0]
         told = (
@@ -211,9 +226,9 @@ def _prepared(
 
 
 def _fit(
-    source: Source, index: int, recipe: dict, resample: Image.Resampling
+    source: Source, index: int, recipe: dict, resample: Image.Resampling | None
 ) -> tuple[np.ndarray | tuple[int, int], int | None]:
-    """An image, or the (width, height) of one that is too small, and its label."""
+    """Of an image its tiles or itself [n, H, W, C], or (width, height) if too small; its label."""
     image, label = source.load(index)
     name, resolution, channels = source.names[index], recipe["resolution"], recipe["channels"]
     if image.mode not in (_CONVERTIBLE if channels else _CHANNELS):
@@ -231,12 +246,24 @@ def _fit(
         side = min(image.size)
         if side < resolution and recipe.get("too_small") != "enlarge":
             return image.size, label
+        if resample is None and side >= resolution:
+            return _tiles(np.asarray(image, np.uint8), resolution), label
         left, top = (image.width - side) // 2, (image.height - side) // 2
         box = (left, top, left + side, top + side)
         # resize(box=) would let the filter reach over the border of the crop.
         image = image.crop(box).resize((resolution, resolution), resample)
     array = np.asarray(image, np.uint8)
-    return (array[..., None] if array.ndim == 2 else array), label
+    return array.reshape(1, *array.shape[:2], -1), label
+
+
+def _tiles(image: np.ndarray, size: int) -> np.ndarray:
+    """The whole squares [n, size, size, C] around the centre of an image, row by row."""
+    height, width = image.shape[:2]
+    rows, columns = height // size, width // size
+    top, left = (height - rows * size) // 2, (width - columns * size) // 2
+    image = image[top : top + rows * size, left : left + columns * size]
+    tiles = image.reshape(rows, size, columns, size, -1).swapaxes(1, 2)
+    return tiles.reshape(rows * columns, size, size, -1)
 
 
 def _check_like_first(first_name: str, name: str, image: np.ndarray, first: np.ndarray) -> None:

@@ -1,17 +1,22 @@
-"""Where images come from: digits, folder:DIR, zip:FILE, npy:FILE, lmdb:DIR, tfds:NAME[:SPLIT].
+"""Where images come from: digits, photos, folder:, zip:, npy:, lmdb: and tfds:.
 
 A source is a numbered set of images that can be decoded one by one, and a fingerprint of what is in
-it, so that a cache made from it is not used after it changes. Nothing here touches the network
-unless `download` asks for it, and no TensorFlow is imported.
+it, so that a cache made from it is not used after it changes. Sources joined by + are one after the
+other, such as photos+folder:DIR; one that is named twice counts twice. Nothing here touches the
+network unless `download` asks for it, and no TensorFlow is imported.
 """
 
+import bisect
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import io
+import itertools
 import os
 import pathlib
+import re
 import weakref
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +28,12 @@ from warm_diffusion import storage
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _MOST_BYTES = 2**28  # of one encoded image; far above any that Pillow would decode
+# A + joins sources only before the name of one: paths may hold it as well.
+_JOIN = re.compile(r"\+(?=(?:digits|photos)(?:\+|$)|(?:folder|zip|npy|lmdb|tfds):)")
+_PHOTOS = (
+    "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png",
+    "gravel.png", "motorcycle_left.png", "motorcycle_right.png", "rocket.jpg",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +63,8 @@ def open_source(
     """Opens a source by its specification.
 
     Args:
-      spec: `digits`, `folder:DIR`, `zip:FILE`, `npy:FILE`, `lmdb:DIR` (LSUN's) or
-        `tfds:NAME[:SPLIT]`; the files of zip and npy may lie on gs://.
+      spec: `digits`, `photos`, `folder:DIR`, `zip:FILE`, `npy:FILE`, `lmdb:DIR` (LSUN's) or
+        `tfds:NAME[:SPLIT]`, or several joined by +; the files of zip and npy may lie on gs://.
       data_dir: where TensorFlow Datasets keeps prepared sets; empty for its default.
       download: whether `tfds:` may download and prepare a missing set.
       cache_dir: where files of gs:// are copied to; None: the user's cache folder.
@@ -61,15 +72,18 @@ def open_source(
     Raises:
       ValueError: an unknown source, nothing there, or no image in it.
     """
+    if len(parts := _JOIN.split(spec)) > 1:
+        options = {"data_dir": data_dir, "download": download, "cache_dir": cache_dir}
+        return _joined([open_source(part, **options) for part in parts])
     kind, _, argument = spec.partition(":")
-    if kind == "digits" and not argument:
-        return _digits()
+    if spec in ("digits", "photos"):
+        return _digits() if kind == "digits" else _photos()
     if kind == "tfds" and argument:
         return _tfds(argument, data_dir, download)
     openers = {"folder": _folder, "zip": _zip, "npy": _npy, "lmdb": _lmdb}
     if kind not in openers or not argument:
         raise ValueError(
-            "data.source must be digits, folder:DIR, zip:FILE, npy:FILE, lmdb:DIR or "
+            "data.source must be digits, photos, folder:DIR, zip:FILE, npy:FILE, lmdb:DIR or "
             f"tfds:NAME[:SPLIT], got {spec!r}"
         )
     is_folder = kind in ("folder", "lmdb")
@@ -329,6 +343,57 @@ def _digits() -> Source:
         fingerprint=f"scikit-learn {importlib.metadata.version('scikit-learn')}",
         class_names=tuple(str(digit) for digit in range(10)),
     )
+
+
+def _photos() -> Source:
+    """scikit-image's ten photographs, six of them in colour, inside that package: no download."""
+    spec = importlib.util.find_spec("skimage")
+    if spec is None:
+        raise ValueError("photos needs scikit-image: pip install scikit-image")
+    # Their files alone: the package takes a second to import.
+    folder = pathlib.Path(spec.origin).parent / "data"
+    if missing := [name for name in _PHOTOS if not (folder / name).is_file()]:
+        raise ValueError(f"this scikit-image comes without {', '.join(missing)}: update it")
+
+    def load(index: int) -> tuple[Image.Image, None]:
+        with (folder / _PHOTOS[index]).open("rb") as stream:
+            return _decode(stream, f"photos/{_PHOTOS[index]}"), None
+
+    return Source(
+        names=[f"photos/{name}" for name in _PHOTOS],
+        load=load,
+        fingerprint=f"scikit-image {importlib.metadata.version('scikit-image')}",
+    )
+
+
+class _Chain(Sequence):
+    """Sequences one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[str]]):
+        self._parts, self._ends = parts, list(itertools.accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def split(self, index: int) -> tuple[int, int]:
+        """(part, index in it)."""
+        part = bisect.bisect_right(self._ends, index)
+        return part, index - self._ends[part] + len(self._parts[part])
+
+    def __getitem__(self, index: int) -> str:
+        part, index = self.split(index)
+        return self._parts[part][index]
+
+
+def _joined(sources: Sequence[Source]) -> Source:
+    """One source after the other, without classes: those of one are not those of another."""
+    names = _Chain([source.names for source in sources])
+
+    def load(index: int) -> tuple[Image.Image, None]:
+        part, index = names.split(index)
+        return sources[part].load(index)[0], None
+
+    return Source(names, load, _fingerprint([source.fingerprint for source in sources]))
 
 
 def _tfds(argument: str, data_dir: str, download: bool) -> Source:

@@ -79,6 +79,24 @@ def unflatten(arrays: Mapping[str, np.ndarray]) -> dict:
     return flax.traverse_util.unflatten_dict(dict(arrays), sep=".")
 
 
+def at_resolution(params: Mapping, network: UNet, resolution: int) -> dict:
+    """A network's parameters by the names of the same network at another resolution.
+
+    Levels are named after their size: those of 16x16, 8x8 become those of 32x32, 16x16.
+    """
+    names = {
+        f"_{network.resolution >> level}x{network.resolution >> level}_": (
+            f"_{resolution >> level}x{resolution >> level}_"
+        )
+        for level in range(len(network.channel_mult))
+    }
+
+    def renamed(name: str) -> str:
+        return next((name.replace(old, new) for old, new in names.items() if old in name), name)
+
+    return {renamed(name): value for name, value in params.items()}
+
+
 def differences(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> list[str]:
     """How arrays differ from those expected, by name and shape, one line each."""
     problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]

@@ -103,14 +103,16 @@ def _agree(
 
 
 def _initial_params(config: ConfigDict, built: Architecture) -> dict | None:
-    """The weights of `config.init_from`, which must be those of the same network."""
+    """The weights of `config.init_from`: of the same network, at this or another resolution."""
     if not config.init_from:
         return None
     model = pretrained.load(config.init_from)
-    shapes = built.abstract_params
+    params = weights.at_resolution(
+        model.params, model.architecture.network, built.network.resolution
+    )
     expected, found = (
         {name: leaf.shape for name, leaf in weights.flatten(tree).items()}
-        for tree in (shapes, model.params)
+        for tree in (built.abstract_params, params)
     )
     problems = weights.differences(expected, found)
     if problems:
@@ -118,10 +120,10 @@ def _initial_params(config: ConfigDict, built: Architecture) -> dict | None:
             f"init_from={config.init_from} is of another network than config.model: "
             f"{'; '.join(problems)}"
         )
-    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(model.params)):
+    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
         raise ValueError(f"init_from={config.init_from} has weights that are not finite")
     say(f"weights  from {config.init_from}")
-    return model.params
+    return params
 
 
 def _start_from(state: TrainState, params: dict | None) -> TrainState:
