@@ -116,6 +116,15 @@ def process_slice(array: np.ndarray, mesh: Mesh) -> np.ndarray:
     return array[own * share : (own + 1) * share]
 
 
+def abstract(tree, shardings):
+    """Arrays that are not there yet: their shapes, types and shardings."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
 def put_split(batch, mesh: Mesh):
     """Global arrays, split over the devices, of a batch of host arrays that every process knows."""
     return put_local(jax.tree.map(lambda leaf: process_slice(np.asarray(leaf), mesh), batch), mesh)

@@ -270,12 +270,7 @@ def initial_state(
 
     shapes = jax.eval_shape(make)
     shardings = devices.state_shardings(config.training.sharding, shapes, mesh)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
-    return jax.jit(make, out_shardings=shardings), abstract
+    return jax.jit(make, out_shardings=shardings), devices.abstract(shapes, shardings)
 
 
 def train_step(

@@ -46,7 +46,7 @@ def create_state(
     apply_fn: Callable, params: dict, optimizer: optax.GradientTransformation, num_ema: int
 ) -> TrainState:
     """The state before the first step; the averages start at the weights."""
-    return TrainState.create(
+    state = TrainState.create(
         apply_fn=apply_fn,
         params=params,
         tx=optimizer,
@@ -55,6 +55,8 @@ def create_state(
         nonfinite_total=jnp.zeros((), jnp.int32),
         nonfinite_in_a_row=jnp.zeros((), jnp.int32),
     )
+    # Typed as a restored one is: of Python's 0 the step would be traced anew.
+    return state.replace(step=jnp.zeros((), jnp.int32))
 
 
 def warmup_schedule(learning_rate: float, warmup_images: int, batch_size: int) -> optax.Schedule:

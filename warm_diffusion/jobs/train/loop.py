@@ -48,16 +48,20 @@ def make_advance(
     varied = np.uint32(config.seed), np.float32(0)
     everything, size = Batch(data.images, labels), config.training.batch_size
     shapes = jax.eval_shape(TrainMetrics.empty)
+
+    def trace(*batch):
+        step.eval_shape(abstract, _abstract(shapes, devices.replicated(mesh)), *batch, *varied)
+
     if resident:
-        numbers = jax.ShapeDtypeStruct((size,), np.dtype("int32"))
-        step.eval_shape(abstract, shapes, everything, numbers, *varied)
+        numbers = jax.ShapeDtypeStruct((size,), np.dtype("int32"), sharding=devices.split(mesh))
+        trace(_abstract(everything, devices.replicated(mesh)), numbers)
         stored = devices.put_replicated(everything, mesh)
         return lambda state, metrics, indices: step(
             state, metrics, stored, devices.put_split(indices, mesh), *varied
         )
 
     batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), everything)
-    step.eval_shape(abstract, shapes, batch, *varied)
+    trace(_abstract(batch, devices.split(mesh)))
 
     def advance(state, metrics, indices):
         chosen = devices.process_slice(indices, mesh)
@@ -65,6 +69,10 @@ def make_advance(
         return step(state, metrics, devices.put_local(batch, mesh), *varied)
 
     return advance
+
+
+def _abstract(tree, sharding):
+    return devices.abstract(tree, jax.tree.map(lambda _: sharding, tree))
 
 
 class _Clock:
