@@ -6,6 +6,7 @@ process is what is tested: signals, kills, devices, several processes, what is i
 
 import contextlib
 import io
+import json
 import os
 import pathlib
 import subprocess
@@ -13,10 +14,12 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 from absl import flags, logging
 
 import main
+from warm_diffusion import factory
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
@@ -33,11 +36,55 @@ TINY = (
 )
 
 
+class Programs:
+    """Jitted functions of `factory` kept between runs in this process: tracing is most of a run.
+
+    The key is all that they are made of: runs share one where a second start would make the same.
+    """
+
+    def __init__(self):
+        self._made = {}
+
+    def keep(self, patch):
+        for name in ("initial_state", "train_step", "sampler"):
+            patch.setattr(factory, name, self._kept(getattr(factory, name)))
+
+    def _kept(self, make):
+        def made(config, built, mesh, **options):
+            told = {n: section for n, section in config.to_dict().items() if n not in _ELSEWHERE}
+            told["training"] = {
+                name: told["training"][name] for name in told["training"].keys() - _BETWEEN_STEPS
+            }
+            key = (
+                make.__name__, json.dumps(told, sort_keys=True), repr(built.network), mesh,
+                json.dumps(built.description, sort_keys=True), _digest(built.statistics),
+                tuple(sorted(options.items())),
+            )  # fmt: skip
+            if key not in self._made:
+                self._made[key] = make(config, built, mesh, **options)
+            return self._made[key]
+
+        return made
+
+
+# Sections that the three are not made of, besides what is in the key already.
+_ELSEWHERE = {"data", "eval", "analysis", "export", "compilation_cache_dir", "init_from"}
+# What the loop does between steps, in `config.training`.
+_BETWEEN_STEPS = {
+    "num_steps", "log_every", "sample_every", "checkpoint_every", "keep_latest", "keep_every",
+    "max_nonfinite",
+}  # fmt: skip
+
+
+def _digest(statistics):
+    return statistics and b"".join(np.asarray(array).tobytes() for array in statistics)
+
+
 class App:
     """Starts `python main.py` with tiny settings and caches of its own."""
 
     def __init__(self, folder: pathlib.Path):
-        self.folder = folder
+        self.folder, self._programs = folder, Programs()
         self.environment = {
             "JAX_PLATFORMS": "cpu",
             # that of the tests in this process: many are of the same programs
@@ -74,6 +121,7 @@ class App:
         own = ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")
         with pytest.MonkeyPatch.context() as patch, _fresh_flags():
             patch.setattr(sys, "argv", argv)  # ml_collections looks there
+            self._programs.keep(patch)
             for name in own:
                 patch.setenv(name, self.environment[name])
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
