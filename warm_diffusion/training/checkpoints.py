@@ -92,7 +92,7 @@ class Checkpoints:
         read_only: bool = False,
     ):
         # Orbax fails in its background thread on a relative path.
-        self._path = storage.path(workdir) / "checkpoints"
+        self._path, self._writes = storage.path(workdir) / "checkpoints", not read_only
         managers = ocp.checkpoint_managers
         policies = [managers.LatestN(keep_latest)]
         if keep_every:
@@ -155,12 +155,11 @@ class Checkpoints:
         """Waits for the last save."""
         try:
             self._manager.wait_until_finished()
-        except Exception:
-            for unfinished in self._path.glob("*.orbax-checkpoint-tmp"):  # no room for it
-                storage.remove(unfinished)
-            raise
         finally:
             self._manager.close()
+            if self._writes and storage.is_local(self._path):
+                for unfinished in self._path.glob("*.orbax-checkpoint-tmp"):  # a save that failed
+                    storage.remove(unfinished)
 
     def restore_latest(
         self, target: TrainState, report: Callable[[str], None] = print
