@@ -218,7 +218,8 @@ def _zip(path: pathlib.Path) -> Source:
     def open_stream(index: int) -> io.BufferedIOBase:
         try:
             return io.BytesIO(archive.read(members[index]))  # checks the member's CRC
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as error:
+        # Damage, encryption and unknown methods come as BadZipFile, zlib.error and many others.
+        except Exception as error:
             name = f"{path}:{members[index].filename}"
             raise ValueError(f"{name}: cannot be read from the archive ({error})") from error
 
