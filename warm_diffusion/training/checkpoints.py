@@ -13,6 +13,7 @@ never deleted, and the one before is used. Formats 1 and 2 had the SHA-256 of ar
 process holds whole; 1 had no statistics.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -153,13 +154,16 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save."""
-        try:
+        with contextlib.ExitStack() as last:  # whatever of it fails, the rest is done
+            last.callback(self._remove_unfinished)
+            last.callback(self._manager.close)
             self._manager.wait_until_finished()
-        finally:
-            self._manager.close()
-            if self._writes and storage.is_local(self._path):
-                for unfinished in self._path.glob("*.orbax-checkpoint-tmp"):  # a save that failed
-                    storage.remove(unfinished)
+
+    def _remove_unfinished(self) -> None:
+        """What a save that failed has left; on gs:// the next start does it."""
+        if self._writes and storage.is_local(self._path):
+            for unfinished in self._path.glob("*.orbax-checkpoint-tmp"):
+                storage.remove(unfinished)
 
     def restore_latest(
         self, target: TrainState, report: Callable[[str], None] = print
