@@ -4,7 +4,6 @@ import math
 import pathlib
 import re
 
-import jax
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -126,7 +125,7 @@ odd = st.one_of(
 
 @pytest.mark.parametrize("key", ranges.RANGES)
 def test_a_value_out_of_range_is_one_line_with_key_value_and_range(key):
-    @quickly
+    @hypothesis_settings(quickly, max_examples=25)
     @given(odd.filter(lambda value: value not in ranges.RANGES[key]))
     def check(value):
         with pytest.raises(ValueError, match=f"^{re.escape(key)} must be ") as caught:
@@ -155,28 +154,20 @@ TOGETHER = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("key", [key for key in BUILDING if key not in TOGETHER])
-def test_a_value_in_range_builds(key):
-    """Network, loss with gradient, optimizer and sampler, by shapes alone."""
-
-    @hypothesis_settings(quickly, max_examples=2)
-    @given(inside(ranges.RANGES[key]))
-    def build(value):
-        config = default.get_config()
-        config.model.model_channels, config.model.channel_mult = 8, (1,)
-        config.model.attention_resolutions = ()
+@hypothesis_settings(quickly, max_examples=6)
+@given(st.fixed_dictionaries({k: inside(ranges.RANGES[k]) for k in BUILDING if k not in TOGETHER}))
+def test_values_in_range_build(values):
+    """Network, loss, optimizer and sampler, by shapes alone."""
+    config = default.get_config()
+    config.model.channel_mult, config.model.attention_resolutions = (1,), ()
+    for key, value in values.items():
         set_key(config, key, value)
-        ranges.check(settings._flat(config.to_dict()))
-        built = factory.architecture(config, (8, 8, 1))
-        mesh = devices.make_mesh(1)
-        _, abstract = factory.initial_state(config, built, mesh)
-        assert jax.tree.leaves(abstract)
-        if not key.startswith("sampling."):
-            factory.loss(config, built)
-        else:
-            factory.sampler(config, built, mesh, batch_size=2)
-
-    build()
+    ranges.check(settings._flat(config.to_dict()))
+    built, mesh = factory.architecture(config, (8, 8, 1)), devices.make_mesh(1)
+    _, abstract = factory.initial_state(config, built, mesh)
+    assert abstract.params["map_layer0"]["kernel"].shape[1] == 4 * values["model.model_channels"]
+    factory.loss(config, built)
+    factory.sampler(config, built, mesh, batch_size=2)
 
 
 @pytest.mark.parametrize(

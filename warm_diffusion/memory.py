@@ -13,6 +13,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from warm_diffusion.data import Dataset
 
 _CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")
 
@@ -29,24 +32,25 @@ def of_a_device(mesh: Mesh) -> int:
     return limit // len(mesh.local_devices)
 
 
-def certain(
-    state, image_shape: tuple[int, int, int], mesh: Mesh, *,
-    batch_size: int, grad_accumulation: int, width: int, resident: int,
-) -> int:  # fmt: skip
+def fits_device(config: ConfigDict, data: Dataset) -> bool:
+    """Whether the images are kept on the devices."""
+    return data.images.nbytes <= config.data.device_megabytes * 2**20
+
+
+def certain(config: ConfigDict, data: Dataset, state, mesh: Mesh) -> int:
     """Bytes that a training step needs at least on each device.
 
     Args:
+      config: see `configs/default.py`.
+      data: the images.
       state: abstract, with shardings; its weights are `state.params`.
-      image_shape: (H, W, C).
       mesh: the devices.
-      batch_size: over all devices.
-      grad_accumulation: slices of it, one after the other.
-      width: channels of the first layer.
-      resident: bytes of data that every device holds.
     """
-    pixels = math.prod(image_shape[:2])
-    numbers = batch_size // grad_accumulation // mesh.size * pixels * (image_shape[2] + width)
-    return _held(state) + _held(state.params) + resident + 4 * numbers
+    options, (height, width, channels) = config.training, data.images.shape[1:]
+    images = options.batch_size // options.grad_accumulation // mesh.size
+    numbers = images * height * width * (channels + config.model.model_channels)
+    resident = data.images.nbytes if fits_device(config, data) else 0
+    return _held(state) + _held(state.params) + 4 * numbers + resident
 
 
 def _held(tree) -> int:

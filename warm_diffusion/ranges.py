@@ -136,6 +136,7 @@ RANGES: Mapping[str, Range] = {
     "data.resolution": _whole(0, SIZES["resolution"][1]),
     "data.channels": OneOf((0, 1, 3)),
     "data.resize": OneOf(("lanczos", "box")),
+    "data.tiles": _FLAG,
     "data.too_small": OneOf(("refuse", "skip", "enlarge")),
     "data.cache_dir": Text(),
     "data.data_dir": Text(),

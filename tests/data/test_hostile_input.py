@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from warm_diffusion.data import load_dataset, sources
+from warm_diffusion.data import files, load_dataset
 from warm_diffusion.data.sources import open_source
 
 
@@ -118,7 +118,7 @@ def test_a_member_that_lies_about_its_size_unpacks_to_no_more_than_it_says(tmp_p
 
 
 def test_a_file_that_is_too_large_for_an_image_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_MOST_BYTES", 10)
+    monkeypatch.setattr(files, "_MOST_BYTES", 10)
     (tmp_path / "a.png").write_bytes(encoded(np.zeros((4, 4), np.uint8)))
     with pytest.raises(ValueError, match=r"a\.png has .* bytes, expected at most 10"):
         open_source(f"folder:{tmp_path}")

@@ -7,50 +7,35 @@ network unless `download` asks for it, and no TensorFlow is imported.
 """
 
 import bisect
-import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import io
 import itertools
-import os
 import pathlib
 import re
 import weakref
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from warm_diffusion import storage
+from warm_diffusion.data.files import (
+    Source,
+    decode,
+    file_fingerprint,
+    fingerprint_of,
+    folder,
+    zip_file,
+)
 
-_SUFFIXES = (".png", ".jpg", ".jpeg")
-_MOST_BYTES = 2**28  # of one encoded image; far above any that Pillow would decode
 # A + joins sources only before the name of one: paths may hold it as well.
 _JOIN = re.compile(r"\+(?=(?:digits|photos)(?:\+|$)|(?:folder|zip|npy|lmdb|tfds):)")
 _PHOTOS = (
     "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png",
     "gravel.png", "motorcycle_left.png", "motorcycle_right.png", "rocket.jpg",
 )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A numbered set of images.
-
-    Attributes:
-      names: what to call each image in a message, one per image.
-      load: index -> (decoded image, label or None); raises ValueError naming the image.
-      fingerprint: changes whenever the images do.
-      class_names: names of the labels, empty without labels.
-    """
-
-    names: Sequence[str]
-    load: Callable[[int], tuple[Image.Image, int | None]]
-    fingerprint: str
-    class_names: tuple[str, ...] = ()
 
 
 def open_source(
@@ -80,7 +65,7 @@ def open_source(
         return _digits() if kind == "digits" else _photos()
     if kind == "tfds" and argument:
         return _tfds(argument, data_dir, download)
-    openers = {"folder": _folder, "zip": _zip, "npy": _npy, "lmdb": _lmdb}
+    openers = {"folder": folder, "zip": zip_file, "npy": _npy, "lmdb": _lmdb}
     if kind not in openers or not argument:
         raise ValueError(
             "data.source must be digits, photos, folder:DIR, zip:FILE, npy:FILE, lmdb:DIR or "
@@ -96,139 +81,6 @@ def open_source(
     if not is_folder and not path.is_file():
         raise ValueError(f"{spec}: there is no file {path}")
     return openers[kind](path)
-
-
-def _fingerprint(lines: Sequence[str]) -> str:
-    # On POSIX a file name is bytes, and need not be text.
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _file_fingerprint(path: pathlib.Path) -> str:
-    stat = path.stat()
-    return _fingerprint([f"{path} {stat.st_size} {stat.st_mtime_ns}"])
-
-
-def _decode(stream: io.BufferedIOBase, name: str) -> Image.Image:
-    try:
-        image = Image.open(stream)
-        image.load()
-        # A camera held upright writes its pixels lying, and how to turn them.
-        image = ImageOps.exif_transpose(image)
-    # PIL reports damage by many types: OSError, SyntaxError (broken PNG), ValueError, bomb error.
-    except Exception as error:
-        raise ValueError(
-            f"{name}: not a readable image ({error}); replace it or take it out"
-        ) from error
-    return image
-
-
-def _is_image(path: pathlib.PurePath) -> bool:
-    parts = [part for part in path.parts if part != ".."]
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return path.suffix.lower() in _SUFFIXES and not hidden
-
-
-def _labels(paths: Sequence[pathlib.PurePath]) -> tuple[list[int | None], tuple[str, ...]]:
-    """Labels from the first sub-folder; none if any image lies outside a sub-folder."""
-    if any(len(path.parts) < 2 for path in paths):
-        return [None] * len(paths), ()
-    class_names = tuple(sorted({path.parts[0] for path in paths}))
-    number = {name: index for index, name in enumerate(class_names)}
-    return [number[path.parts[0]] for path in paths], class_names
-
-
-def _tree(
-    paths: Sequence[pathlib.PurePath],
-    names: Sequence[str],
-    open_stream: Callable[[int], io.BufferedIOBase],
-    fingerprint: str,
-    where: str,
-) -> Source:
-    if not paths:
-        raise ValueError(f"{where}: no PNG or JPEG image in it")
-    labels, class_names = _labels(paths)
-
-    def load(index: int) -> tuple[Image.Image, int | None]:
-        with open_stream(index) as stream:
-            return _decode(stream, names[index]), labels[index]
-
-    return Source(names, load, fingerprint, class_names)
-
-
-def _check_size(name: str, size: int) -> None:
-    if size > _MOST_BYTES:
-        raise ValueError(
-            f"{name} has {size:,} bytes, expected at most {_MOST_BYTES:,}: no image is so large; "
-            "take it out"
-        )
-
-
-def _files(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """All files below a folder; links are followed, for class folders are often links."""
-
-    def unreadable(error: OSError) -> None:
-        raise ValueError(f"folder:{root}: {error.filename}: {error.strerror}")
-
-    above = {str(root): ()}  # which real folders lie above each
-    for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
-        real, ancestors = os.path.realpath(folder), above.pop(folder)
-        if real in ancestors:
-            raise ValueError(f"folder:{root}: the link {folder} leads to a folder that it lies in")
-        above |= {os.path.join(folder, name): (*ancestors, real) for name in folders}
-        yield from (pathlib.Path(folder, name) for name in names)
-
-
-def _folder(root: pathlib.Path) -> Source:
-    files = sorted(path for path in _files(root) if _is_image(path.relative_to(root)))
-    stats = []
-    for path in files:
-        try:
-            stats.append((path, path.stat()))
-        except OSError as error:
-            raise ValueError(f"{path}: {error.strerror}; take it out, or mend the link") from error
-        _check_size(str(path), stats[-1][1].st_size)
-    fingerprint = _fingerprint(
-        [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats]
-    )
-    return _tree(
-        [path.relative_to(root) for path in files],
-        [str(path) for path in files],
-        lambda index: files[index].open("rb"),
-        fingerprint,
-        f"folder:{root}",
-    )
-
-
-def _zip(path: pathlib.Path) -> Source:
-    try:
-        archive = zipfile.ZipFile(path)
-    # Damaged tables of contents come as BadZipFile, UnicodeDecodeError, struct.error and others.
-    except Exception as error:
-        raise ValueError(f"zip:{path}: not a zip file ({error})") from error
-    # Members are only ever read as streams: a name such as ../../x is never used as a path.
-    members = sorted(
-        (member for member in archive.infolist() if not member.is_dir()),
-        key=lambda member: member.filename,
-    )
-    members = [member for member in members if _is_image(pathlib.PurePosixPath(member.filename))]
-    for member in members:
-        # A few kilobytes can hold gigabytes of zeros. No more than it says is ever unpacked.
-        _check_size(f"{path}:{member.filename}", member.file_size)
-
-    def open_stream(index: int) -> io.BufferedIOBase:
-        try:
-            return io.BytesIO(archive.read(members[index]))  # checks the member's CRC
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as error:
-            name = f"{path}:{members[index].filename}"
-            raise ValueError(f"{name}: cannot be read from the archive ({error})") from error
-
-    return _tree(
-        [pathlib.PurePosixPath(member.filename) for member in members],
-        [f"{path}:{member.filename}" for member in members],
-        open_stream,
-        _file_fingerprint(path),
-        f"zip:{path}",
-    )
 
 
 class _Numbered(Sequence):
@@ -268,7 +120,7 @@ def _npy(path: pathlib.Path) -> Source:
             images[index].squeeze(2) if images.shape[3] == 1 else images[index]
         ), None
 
-    return Source(_Numbered(f"npy:{path}", len(images)), load, _file_fingerprint(path))
+    return Source(_Numbered(f"npy:{path}", len(images)), load, file_fingerprint(path))
 
 
 class _KeyNames(Sequence):
@@ -296,7 +148,7 @@ def _lmdb(path: pathlib.Path) -> Source:
         raise ValueError(f"lmdb:{path} needs lmdb: pip install lmdb") from error
     if not (path / "data.mdb").is_file():
         raise ValueError(f"lmdb:{path}: no data.mdb in it; name the folder that holds that file")
-    fingerprint = _file_fingerprint(path / "data.mdb")
+    fingerprint = file_fingerprint(path / "data.mdb")
     environment = _ENVIRONMENTS.get(fingerprint)
     try:
         if environment is None:
@@ -317,7 +169,7 @@ def _lmdb(path: pathlib.Path) -> Source:
                 value = transaction.get(keys[index])
         except lmdb.Error as error:
             raise ValueError(f"{names[index]}: cannot be read ({error})") from error
-        return _decode(io.BytesIO(value), names[index]), None
+        return decode(io.BytesIO(value), names[index]), None
 
     return Source(names, load, fingerprint)
 
@@ -357,7 +209,7 @@ def _photos() -> Source:
 
     def load(index: int) -> tuple[Image.Image, None]:
         with (folder / _PHOTOS[index]).open("rb") as stream:
-            return _decode(stream, f"photos/{_PHOTOS[index]}"), None
+            return decode(stream, f"photos/{_PHOTOS[index]}"), None
 
     return Source(
         names=[f"photos/{name}" for name in _PHOTOS],
@@ -393,7 +245,7 @@ def _joined(sources: Sequence[Source]) -> Source:
         part, index = names.split(index)
         return sources[part].load(index)[0], None
 
-    return Source(names, load, _fingerprint([source.fingerprint for source in sources]))
+    return Source(names, load, fingerprint_of([source.fingerprint for source in sources]))
 
 
 def _tfds(argument: str, data_dir: str, download: bool) -> Source:

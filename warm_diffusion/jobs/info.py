@@ -3,10 +3,14 @@
 import clu.parameter_overview
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import denoiser, devices, factory, settings
+from warm_diffusion import denoiser, devices, factory, memory, settings
+from warm_diffusion.architecture import Architecture
 from warm_diffusion.console import say
+from warm_diffusion.data import Dataset
+from warm_diffusion.training.state import Batch
 
 
 def print_info(config: ConfigDict) -> None:
@@ -19,6 +23,7 @@ def print_info(config: ConfigDict) -> None:
     devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
     data = factory.dataset(config)
     image_shape = data.images.shape[1:]
+    settings.check(config, image_shape)
     built = factory.architecture(config, image_shape)
     factory.sampler(config, built, mesh)
     params = built.abstract_params
@@ -41,12 +46,32 @@ def print_info(config: ConfigDict) -> None:
     say(f"cache      {data.path}")
     kind = mesh.devices.flat[0].device_kind
     say(f"devices    {mesh.size} x {kind}, {batch // mesh.size} images each")
+    say(_memory(config, data, built, mesh))
     heads = denoiser.num_heads(config.model.parameterization)
     inputs = f"x {images.shape}, c_noise and c_blur {level.shape}"
     say(f"network    {inputs} -> {raw.shape}: {heads} head(s)")
     say(f"denoiser   blurry {prediction.blurry.shape}, residual {prediction.residual.shape}")
     epochs = config.training.num_steps * batch / len(data.images)
     say(f"training   {config.training.num_steps:,} steps of {batch} images: {epochs:,.1f} epochs")
+
+
+def _memory(config: ConfigDict, data: Dataset, built: Architecture, mesh: Mesh) -> str:
+    """What training needs of each device."""
+    _, state = factory.initial_state(config, built, mesh)
+    slice_size = config.training.batch_size // config.training.grad_accumulation // mesh.size
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), slice_size))
+    images = jax.ShapeDtypeStruct((slice_size, *data.images.shape[1:]), jnp.uint8)
+    classes = jax.ShapeDtypeStruct((slice_size,), jnp.int32) if built.num_classes else None
+    loss = factory.loss(config, built)
+    kept = memory.activations(
+        lambda *of: loss(*of).total.mean(), built.abstract_params, keys, Batch(images, classes)
+    )
+    certain, there = memory.certain(config, data, state, mesh), memory.of_a_device(mesh)
+    told = [f"{number / 2**30:,.2f} GiB" for number in (certain, kept, there)]
+    return (
+        f"memory     {told[0]} a device at least, and about {told[1]} for the backward pass before "
+        f"XLA's optimisations; a device has {told[2]}"
+    )
 
 
 def _parts(params: dict, heads: int) -> dict[str, int]:

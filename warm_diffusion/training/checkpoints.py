@@ -13,6 +13,7 @@ never deleted, and the one before is used. Formats 1 and 2 had the SHA-256 of ar
 process holds whole; 1 had no statistics.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -92,7 +93,7 @@ class Checkpoints:
         read_only: bool = False,
     ):
         # Orbax fails in its background thread on a relative path.
-        self._path = storage.path(workdir) / "checkpoints"
+        self._path, self._writes = storage.path(workdir) / "checkpoints", not read_only
         managers = ocp.checkpoint_managers
         policies = [managers.LatestN(keep_latest)]
         if keep_every:
@@ -153,14 +154,16 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save."""
-        try:
+        with contextlib.ExitStack() as last:  # whatever of it fails, the rest is done
+            last.callback(self._remove_unfinished)
+            last.callback(self._manager.close)
             self._manager.wait_until_finished()
-        except Exception:
-            for unfinished in self._path.glob("*.orbax-checkpoint-tmp"):  # no room for it
+
+    def _remove_unfinished(self) -> None:
+        """What a save that failed has left; on gs:// the next start does it."""
+        if self._writes and storage.is_local(self._path):
+            for unfinished in self._path.glob("*.orbax-checkpoint-tmp"):
                 storage.remove(unfinished)
-            raise
-        finally:
-            self._manager.close()
 
     def restore_latest(
         self, target: TrainState, report: Callable[[str], None] = print

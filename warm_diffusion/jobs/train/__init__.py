@@ -15,7 +15,7 @@ from warm_diffusion import cluster, devices, factory, lock, memory, pretrained, 
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.console import say
 from warm_diffusion.data import Dataset
-from warm_diffusion.jobs.train.loop import Loop, fits_device, make_advance
+from warm_diffusion.jobs.train.loop import Loop, make_advance
 from warm_diffusion.jobs.train.ratio import realise_bnr
 from warm_diffusion.models import weights
 from warm_diffusion.training.checkpoints import Checkpoints, Damaged, finished_steps
@@ -166,12 +166,7 @@ def _written(path: pathlib.Path) -> dict | None:
 
 
 def _check_memory(config: ConfigDict, abstract: TrainState, data: Dataset, mesh: Mesh) -> None:
-    options = config.training
-    needed = memory.certain(
-        abstract, data.images.shape[1:], mesh, batch_size=options.batch_size,
-        grad_accumulation=options.grad_accumulation, width=config.model.model_channels,
-        resident=data.images.nbytes if fits_device(config, data) else 0,
-    )  # fmt: skip
+    needed = memory.certain(config, data, abstract, mesh)
     there = memory.of_a_device(mesh)
     if needed > there:
         raise ValueError(
@@ -210,7 +205,7 @@ def _say_what_is_trained(
     batch = config.training.batch_size
     say(
         f"data     {config.data.source}: {len(data.images):,} images {height}x{width}x{channels}, "
-        f"{'on the device' if fits_device(config, data) else 'read from disk'}"
+        f"{'on the device' if memory.fits_device(config, data) else 'read from disk'}"
     )
     if batch > len(data.images):
         say(f"note     training.batch_size={batch:,} is more than the {len(data.images):,} images")

@@ -17,6 +17,7 @@ from warm_diffusion.data import Dataset, Statistics, batch_indices
 from warm_diffusion.data.images import grid, save_png
 from warm_diffusion.drawing import Sampler
 from warm_diffusion.jobs import Diverged, Interrupted
+from warm_diffusion.memory import fits_device
 from warm_diffusion.training.checkpoints import Checkpoints
 from warm_diffusion.training.signals import stop_requests
 from warm_diffusion.training.state import (
@@ -29,11 +30,6 @@ from warm_diffusion.training.state import (
 from warm_diffusion.training.writer import Writer
 
 _LOOK_EVERY = 100  # steps between looks at the gradients, if not reported before
-
-
-def fits_device(config: ConfigDict, data: Dataset) -> bool:
-    """Whether the images are kept on the devices."""
-    return data.images.nbytes <= config.data.device_megabytes * 2**20
 
 
 Advance = Callable[[TrainState, TrainMetrics, np.ndarray], tuple[TrainState, TrainMetrics]]
