@@ -15,7 +15,9 @@ PACKAGE = Path(warm_diffusion.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 
-CORE = ("dct", "denoiser", "losses", "oracle", "process", "samplers", "schedules", "spectra")
+CORE = (
+    "dct", "denoiser", "grids", "losses", "oracle", "process", "samplers", "schedules", "spectra",
+)  # fmt: skip
 LAYERS = {
     **dict.fromkeys(("warm_diffusion", *CORE), 0),
     **dict.fromkeys(("storage", "console", "devices", "cluster", "cluster_group"), 1),

@@ -2,6 +2,7 @@
 
     dct         orthonormal DCT and Gaussian blur
     schedules   paths through blur and noise
+    grids       the sampler's times from the data's spectrum
     process     forward SDE, transitions, score, probability flow
     denoiser    network -> denoiser: preconditioning and parameterizations
     losses      score matching on both heads
@@ -14,12 +15,23 @@ trained network and saves one for others. Architectures, data, training and
 evaluation are sub-packages, imported by name.
 """
 
-from warm_diffusion import dct, denoiser, losses, oracle, process, samplers, schedules, spectra
+from warm_diffusion import (
+    dct,
+    denoiser,
+    grids,
+    losses,
+    oracle,
+    process,
+    samplers,
+    schedules,
+    spectra,
+)
 
 __version__ = "0.1.0"
 __all__ = [
     "dct",
     "denoiser",
+    "grids",
     "losses",
     "oracle",
     "process",
