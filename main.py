@@ -47,6 +47,7 @@ flags.DEFINE_float("bnr", None, "sample, eval: blur-to-noise ratio of the path [
 flags.DEFINE_string("solver", None, "sample, eval: euler, heun or multistep.")
 flags.DEFINE_float("wait", 0.0, "eval: seconds to wait for a checkpoint still to come.")
 flags.DEFINE_integer("steps", None, "sample, eval: steps of the solver.")
+flags.DEFINE_string("grid", None, "sample, eval: time grid, edm or spectral.")
 flags.DEFINE_bool("distributed", False, "Join the other processes of a cluster that JAX knows.")
 flags.DEFINE_string("coordinator_address", None, "On any other: HOST:PORT of process 0.")
 flags.DEFINE_integer("num_processes", None, "On any other: how many processes there are.")

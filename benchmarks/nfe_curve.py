@@ -1,20 +1,27 @@
-"""How good are samples for how many network calls? Distance against NFE for each solver.
+"""How good are samples for how many network calls? Distance against NFE for each solver and grid.
 
     python -m benchmarks.nfe_curve runs/digits runs/digits_hot --out=runs/nfe
-    python -m benchmarks.nfe_curve runs/digits --out=runs/nfe_narrow --noise_range 0.03 20
+    python -m benchmarks.nfe_curve pretrained/cifar10_16 --source=folder:cifar10/train \
+        --out=runs/grids --grids edm spectral 8,3,1,0.28,0.002 --ratios 0 0.5 1 \
+        --first_seeds 0 1000 --calls 4 8
 
-Draws the same seeds from every network (model folder, training workdir, its checkpoints/STEP) with
-euler, heun and multistep at several numbers of calls, compares them with the training data, by the
-features of a classifier trained on it (judge.py; kept in OUT) or by --features. Writes OUT/nfe.json
-and OUT/nfe.png. A solver's number of calls is what it really needs: heun makes 2 n - 1 in n steps,
-so of an even number one less.
+Draws the same seeds from every network (model folder, training workdir, its checkpoints/STEP) along
+its path, or along constant ratios, and compares them with the training data, by the features of a
+classifier trained on it (judge.py; kept in OUT) or by --features. A grid is `edm` (from noise),
+`spectral` (from Gaussian data), or times, from Gaussian data too and for each solver, whatever
+--calls says. Rows go to OUT/nfe.json as they come; what is there is not measured again. OUT/nfe.png
+shows the mean over --first_seeds. A solver's number of calls is what it really needs: heun makes
+2 n - 1 in n steps to the clean image, so of an even number one less.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
@@ -22,12 +29,13 @@ from ml_collections import ConfigDict
 
 from benchmarks.judge import Judge
 from benchmarks.train_step import machine
-from configs import saved
-from warm_diffusion import devices, factory, pretrained, samplers, settings
-from warm_diffusion.data import Dataset
+from configs import default, saved
+from warm_diffusion import factory, pretrained, samplers, schedules, settings
+from warm_diffusion.data.images import to_uint8
 
 _COLOURS = {"euler": "#d95f02", "heun": "#1b9e77", "multistep": "#7570b3"}
 _LINES = ("-", "--", ":", "-.")
+_KEY = ("checkpoint", "weights_sha256", "noise_range", "ratio", "grid", "solver", "nfe", "seeds")
 
 
 def num_steps(solver: str, calls: int) -> int:
@@ -36,12 +44,14 @@ def num_steps(solver: str, calls: int) -> int:
 
 
 def configuration(checkpoint: str, arguments: argparse.Namespace) -> ConfigDict:
-    """The checkpoint's, with the noise levels and Inception's weights asked for.
+    """The checkpoint's, with the noise levels, data and Inception's weights asked for.
 
     Raises:
       ValueError: no checkpoint there, or a range that its path cannot have.
     """
-    config = saved.get_config(str(pretrained.split_checkpoint(checkpoint)[0] / "config.json"))
+    folder = pretrained.split_checkpoint(checkpoint)[0]
+    config = saved.get_config(str(folder / "config.json"))
+    config.data.source = arguments.source or config.data.source
     config.eval.inception_weights = arguments.inception_weights or config.eval.inception_weights
     if arguments.noise_range:
         config.schedule.beta_min, config.schedule.beta_max = arguments.noise_range
@@ -54,72 +64,152 @@ def configuration(checkpoint: str, arguments: argparse.Namespace) -> ConfigDict:
     return config
 
 
+class Network:
+    """A network that draws along any ratio and grid, compiled once for a solver and grid size."""
+
+    def __init__(self, checkpoint: str, config: ConfigDict):
+        self.model, self._config = pretrained.load(checkpoint, config.sampling.ema), config
+
+    def path(self, ratio) -> schedules.Schedule:
+        """Of a constant ratio; None: the configuration's own."""
+        levels = self._config.schedule
+        if ratio is None:
+            return factory.schedule(self._config, self.model.architecture.statistics)
+        return schedules.constant_bnr(ratio, beta_min=levels.beta_min, beta_max=levels.beta_max)
+
+    def times(self, grid: str, path: schedules.Schedule, solver: str, calls: int) -> jax.Array:
+        """The grid of that name."""
+        steps = num_steps(solver, calls)
+        if grid == "edm":
+            return schedules.time_grid(path, steps, self._config.sampling.rho)
+        if grid == "spectral":
+            return schedules.spectral_grid(path, self.model.spectrum, steps, solver)
+        return jnp.asarray([float(time) for time in grid.split(",")])
+
+    @functools.partial(jax.jit, static_argnums=(0, 5, 6))
+    def _draw(self, params, seeds, times, ratio, solver, from_noise):
+        return samplers.sample(
+            self.model.architecture.seed_denoiser(params, seeds),
+            samplers.initial_noise(seeds, self.model.image_shape),
+            self.path(ratio),
+            solver=solver,
+            grid=times,
+            prior=None if from_noise else (self.model.mean, self.model.spectrum),
+        )
+
+    def draw(self, seeds: np.ndarray, times, ratio, solver: str, from_noise: bool) -> np.ndarray:
+        """uint8 images [N, H, W, C]."""
+        size = self._config.sampling.batch_size
+        ratio = None if ratio is None else np.float32(ratio)
+        images = []
+        for batch in (seeds[first : first + size] for first in range(0, len(seeds), size)):
+            drawn = self._draw(
+                self.model.params, np.resize(batch, size), times, ratio, solver, from_noise
+            )
+            images.append(to_uint8(drawn)[: len(batch)])
+        return np.concatenate(images)
+
+
+def cells(network: Network, arguments: argparse.Namespace) -> list[dict]:
+    """What is to be drawn, each with its times."""
+    found = []
+    for first in arguments.first_seeds:
+        for ratio in arguments.ratios or [None]:
+            path = network.path(ratio)
+            for solver in arguments.solvers:
+                for grid in arguments.grids:
+                    for calls in arguments.calls if grid in ("edm", "spectral") else [0]:
+                        times = network.times(grid, path, solver, calls)
+                        steps, clean = len(times) - 1, float(times[-1]) == 0
+                        found.append(
+                            {
+                                "ratio": ratio,
+                                "grid": grid,
+                                "solver": solver,
+                                "nfe": 2 * steps - clean if solver == "heun" else steps,
+                                "seeds": [first, first + arguments.samples - 1],
+                                "times": [float(f"{t:.5g}") for t in times],
+                            }
+                        )
+    return found
+
+
 def measure(
-    checkpoint: str, config: ConfigDict, data: Dataset, judge: Judge, arguments: argparse.Namespace
-) -> list[dict]:
-    """One row a solver and number of calls."""
-    mesh, rows = devices.make_mesh(), []
-    model = pretrained.load(checkpoint, config.sampling.ema)
-    params = devices.put_replicated(model.params, mesh)
-    for solver in arguments.solvers:
-        for calls in arguments.calls:
-            config.sampling.solver, config.sampling.num_steps = solver, num_steps(solver, calls)
-            sampler = factory.sampler(config, model.architecture, mesh)
-            if rows and (rows[-1]["solver"], rows[-1]["nfe"]) == (solver, sampler.num_calls):
-                continue  # heun at calls 4 and then 3
-            began = time.monotonic()
-            batches = sampler.generate(params, range(arguments.samples), data.images)
-            images = np.concatenate(list(batches))
-            rows.append(
-                {
-                    "checkpoint": checkpoint,
-                    "step": model.info.get("step"),
-                    "weights": model.info["weights"],
-                    "schedule": config.schedule.name,
-                    "bnr": config.schedule.bnr,
-                    "noise_range": [config.schedule.beta_min, config.schedule.beta_max],
-                    "solver": solver,
-                    "num_steps": config.sampling.num_steps,
-                    "nfe": sampler.num_calls,
-                    "seconds": round(time.monotonic() - began, 2),
-                    **judge(images),
-                }
-            )
-            row = rows[-1]
-            print(
-                f"{checkpoint:<32} {solver:<10}{row['nfe']:>5}{row[judge.names[0]]:>12.4f}"
-                f"{row['seconds']:>9.1f}",
-                flush=True,
-            )
-    return rows
+    checkpoint: str, config: ConfigDict, judge: Judge, arguments: argparse.Namespace, report: dict
+) -> None:
+    """Adds a row for each cell to the report that has none, and writes it each time."""
+    network = Network(checkpoint, config)
+    info = network.model.info
+    about = {
+        "checkpoint": checkpoint,
+        "step": info.get("step"),
+        "weights": info["weights"],
+        "weights_sha256": info["weights_sha256"][:16],
+        "schedule": config.schedule.name,
+        "bnr": config.schedule.bnr,
+        "noise_range": [config.schedule.beta_min, config.schedule.beta_max],
+    }
+
+    def key(row):
+        return json.dumps([row[name] for name in _KEY])
+
+    known = {key(row) for row in report["rows"]}
+    for cell in cells(network, arguments):
+        row = about | cell
+        if key(row) in known:
+            continue
+        known.add(key(row))  # heun at calls 4 and then 3 are one
+        began = time.monotonic()
+        images = network.draw(
+            np.arange(row["seeds"][0], row["seeds"][1] + 1, dtype=np.uint32),
+            np.asarray(row["times"], np.float32), row["ratio"], row["solver"], row["grid"] == "edm",
+        )  # fmt: skip
+        row |= {"seconds": round(time.monotonic() - began, 2), **judge(images)}
+        print(
+            f"{checkpoint[-24:]:<25}{row['ratio']!s:<6}{row['grid']:<24} {row['solver']:<10}"
+            f"{row['nfe']:>4} {row['seeds'][0]:>6} {row[judge.names[0]]:>10.4f}"
+            f"{row['seconds']:>8.1f}",
+            flush=True,
+        )
+        report["rows"].append(row)
+        partial = arguments.out / "nfe.json.partial"
+        partial.write_text(json.dumps(report, indent=1) + "\n")
+        partial.replace(arguments.out / "nfe.json")
 
 
 def draw(rows: list[dict], metric: str, path: pathlib.Path) -> None:
-    """A curve a checkpoint and solver."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for index, checkpoint in enumerate(dict.fromkeys(row["checkpoint"] for row in rows)):
-        for solver in dict.fromkeys(row["solver"] for row in rows):
-            curve = [r for r in rows if (r["checkpoint"], r["solver"]) == (checkpoint, solver)]
-            curve.sort(key=lambda row: row["nfe"])
+    """A panel a checkpoint and ratio; a colour a solver, a line a grid; the mean over seeds."""
+    panels = list(dict.fromkeys((row["checkpoint"], row["ratio"]) for row in rows))
+    figure = Figure(figsize=(max(6, 4 * len(panels)), 4.5), layout="constrained")
+    grids = list(dict.fromkeys(row["grid"] for row in rows))
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        chosen = [row for row in rows if (row["checkpoint"], row["ratio"]) == panel]
+        for solver, grid in dict.fromkeys((row["solver"], row["grid"]) for row in chosen):
+            curve = {}
+            for row in chosen:
+                if (row["solver"], row["grid"]) == (solver, grid):
+                    curve.setdefault(row["nfe"], []).append(row[metric])
+            calls = sorted(curve)
             axes.loglog(
-                [row["nfe"] for row in curve],
-                [row[metric] for row in curve],
+                calls,
+                [np.mean(curve[number]) for number in calls],
                 color=_COLOURS[solver],
-                linestyle=_LINES[index % len(_LINES)],
+                linestyle=_LINES[grids.index(grid) % len(_LINES)],
                 marker="o",
                 markersize=4,
-                label=f"{solver}, {pathlib.Path(checkpoint).name} (BNR {curve[0]['bnr']})",
+                label=f"{solver}, {grid}",
             )
-    calls = sorted({row["nfe"] for row in rows})
-    axes.set_xticks(calls, [str(number) for number in calls], fontsize=8)
-    axes.xaxis.minorticks_off()
-    axes.yaxis.set_major_formatter(LogFormatter())  # plain numbers
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
-    axes.set_xlabel("network calls an image (NFE)")
-    axes.set_ylabel(metric)
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.25)
+        calls = sorted({row["nfe"] for row in chosen})
+        axes.set_xticks(calls, [str(number) for number in calls], fontsize=8)
+        axes.xaxis.minorticks_off()
+        axes.yaxis.set_major_formatter(LogFormatter())  # plain numbers
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        ratio = chosen[0]["bnr"] if panel[1] is None else panel[1]
+        axes.set_title(f"{pathlib.Path(panel[0]).name}, BNR {ratio:g}", fontsize=9)
+        axes.set_xlabel("network calls per image (NFE)")
+        axes.grid(alpha=0.25)
+    figure.axes[0].set_ylabel(metric)
+    figure.axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 
@@ -134,30 +224,37 @@ def compare(arguments: argparse.Namespace) -> None:
     for checkpoint, config in configs.items():
         if config.data != first.data:
             raise ValueError(f"{checkpoint} was trained on other data than the first checkpoint")
-    settings.enable_compilation_cache(first.compilation_cache_dir)
+        if arguments.batch_size:
+            config.sampling.batch_size = arguments.batch_size
+    settings.enable_compilation_cache(default.get_config().compilation_cache_dir)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    data = factory.dataset(first)
-    judge = Judge(first, data, arguments.out, arguments)
-    print(f"{'checkpoint':<32} {'solver':<10}{'NFE':>5}  {judge.names[0]}, seconds")
-    rows = []
+    judge = Judge(first, factory.dataset(first), arguments.out, arguments)
+    results = arguments.out / "nfe.json"
+    report = json.loads(results.read_text()) if results.exists() else {"rows": []}
+    report |= {"machine": machine(), "samples": arguments.samples}
+    print(f"network, ratio, grid, solver, NFE, first seed, {judge.names[0]}, seconds")
     for checkpoint, config in configs.items():
-        rows += measure(checkpoint, config, data, judge, arguments)
-        report = {"machine": machine(), "samples": arguments.samples, "rows": rows}
-        (arguments.out / "nfe.json").write_text(json.dumps(report, indent=2) + "\n")
-        draw(rows, judge.names[0], arguments.out / "nfe.png")
-    print(f"wrote {arguments.out}/nfe.json and nfe.png")
+        measure(checkpoint, config, judge, arguments, report)
+    rows = [row for row in report["rows"] if judge.names[0] in row]
+    draw(rows, judge.names[0], arguments.out / "nfe.png")
+    print(f"wrote {results} and nfe.png")
 
 
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "checkpoints", nargs="+", help="training workdirs or their checkpoints/STEP"
-    )
+    parser.add_argument("checkpoints", nargs="+", help="model folders, workdirs, checkpoints/STEP")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--calls", type=int, nargs="+", default=[5, 9, 13, 18, 25, 35, 51])
     parser.add_argument("--solvers", nargs="+", choices=samplers.SOLVERS, default=samplers.SOLVERS)
+    parser.add_argument("--grids", nargs="+", default=["edm"], help="edm, spectral, T,...,T")
+    parser.add_argument(
+        "--ratios", type=float, nargs="+", help="constant ratios (default: its path)"
+    )
+    parser.add_argument("--first_seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--source", default="", help="data (default: the first checkpoint's)")
+    parser.add_argument("--batch_size", type=int, default=0, help="(default: the checkpoint's)")
     parser.add_argument(
         "--noise_range", type=float, nargs=2, metavar=("MIN", "MAX"),
         help="smallest and first noise level (default: the checkpoint's)",

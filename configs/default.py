@@ -108,7 +108,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.sampling = sampling = ml_collections.ConfigDict()
     sampling.solver = "heun"  # euler | heun | multistep
     sampling.num_steps = 18  # network calls: heun 2 n - 1, the others n
-    sampling.rho = 7.0  # spacing of the time grid
+    # Times: edm (found by hand, sampling starts from noise) | spectral (from the training data's
+    # spectrum, it starts from Gaussian data: for few calls, on a path whose noise falls)
+    sampling.grid = "edm"
+    sampling.rho = 7.0  # edm: spacing of the time grid
     sampling.bnr = -1.0  # ratio of the path sampled along; negative: the schedule trained on
     sampling.s_churn = 0.0  # EDM's stochasticity (heun, euler); 0: deterministic
     sampling.s_min = 0.0  # smallest noise level at which it acts

@@ -340,6 +340,30 @@ def test_samples_are_the_pure_samplers(model, bnr):
     assert np.abs(got.astype(int) - to_uint8(expected)).max() <= 1
 
 
+def test_samples_on_the_spectral_grid_start_from_the_training_datas_mean_and_spectrum(model):
+    seeds = jnp.array([5, 9], jnp.uint32)
+    path = schedules.constant_bnr(0.5)
+    expected = samplers.sample(
+        model.denoise,
+        samplers.initial_noise(seeds, (8, 8, 1)),
+        path,
+        solver="multistep",
+        grid=schedules.spectral_grid(path, model.spectrum, 3, "multistep"),
+        prior=(model.mean, model.spectrum),
+    )
+    got = model.sample([5, 9], "multistep", 3, grid="spectral")
+    assert np.abs(got.astype(int) - to_uint8(expected)).max() <= 1
+
+
+def test_grids_that_are_none_are_refused(model):
+    with pytest.raises(ValueError, match="grid must be one of edm, spectral, got 'cosine'"):
+        model.sample([0], grid="cosine")
+    built = architecture.build(model.architecture.description)
+    unknown = pretrained.Model(built, model.params, {})
+    with pytest.raises(ValueError, match="does not carry the spectrum of its training data"):
+        unknown.sample([0], grid="spectral")
+
+
 def test_an_image_depends_on_its_seed_alone(model):
     together = model.sample(range(5), num_steps=2, batch_size=2)
     np.testing.assert_array_equal(together[3], model.sample([9, 3], num_steps=2)[1])

@@ -2,6 +2,7 @@
 
     dct         orthonormal DCT and Gaussian blur
     schedules   paths through blur and noise
+    grids       the sampler's times from the data's spectrum
     process     forward SDE, transitions, score, probability flow
     denoiser    network -> denoiser: preconditioning and parameterizations
     losses      score matching on both heads
@@ -18,6 +19,7 @@ evaluation are sub-packages, imported by name.
 from warm_diffusion import (
     dct,
     denoiser,
+    grids,
     losses,
     oracle,
     process,
@@ -31,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "dct",
     "denoiser",
+    "grids",
     "losses",
     "oracle",
     "process",

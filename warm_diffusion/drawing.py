@@ -12,12 +12,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from warm_diffusion import devices, process, samplers
+from warm_diffusion import devices, process, samplers, schedules
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.data.images import from_uint8, to_uint8
 from warm_diffusion.schedules import Schedule
 
 NUM_SEEDS = 2**32
+GRIDS = ("edm", "spectral")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +28,12 @@ class Settings:
     Attributes:
       solver: euler, heun or multistep.
       num_steps: steps of the solver.
-      rho: spacing of the time grid.
+      rho: spacing of the time grid `edm`.
       churn: EDM's stochasticity; None: deterministic.
       label: class to draw; negative: the seed modulo the number of classes.
       guidance: weight of the class; 1: not guided.
+      grid: edm (`schedules.time_grid`, from noise) or spectral (`schedules.spectral_grid`, from
+        Gaussian data: the mean and spectrum of the training data decide).
     """
 
     solver: str = "heun"
@@ -39,12 +42,34 @@ class Settings:
     churn: samplers.Churn | None = None
     label: int = -1
     guidance: float = 1.0
+    grid: str = "edm"
+
+    def __post_init__(self) -> None:
+        if self.grid not in GRIDS:
+            raise ValueError(f"sampling.grid must be one of {', '.join(GRIDS)}, got {self.grid!r}")
 
     @property
     def num_calls(self) -> int:
         """Calls of the network per image: heun calls it twice per step but in the last one."""
         calls = 2 * self.num_steps - 1 if self.solver == "heun" else self.num_steps
         return calls if self.guidance == 1.0 else 2 * calls
+
+
+def times(architecture: Architecture, schedule: Schedule, settings: Settings) -> jax.Array:
+    """The grid of the settings [num_steps + 1].
+
+    Raises:
+      ValueError: a spectral grid where it cannot be.
+    """
+    if settings.grid == "edm":
+        with jax.ensure_compile_time_eval():  # numbers, also under jit
+            return schedules.time_grid(schedule, settings.num_steps, settings.rho)
+    if architecture.statistics is None:
+        raise ValueError(
+            "this network does not carry the spectrum of its training data: take sampling.grid=edm"
+        )
+    spectrum = architecture.statistics.spectrum
+    return schedules.spectral_grid(schedule, spectrum, settings.num_steps, settings.solver)
 
 
 def draw(
@@ -64,8 +89,8 @@ def draw(
         samplers.initial_noise(seeds, architecture.image_shape),
         schedule,
         solver=settings.solver,
-        num_steps=settings.num_steps,
-        rho=settings.rho,
+        grid=times(architecture, schedule, settings),
+        prior=None if settings.grid == "edm" else architecture.statistics,
         churn=settings.churn,
         key=keys,
         start=start,

@@ -342,7 +342,7 @@ def sampling_settings(config: ConfigDict) -> drawing.Settings:
     """Solver, steps, stochasticity and class of `config.sampling`."""
     options = config.sampling
     churn = samplers.Churn(options.s_churn, options.s_min, options.s_max, options.s_noise)
-    names = ("solver", "num_steps", "rho", "label", "guidance")
+    names = ("solver", "num_steps", "grid", "rho", "label", "guidance")
     return drawing.Settings(
         **{name: options[name] for name in names}, churn=churn if options.s_churn > 0 else None
     )

@@ -109,6 +109,7 @@ class Model:
         num_steps: int = 18,
         bnr: float | None = None,
         *,
+        grid: str = "edm",
         rho: float = 7.0,
         churn: samplers.Churn | float | None = None,
         label: int = -1,
@@ -122,7 +123,8 @@ class Model:
           solver: euler, heun or multistep.
           num_steps: steps; the network is called as often, by heun 2 n - 1 times.
           bnr: ratio of a constant-ratio path; None: the path trained on.
-          rho: spacing of the time grid.
+          grid: edm, or spectral: times from the spectrum of the training data, for few calls.
+          rho: spacing of edm's.
           churn: EDM's stochasticity, for euler and heun; a number is S_churn.
           label: class of all images; negative: the seed modulo the number of classes.
           guidance: weight of the class; 1: not guided.
@@ -140,7 +142,7 @@ class Model:
             churn = samplers.Churn(*churn) if isinstance(churn, tuple) else samplers.Churn(churn)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        settings = drawing.Settings(solver, num_steps, rho, churn, label, guidance)
+        settings = drawing.Settings(solver, num_steps, rho, churn, label, guidance, grid)
         bnr = None if bnr is None else float(bnr)
         sampler = _sampler(self.architecture, settings, bnr, min(batch_size, len(seeds)))
         return np.concatenate(list(sampler.generate(self.params, seeds)))

@@ -13,7 +13,11 @@ multistep  DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095) carried over to t
     (2)  x' = (1) + [B(alpha') - (beta' / beta) B(alpha)] (x0_bar - x0),   x0 = D + R; n calls.
 churn      before each step raises the level by the exact forward transition (EDM, Algorithm 2).
 
-The last step, to the clean image (0, 0), is (1) for all solvers: D + (I - B)(D + R).
+A step to the clean image (0, 0) is (1) for all solvers: D + (I - B)(D + R). A grid may also end
+above 0. Sampling starts from noise alone, or, told the data's mean and spectrum (`prior`), from a
+draw of Gaussian data (Wang and Vastola 2024, arXiv 2412.09726, for noise alone): where noise is
+well above the data's largest standard deviation the denoiser sees no difference, so the grid may
+start there, and the calls above are saved.
 """
 
 import math
@@ -26,6 +30,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from warm_diffusion import dct as _dct
+from warm_diffusion import oracle as _oracle
 from warm_diffusion.denoiser import Denoiser, Prediction, check_prediction
 from warm_diffusion.process import image_keys, transition
 from warm_diffusion.schedules import Schedule, time_grid
@@ -99,9 +104,13 @@ def _euler_step(denoise: Denoiser, x: jax.Array, start: _Level, end: _Level) -> 
 def _heun_step(denoise: Denoiser, x: jax.Array, start: _Level, end: _Level) -> jax.Array:
     prediction = denoise(x, start.alpha, start.beta)
     first = _increment(x, prediction, start.beta, start, end)
-    prediction = denoise(x + first, end.alpha, end.beta)
-    second = _increment(x + first, prediction, end.beta, start, end)
-    return x + (first + second) / 2
+
+    def second() -> jax.Array:
+        prediction = denoise(x + first, end.alpha, end.beta)
+        return _increment(x + first, prediction, end.beta, start, end)
+
+    # There is no second call at the clean image: the step to it is Euler's.
+    return x + (first + jax.lax.cond(end.beta > 0, second, lambda: first)) / 2
 
 
 def _churned(
@@ -137,21 +146,16 @@ def _one_step_solve(
     keys: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     num_steps = levels.t.size - 1
-
-    def advance(take_step, x, step, start, end):
-        if churn is not None:
-            x, start = _churned(x, start, step, keys, schedule, churn, num_steps)
-        return take_step(denoise, x, start, end)
+    take_step = _heun_step if solver == "heun" else _euler_step
 
     def body(x, inputs):
-        x = advance(_heun_step if solver == "heun" else _euler_step, x, *inputs)
+        step, start, end = inputs
+        if churn is not None:
+            x, start = _churned(x, start, step, keys, schedule, churn, num_steps)
+        x = take_step(denoise, x, start, end)
         return x, x
 
-    # Heun has no second call at the clean image: its last step is Euler's, outside the scan.
-    inputs = (jnp.arange(num_steps), *_steps(levels))
-    x, states = jax.lax.scan(body, x, jax.tree.map(lambda a: a[:-1], inputs))
-    x = advance(_euler_step, x, *jax.tree.map(lambda a: a[-1], inputs))
-    return x, jnp.concatenate([states, x[None]])
+    return jax.lax.scan(body, x, (jnp.arange(num_steps), *_steps(levels)))
 
 
 def _multistep_solve(
@@ -163,11 +167,11 @@ def _multistep_solve(
             "solver 'multistep' needs a noise level that falls at every step, got "
             f"{beta}; use 'heun' or 'euler' on a path of constant beta"
         )
-    step_sizes = -jnp.diff(jnp.log(beta[:-1]))
-    # Weight 1 / (2 r) of the step before: none for the first step, nor for the last, to beta = 0.
-    inner = step_sizes[1:] / (2 * step_sizes[:-1])
-    zero = jnp.zeros((1,), beta.dtype)
-    weights = jnp.concatenate([zero, inner, zero])[: beta.size - 1]
+    # Weight 1 / (2 r) of the step before: none for the first step, nor for one to beta = 0.
+    log_beta = jnp.log(jnp.where(beta > 0, beta, 1.0))
+    step_sizes = log_beta[:-1] - log_beta[1:]
+    inner = jnp.where(beta[2:] > 0, step_sizes[1:] / (2 * step_sizes[:-1]), 0.0)
+    weights = jnp.concatenate([jnp.zeros((1,), beta.dtype), inner])
 
     def body(carry, inputs):
         x, previous = carry
@@ -184,6 +188,45 @@ def _multistep_solve(
     return x, states
 
 
+def _checked_grid(grid: ArrayLike, schedule: Schedule) -> jax.Array:
+    times = jnp.asarray(grid, dtype=float)
+    if times.ndim != 1 or times.size < 2:
+        raise ValueError(f"grid must be two times or more, [n + 1], got shape {times.shape}")
+    if isinstance(times, jax.core.Tracer):
+        return times
+    known = np.asarray(times)
+    # t_max itself may have been rounded.
+    if not (np.all(np.diff(known) < 0) and known[-1] >= 0 and known[0] <= schedule.t_max * 1.00001):
+        raise ValueError(
+            f"grid must fall from at most t_max = {schedule.t_max:g} to at least 0, got {known}"
+        )
+    return times
+
+
+def _first_state(
+    noise: jax.Array,
+    start: jax.Array | None,
+    schedule: Schedule,
+    levels: _Level,
+    prior: tuple[ArrayLike, ArrayLike] | None,
+) -> jax.Array:
+    """The state at the grid's first level."""
+    first = levels.alpha[0], levels.beta[0]
+    if start is None:
+        if schedule.needs_start or (not isinstance(first[1], jax.core.Tracer) and first[1] < 1):
+            raise ValueError(
+                "the noise where this sampling starts is below 1 and does not hide the images: "
+                "pass start=, blurred images there: process.perturb(x0, noise, schedule.alpha(t), "
+                "schedule.beta(t)), t the first time"
+            )
+        return first[1] * noise if prior is None else _oracle.gaussian_state(noise, *prior, *first)
+    if prior is None:
+        return start
+    t_max = jnp.asarray(schedule.t_max, noise.dtype)
+    last = schedule.alpha(t_max), schedule.beta(t_max)
+    return _oracle.gaussian_flow(start, *prior, last, first)
+
+
 @overload
 def sample(
     denoise: Denoiser,
@@ -197,6 +240,8 @@ def sample(
     key: jax.Array | None = None,
     return_trajectory: Literal[False] = False,
     start: ArrayLike | None = None,
+    grid: ArrayLike | None = None,
+    prior: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> jax.Array: ...
 
 
@@ -213,6 +258,8 @@ def sample(
     key: jax.Array | None = None,
     return_trajectory: Literal[True],
     start: ArrayLike | None = None,
+    grid: ArrayLike | None = None,
+    prior: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> tuple[jax.Array, jax.Array]: ...
 
 
@@ -228,6 +275,8 @@ def sample(
     key: jax.Array | None = None,
     return_trajectory: bool = False,
     start: ArrayLike | None = None,
+    grid: ArrayLike | None = None,
+    prior: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Draws images by following the probability flow from noise to the clean image.
 
@@ -236,22 +285,26 @@ def sample(
       noise: standard normal [B, H, W, C], see `initial_noise`.
       schedule: the path, from t_max down.
       solver: euler, heun or multistep.
-      num_steps: n; the denoiser is called n times, by heun 2 n - 1 times.
-      rho: spacing of the time grid, see `schedules.time_grid`.
+      num_steps: n of the default grid; the denoiser is called n times, by heun 2 n - 1 times.
+      rho: spacing of the default grid, `schedules.time_grid`.
       churn: makes sampling stochastic, as EDM does, for euler and heun (there is no solver
         "stochastic"); a bare number is S_churn.
       key: PRNG key for churn; an array of B keys gives every image a stream of its own.
       return_trajectory: also return the states at all times of the grid.
-      start: state at t_max; default beta(t_max) * noise, right where noise drowns the data there.
-        Needed where it does not (`Schedule.needs_start`).
+      start: state at grid[0], with `prior` at t_max; default beta * noise, right where noise drowns
+        the data there. Needed where it does not (beta < 1, as in `Schedule.needs_start`).
+      grid: falling times [n + 1] instead, such as `schedules.spectral_grid`'s. Where the last is
+        above 0 sampling ends there, and heun makes its second call there as well.
+      prior: mean image [H, W, C] and spectrum [H, W] of the data: the state at grid[0] is that of
+        Gaussian data, drawn, or reached from `start` by their flow, without a call of the denoiser.
 
     Returns:
-      Images [B, H, W, C]; with `return_trajectory` (images, states [num_steps + 1, B, H, W, C]).
+      Images [B, H, W, C]; with `return_trajectory` (images, states [n + 1, B, H, W, C]).
 
     Raises:
       ValueError: an unknown solver, wrong shapes, a network that is not wrapped, no start where one
         is needed, churn without key or with multistep, multistep on a path whose beta does not
-        fall.
+        fall, a grid that does not fall or leaves the path.
 
     Example:
       The exact denoiser of a single image leads back to it.
@@ -274,20 +327,15 @@ def sample(
             raise ValueError(
                 f"start and noise must have one shape, got {start.shape}, {noise.shape}"
             )
-    elif schedule.needs_start:
-        raise ValueError(
-            f"the noise at this path's t_max = {schedule.t_max:g} is below 1 and does not hide the "
-            "images: pass start=, blurred images there: process.perturb(x0, noise, "
-            "schedule.alpha(schedule.t_max), schedule.beta(schedule.t_max))"
-        )
     if churn is not None and solver == "multistep":
         raise ValueError(
             "churn works with the one-step solvers, euler and heun, not with multistep"
         )
     with jax.ensure_compile_time_eval():  # known numbers under jit, too: checked, not traced
-        t = time_grid(schedule, num_steps, rho).astype(noise.dtype)
+        t = time_grid(schedule, num_steps, rho) if grid is None else _checked_grid(grid, schedule)
+        t = t.astype(noise.dtype)
         levels = _Level(t, schedule.alpha(t), schedule.beta(t))
-    x = levels.beta[0] * noise if start is None else start
+    x = _first_state(noise, start, schedule, levels, prior)
 
     def checked(x: jax.Array, alpha: ArrayLike, beta: ArrayLike) -> Prediction:
         return check_prediction(denoise(x, alpha, beta))

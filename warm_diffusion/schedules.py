@@ -32,6 +32,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from warm_diffusion import spectra as _spectra
+from warm_diffusion.grids import spectral_grid as spectral_grid
 from warm_diffusion.process import Draw, check_range
 from warm_diffusion.process import Schedule as Schedule  # a name of this module for users, too
 

@@ -244,13 +244,14 @@ def start(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
       flags: main.py's, parsed.
 
     Returns:
-      The configuration, with --bnr, --solver and --steps in its sampling section.
+      The configuration, with --bnr, --solver, --steps and --grid in its sampling section.
     """
     others = flags.coordinator_address, flags.num_processes, flags.process_id
     if flags.distributed or any(value is not None for value in others):
         cluster.join(*others, seconds=flags.join_seconds)
     config = flags.config
-    for key, flag in (("bnr", "bnr"), ("solver", "solver"), ("num_steps", "steps")):
+    short = ("bnr", "bnr"), ("solver", "solver"), ("num_steps", "steps"), ("grid", "grid")
+    for key, flag in short:
         if flags[flag].present:
             config.sampling[key] = flags[flag].value
     check(config, None)

@@ -73,8 +73,14 @@ def _variance(x: ArrayLike) -> jax.Array:
     return jnp.var(_dct.dct(x), axis=(0, 3))
 
 
-def _bands(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Radial band of each coefficient [H, W], and the mean frequency of each band [K]."""
+def rings(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ring of each coefficient [H, W], and the mean frequency of each ring [K]; see `radial_mean`.
+
+    Example:
+      >>> ring, frequency = spectra.rings(2, 2)
+      >>> ring.tolist(), frequency.round(3).tolist()
+      ([[0, 1], [1, 1]], [0.0, 0.285])
+    """
     i, j = np.ogrid[:height, :width]
     radius = np.hypot(i / height, j / width)  # 1: the Nyquist frequency, half a cycle per pixel
     _, band = np.unique(np.rint(radius * max(height, width)), return_inverse=True)
@@ -106,7 +112,7 @@ def radial_mean(spectrum: ArrayLike) -> tuple[jax.Array, jax.Array]:
     spectrum = jnp.asarray(spectrum)
     if spectrum.ndim != 2:
         raise ValueError(f"expected a spectrum [H, W], got {spectrum.shape}")
-    band, frequency = _bands(*spectrum.shape)
+    band, frequency = rings(*spectrum.shape)
     total = jax.ops.segment_sum(spectrum.ravel(), band.ravel(), len(frequency))
     return jnp.asarray(frequency), total / np.bincount(band.ravel())
 
@@ -194,7 +200,7 @@ def recommend_bnr(spectrum: ArrayLike, attenuation: float = 0.05) -> float:
     spectrum = check_spectrum(spectrum, attenuation)
     with jax.ensure_compile_time_eval():  # a number, also under jit
         exponent = np.asarray(_dct.eigenvalues(*spectrum.shape), np.float64) * spectrum / 2
-    band, _ = _bands(*spectrum.shape)
+    band, _ = rings(*spectrum.shape)
     counts = np.bincount(band.ravel())
 
     def worst(bnr: float) -> float:

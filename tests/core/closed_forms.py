@@ -125,7 +125,7 @@ def difference_step(x, blurry, residual, start, end):
 
 
 def solve(solver, heads, x, levels):
-    """Method section 3 from x at levels[0] to levels[-1] = (0, 0); heads(x, alpha, beta) = D, R."""
+    """Method section 3 from x at levels[0] to levels[-1], maybe (0, 0); heads(x, *level) = D, R."""
     previous, previous_step = None, None
     for start, end in itertools.pairwise(levels):
         last = end[1] == 0

@@ -268,6 +268,97 @@ def test_float32_stays_float32(solver):
     assert images.dtype == jnp.float32
 
 
+# --- grids and priors ----------------------------------------------------------------------------
+
+
+@each_solver
+def test_a_grid_that_ends_above_zero_ends_there(solver):
+    # By the formulas of method section 3, whose solver takes the last step like the others there.
+    times = np.array([8.0, 2.5, 1.0, 0.3])
+    run = compiled(solver, 1, grid=tuple(times))
+    expected = solve(solver, heads, 8.0 * normal(), list(zip(0.5 * times, times, strict=True)))
+    np.testing.assert_allclose(run(normal()), expected, atol=1e-11)
+
+
+@each_solver
+def test_the_default_grid_is_a_grid(solver):
+    grid = schedules.time_grid(WARM, 4)
+    run = jax.jit(lambda noise, grid: sample(toy, noise, WARM, solver=solver, grid=grid))
+    np.testing.assert_allclose(run(normal(), grid), compiled(solver, 4)(normal()), atol=1e-11)
+
+
+@pytest.mark.parametrize(("last", "expected"), [(0.0, 5), (0.2, 6)])
+def test_heun_calls_the_network_twice_a_step_but_at_the_clean_image(last, expected):
+    calls = []
+
+    def counted(x, alpha, beta):
+        jax.debug.callback(lambda: calls.append(1))
+        return toy(x, alpha, beta)
+
+    jax.block_until_ready(sample(counted, normal(), WARM, grid=[9.0, 3.0, 1.0, last]))
+    jax.effects_barrier()
+    assert len(calls) == expected
+
+
+def first_state(**options):
+    grid = [4.0, 1.0, 0.0]
+    return sample(EXACT, normal(), WARM, grid=grid, return_trajectory=True, **options)[1][0]
+
+
+PRIOR = (DATA.mean, DATA.spectrum)
+
+
+def test_with_a_prior_the_marginal_where_sampling_starts_is_that_of_gaussian_data():
+    # An affine function of the noise, per frequency: mean and standard deviation of the marginal.
+    mean, variance = DATA.marginal(2.0, 4.0)
+    expected = mean + np.sqrt(variance) * dct(normal())
+    np.testing.assert_allclose(dct(first_state(prior=PRIOR)), expected, atol=1e-12)
+
+
+def test_with_a_prior_a_start_follows_the_flow_of_gaussian_data():
+    start = DATA.flow(normal(), (0.5, 1.0), (5.0, 10.0))  # some states at t_max
+    expected = DATA.flow(start, (5.0, 10.0), (2.0, 4.0))
+    np.testing.assert_allclose(first_state(prior=PRIOR, start=start), expected, atol=1e-12)
+
+
+def test_a_start_without_a_prior_is_the_first_state():
+    np.testing.assert_allclose(first_state(start=normal(seed=1)), normal(seed=1), atol=1e-12)
+
+
+@each_solver
+def test_with_a_prior_fine_grids_draw_gaussian_data_from_any_first_time(solver):
+    # Exact flow all the way: the images are mu + S^1/2 noise in the DCT basis, whatever the start.
+    times = np.geomspace(3.0, 1e-4, 400)
+    images = sample(EXACT, normal(), WARM, solver=solver, grid=times, prior=PRIOR)
+    expected = idct(dct(DATA.mean) + np.sqrt(DATA.spectrum) * dct(normal()))
+    np.testing.assert_allclose(images, expected, atol=0.05 if solver == "euler" else 2e-3)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ([3.0], r"two times or more, \[n \+ 1\], got shape \(1,\)"),
+        ([[3.0, 1.0]], r"got shape \(1, 2\)"),
+        ([3.0, 1.0, 1.0], "grid must fall from at most t_max = 10 to at least 0"),
+        ([3.0, -1.0], "grid must fall"),
+        ([11.0, 1.0], "grid must fall"),
+        ([3.0, np.nan, 1.0], "grid must fall"),
+        ([0.5, 0.1], "below 1 and does not hide the images: pass start="),
+    ],
+)
+def test_grids_that_do_not_work_are_refused(grid, message):
+    with pytest.raises(ValueError, match=message):
+        sample(toy, normal(), WARM, grid=grid)
+
+
+def test_a_prior_of_other_images_is_refused():
+    prior = (np.zeros((4, 4, 2)), np.ones((4, 4)))
+    with pytest.raises(
+        ValueError, match=r"expected images like the mean \(4, 4, 2\), got \(3, 5, 4"
+    ):
+        sample(toy, normal(), WARM, prior=prior)
+
+
 # --- churn ---------------------------------------------------------------------------------------
 
 

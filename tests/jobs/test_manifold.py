@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.core.closed_forms import dct, gaussian_data, rings, transfer
-from warm_diffusion import oracle, schedules
+from warm_diffusion import oracle, pretrained, schedules
 from warm_diffusion.denoiser import Prediction
 from warm_diffusion.jobs.analyze import manifold
 from warm_diffusion.samplers import initial_noise, sample
@@ -20,7 +20,7 @@ DATA = gaussian_data(*SIZE)
 SPECTRUM = DATA.spectrum[..., 0]
 PATH = schedules.constant_bnr(1.0, beta_min=0.02, beta_max=40.0)
 EXACT = oracle.gaussian(DATA.mean, DATA.spectrum)
-LEVELS = manifold.levels_of(PATH, STEPS, 7.0)
+LEVELS = manifold.levels_of(PATH, schedules.time_grid(PATH, STEPS))
 
 
 def without_denoising(x, alpha, beta):
@@ -193,6 +193,17 @@ def test_held_out_images_are_used_where_there_are_any(app, trained, tmp_path):
     assert report["reference"]["held_out"]
     assert report["reference"]["count"] == 20
     assert report["seeds"] == "0-9"  # no more than half of them
+
+
+def test_states_on_a_spectral_grid_are_compared_at_its_levels(app, trained, tmp_path):
+    app.run(
+        "--mode=analyze", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}",
+        "--config.analysis.num_images=8", "--solver=multistep", "--grid=spectral", tiny=False,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "analysis" / "sampling.json").read_text())
+    model = pretrained.load(trained[0])
+    times = schedules.spectral_grid(model.schedule, model.spectrum, 2, "multistep")
+    np.testing.assert_allclose([step["beta"] for step in report["steps"]], times, rtol=1e-5)
 
 
 def test_held_out_images_of_another_size_are_refused(app, trained, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import cifar10
+from warm_diffusion import pretrained
 from warm_diffusion.data import statistics
 from warm_diffusion.jobs.info import print_info
 from warm_diffusion.jobs.sample import parse_seeds
@@ -44,6 +45,20 @@ def test_sampling_writes_a_png_for_each_seed_and_a_grid(samples):
     assert about["seeds"] == "0-9"
     assert about["network_calls"] == 3  # Heun, two steps: 2 * 2 - 1
     assert "10 images" in out
+
+
+def test_a_grid_is_chosen_by_a_short_flag(app, trained, tmp_path):
+    app.run(
+        "--mode=sample", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}", "--seeds=0,7",
+        "--solver=multistep", "--steps=3", "--grid=spectral", tiny=False,
+    )  # fmt: skip
+    folder = sampled(tmp_path)
+    assert folder.name.endswith("_multistep3_trained_spectral")
+    about = json.loads((folder / "sampling.json").read_text())
+    assert (about["network_calls"], about["sampling"]["grid"]) == (3, "spectral")
+    expected = pretrained.load(trained[0]).sample([0, 7], "multistep", 3, grid="spectral")
+    drawn = np.stack([pngs(folder)[name] for name in ("000000", "000007")])
+    assert np.abs(drawn.astype(int) - expected[..., 0]).max() <= 1
 
 
 def test_a_seed_gives_the_same_image_whatever_the_batch_and_the_other_seeds(app, trained, samples):

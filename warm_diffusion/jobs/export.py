@@ -46,6 +46,8 @@ def export(config: ConfigDict, workdir: str, checkpoint: str) -> pathlib.Path:
         files = {"sampler.stablehlo": content, "sampler.json": about.encode()}
     if jax.process_index() == 0:
         caption = f"{config.sampling.solver}, {sampler.num_calls} network calls"
+        if config.sampling.grid != "edm":
+            caption += f", grid {config.sampling.grid}"
         if config.sampling.bnr >= 0:
             caption += f", along BNR {config.sampling.bnr:g}"
         pretrained.save(model, folder, samples=samples, caption=caption, files=files)

@@ -18,23 +18,32 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_diffusion import dct, devices, factory, plots, pretrained, process, spectra, storage
+from warm_diffusion import (
+    dct,
+    devices,
+    drawing,
+    factory,
+    plots,
+    pretrained,
+    process,
+    spectra,
+    storage,
+)
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.console import progress, say
 from warm_diffusion.data import Dataset
 from warm_diffusion.data.images import from_uint8, grid, save_png, to_uint8
 from warm_diffusion.denoiser import Denoiser, Prediction
 from warm_diffusion.drawing import Sampler
-from warm_diffusion.schedules import Schedule, time_grid
+from warm_diffusion.schedules import Schedule
 
 _STRIPS = 4  # seeds in the film strips
 Level = tuple[float, float]  # (alpha, beta)
 
 
-def levels_of(schedule: Schedule, num_steps: int, rho: float) -> list[Level]:
+def levels_of(schedule: Schedule, times: jax.Array) -> list[Level]:
     """(alpha, beta) at each time of the sampler's grid."""
-    return [(float(schedule.alpha(t)), float(schedule.beta(t))) for t in
-            time_grid(schedule, num_steps, rho)]  # fmt: skip
+    return [(float(schedule.alpha(t)), float(schedule.beta(t))) for t in times]
 
 
 def departures(
@@ -161,7 +170,10 @@ def analyze_sampling(
     # No more images than asked for, however many devices there are.
     batch = devices.global_batch(options.batch_size, mesh, config.analysis.num_images)
     sampler = factory.sampler(config, built, mesh, batch_size=batch, return_trajectory=True)
-    levels = levels_of(sampler.schedule, options.num_steps, options.rho)
+    levels = levels_of(
+        sampler.schedule,
+        drawing.times(built, sampler.schedule, factory.sampling_settings(config)),
+    )
     spectrum = factory.data_statistics(config).spectrum
     params = devices.put_replicated(model.params, mesh)
     states, contributions, strips = _run(config, built, params, sampler, data, levels)

@@ -1,0 +1,241 @@
+"""Grids from the spectrum: a closed form, the minimum of a cost computed anew, and what they gain.
+
+On Gaussian data a solver multiplies each DCT coefficient's deviation from the mean by a number,
+here by running method section 3's steps (`closed_forms.py`) on deviations of 1.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.core.closed_forms import (
+    GaussianData,
+    blur,
+    dct,
+    difference_step,
+    edm_times,
+    idct,
+    natural_spectrum,
+    rings,
+    solve,
+)
+from warm_diffusion import grids, schedules
+from warm_diffusion.grids import spectral_grid
+from warm_diffusion.samplers import SOLVERS
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+SIZE = (8, 6, 1)
+
+
+def isotropic_spectrum():
+    """Falls like that of natural images, equal on each ring of frequencies."""
+    spectrum, ring = 4 * natural_spectrum(*SIZE[:2]), rings(*SIZE[:2])
+    means = np.bincount(ring.ravel(), spectrum.ravel()) / np.bincount(ring.ravel())
+    return means[ring]
+
+
+SPECTRUM = isotropic_spectrum()
+DATA = GaussianData(np.zeros(SIZE), SPECTRUM[:, :, None])
+each_solver = pytest.mark.parametrize("solver", SOLVERS)
+each_bnr = pytest.mark.parametrize("bnr", [0.0, 0.5, 1.0])
+
+
+def heads(x, alpha, beta):
+    return DATA.posterior_means(x, alpha, beta)
+
+
+def end_over_start(solver, levels):
+    """The factor of each coefficient from levels[0] to levels[-1], [H, W, C]."""
+    return dct(solve(solver, heads, idct(np.ones((1, *SIZE))), levels))[0]
+
+
+def deviation(level):
+    """Of the forward states, [H, W, C]."""
+    return np.sqrt(DATA.marginal(*level)[1])
+
+
+# --- closed form ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7])
+def test_euler_on_one_frequency_without_blur_steps_evenly_in_the_arctangent(steps):
+    # With beta = S^1/2 tan(a) a step's relative error is cos(a - a') - 1: the tangent law (Sun,
+    # Poor, Zhang 2026, arXiv 2601.13602).
+    path = schedules.hot(beta_min=1e-3, beta_max=30.0)
+    grid = spectral_grid(path, np.array([[0.0, 4.0]]), steps, "euler", start=20.0)
+    angles = np.linspace(np.arctan(20.0 / 2), 0.0, steps + 1)
+    np.testing.assert_allclose(grid, 2 * np.tan(angles), rtol=0.01, atol=1e-9)
+
+
+# --- least cost ----------------------------------------------------------------------------------
+
+
+def cost(solver, times, bnr):
+    """Squares of each step's error from exact states, and of the start's square, summed."""
+    levels = [(bnr * t, t) for t in times]
+    relative = [(deviation(levels[0]) / levels[0][1] - 1) ** 2]
+    for i, (now, after) in enumerate(itertools.pairwise(levels)):
+        if solver == "multistep" and i and after[1] > 0:
+            moved = extrapolated(levels[i - 1], now, after)
+        else:  # as in a grid of one step
+            moved = end_over_start(solver, [now, after]) * deviation(now)
+        relative.append(moved / deviation(after) - 1)
+    return sum(float(np.sum(DATA.spectrum * error**2)) for error in relative)
+
+
+def extrapolated(before, now, after):
+    """Where the multistep solver leads from the exact states at two levels, method section 3."""
+    x, x_before = (idct(deviation(level)[None]) for level in (now, before))
+    blurry, residual = heads(x, *now)
+    change = blurry + residual - sum(heads(x_before, *before))
+    ahead = change * np.log(now[1] / after[1]) / np.log(before[1] / now[1]) / 2
+    moved = difference_step(x, blurry, residual, now, after)
+    return dct(moved + blur(ahead, after[0]) - after[1] / now[1] * blur(ahead, now[0]))[0]
+
+
+@pytest.mark.parametrize("bnr", [0.0, 0.7])
+@each_solver
+def test_no_other_time_for_a_level_costs_less(solver, bnr):
+    # Three percent to either side, which the table's spacing of ten percent would not see.
+    times = np.asarray(spectral_grid(schedules.constant_bnr(bnr), SPECTRUM, 5, solver))
+    least = cost(solver, times, bnr)
+    for i in range(5):
+        for factor in (0.97, 1.03):
+            other = times * np.where(np.arange(6) == i, factor, 1.0)
+            assert cost(solver, other, bnr) > 0.999 * least  # some valleys are flat
+
+
+@each_solver
+def test_the_grid_is_the_least_of_many_not_a_dip(solver):
+    # 300 grids drawn at random around it, up to a factor of e.
+    times = np.asarray(spectral_grid(schedules.constant_bnr(0.5), SPECTRUM, 4, solver))
+    least, rng = cost(solver, times, 0.5), np.random.default_rng(0)
+    for _ in range(300):
+        inner = np.sort(times[:4] * np.exp(rng.uniform(-1, 1, 4)))[::-1]
+        if inner[-1] > times[-1]:
+            assert cost(solver, [*inner, times[-1]], 0.5) >= least
+
+
+# --- what it gains on Gaussian data --------------------------------------------------------------
+
+
+def distance(solver, times, bnr, from_data):
+    """Wasserstein distance of the end's marginals to the data's, from noise or from the data's."""
+    levels = [(bnr * t, t) for t in times]
+    start = deviation(levels[0]) if from_data else levels[0][1]
+    end = np.abs(end_over_start(solver, levels)) * start
+    return np.sqrt(np.sum((end - np.sqrt(DATA.spectrum)) ** 2))
+
+
+@each_bnr
+@pytest.mark.parametrize("calls", [3, 5, 9, 18, 35])
+@each_solver
+def test_it_is_nearer_to_gaussian_data_than_edms_grid(solver, calls, bnr):
+    steps = (calls + 1) // 2 if solver == "heun" else calls
+    times = spectral_grid(schedules.constant_bnr(bnr), SPECTRUM, steps, solver)
+    edm = edm_times(0.002, 80.0, steps, 7.0)
+    found = distance(solver, np.asarray(times), bnr, from_data=True)
+    assert found < distance(solver, edm, bnr, from_data=False)
+
+
+# --- its ends and paths --------------------------------------------------------------------------
+
+
+@each_solver
+def test_the_grid_falls_and_ends_where_the_solver_may(solver):
+    # Multistep stays at t_min, where noise is a quarter of a grey level: no call there.
+    for steps in (1, 2, 3, 6, 32, 33, 100):
+        times = np.asarray(spectral_grid(schedules.constant_bnr(0.5), SPECTRUM, steps, solver))
+        assert times.shape == (steps + 1,)
+        assert np.all(np.diff(times) < 0)
+        assert times[0] <= 80
+        assert times[-1] == pytest.approx(0.002 if solver == "multistep" else 0.0)
+
+
+def test_noise_that_could_be_seen_is_removed():
+    path = schedules.constant_bnr(0.5, beta_min=0.03)
+    times = spectral_grid(path, SPECTRUM, 5, "multistep")
+    assert float(times[-1]) == 0
+    assert float(times[-2]) >= 0.03 * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("first", [80.0, 0.7])
+@each_solver
+def test_a_first_time_is_kept(solver, first):
+    times = spectral_grid(schedules.constant_bnr(0.5), SPECTRUM, 5, solver, start=first)
+    assert float(times[0]) == pytest.approx(first)
+    assert np.all(np.diff(times) < 0)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        schedules.spectral(SPECTRUM),
+        schedules.blurring_diffusion(),
+        schedules.from_functions(lambda t: 0.5 * t**2, lambda t: t**2, t_min=0.05, t_max=9.0),
+    ],
+    ids=["spectral", "blurring_diffusion", "from_functions"],
+)
+@each_solver
+def test_every_path_whose_noise_rises_has_one(solver, path):
+    times = np.asarray(spectral_grid(path, SPECTRUM, 6, solver))
+    assert np.all(np.diff(times) < 0)
+    assert path.t_max >= times[0]
+    assert times[-2] > 0
+
+
+def test_only_the_levels_matter_not_their_clock():
+    slow, fast = (
+        schedules.from_functions(
+            lambda t, p=p: 0.5 * t**p, lambda t, p=p: t**p,
+            t_min=0.002 ** (1 / p), t_max=80 ** (1 / p),
+        )
+        for p in (1, 3)
+    )  # fmt: skip
+    one, other = (np.asarray(spectral_grid(path, SPECTRUM, 6)) for path in (slow, fast))
+    np.testing.assert_allclose(other**3, one, rtol=1e-3)
+
+
+def test_louder_data_of_the_same_kind_have_the_same_grid_louder():
+    # Without blur, S times 4 and all levels times 2 are the same problem.
+    one, two = (
+        np.asarray(
+            spectral_grid(
+                schedules.hot(beta_min=0.001 * scale, beta_max=40.0 * scale),
+                scale**2 * SPECTRUM, 5, "heun",
+            )
+        )
+        for scale in (1, 2)
+    )  # fmt: skip
+    np.testing.assert_allclose(two, 2 * one, rtol=1e-6)
+
+
+def test_jit_sees_numbers():
+    path = schedules.constant_bnr(0.5)
+    inside = jax.jit(lambda x: x + spectral_grid(path, SPECTRUM, 4))(jnp.zeros(5))
+    np.testing.assert_allclose(inside, spectral_grid(path, SPECTRUM, 4))
+
+
+def test_schedules_has_it_beside_time_grid():
+    assert schedules.spectral_grid is grids.spectral_grid
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"solver": "rk4"}, "one of euler, heun, multistep, got 'rk4'"),
+        ({"spectrum": np.ones(3)}, r"a finite spectrum \[H, W\] >= 0, got shape \(3,\)"),
+        ({"start": 81.0}, "above t_min = 0.002, up to t_max = 80, got 81"),
+        ({"start": 0.002}, "above t_min = 0.002, up to t_max = 80, got 0.002"),
+        ({"schedule": schedules.cold()}, "a path whose noise rises with time all the way"),
+    ],
+)
+def test_mistakes_are_refused(options, message):
+    usual = {"schedule": schedules.constant_bnr(0.5), "spectrum": SPECTRUM, "num_steps": 4}
+    with pytest.raises(ValueError, match=message):
+        spectral_grid(**usual | options)
