@@ -9,6 +9,8 @@
     oracle      closed-form denoisers
     spectra     power spectra and the recommended blur-to-noise ratio
     sizes       spectra and networks at other image sizes
+    levels      blur and noise of a photograph, read off its spectrum
+    restoration from a blurred and noisy photograph back to a clean one
 
 They are pure functions of arrays and need only jax and numpy. `warm_diffusion.pretrained` loads a
 trained network and saves one for others. Architectures, data, training and
@@ -18,9 +20,11 @@ evaluation are sub-packages, imported by name.
 from warm_diffusion import (
     dct,
     denoiser,
+    levels,
     losses,
     oracle,
     process,
+    restoration,
     samplers,
     schedules,
     sizes,
@@ -31,9 +35,11 @@ __version__ = "0.1.0"
 __all__ = [
     "dct",
     "denoiser",
+    "levels",
     "losses",
     "oracle",
     "process",
+    "restoration",
     "samplers",
     "schedules",
     "sizes",
