@@ -32,6 +32,10 @@ MODES = {
     "fid_stats": lambda config, workdir, _: jobs.fid_stats.write_statistics(config, workdir),
     "analyze": lambda *job: jobs.analyze.analyze(*job[:2], FLAGS.checkpoint),
     "export": lambda *job: jobs.export.export(*job),
+    "restore": lambda *job: jobs.restore.restore(
+        *job,
+        jobs.restore.Request(FLAGS.input, FLAGS.blur, FLAGS.noise, FLAGS.samples, FLAGS.reference),
+    ),
     "info": lambda config, *_: jobs.info.print_info(config),
 }
 config_flags.DEFINE_config_file(
@@ -48,6 +52,16 @@ flags.DEFINE_string("solver", None, "sample, eval: euler, heun or multistep.")
 flags.DEFINE_float("wait", 0.0, "eval: seconds to wait for a checkpoint still to come.")
 flags.DEFINE_integer("steps", None, "sample, eval: steps of the solver.")
 flags.DEFINE_string("grid", None, "sample, eval: time grid, edm or spectral.")
+flags.DEFINE_string(
+    "input",
+    None,
+    "restore: photograph, or folder of them, with Gaussian blur and noise; not for "
+    "motion blur, defocus or the blocks of JPEG.",
+)
+flags.DEFINE_float("blur", None, "restore: standard deviation in pixels [read off each image].")
+flags.DEFINE_float("noise", None, "restore: in grey levels of 0..255 [read off each image].")
+flags.DEFINE_integer("samples", 0, "restore: samples of the posterior besides its mean.")
+flags.DEFINE_string("reference", None, "restore: clean images of the same names, for PSNR, SSIM.")
 flags.DEFINE_bool("distributed", False, "Join the other processes of a cluster that JAX knows.")
 flags.DEFINE_string("coordinator_address", None, "On any other: HOST:PORT of process 0.")
 flags.DEFINE_integer("num_processes", None, "On any other: how many processes there are.")

@@ -16,8 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 
 CORE = (
-    "dct", "denoiser", "grids", "losses", "oracle", "process", "samplers", "schedules", "sizes",
-    "spectra",
+    "dct", "denoiser", "grids", "levels", "losses", "oracle", "process", "restoration", "samplers",
+    "schedules", "sizes", "spectra",
 )  # fmt: skip
 LAYERS = {
     **dict.fromkeys(("warm_diffusion", *CORE), 0),

@@ -10,6 +10,8 @@
     oracle      closed-form denoisers
     spectra     power spectra and the recommended blur-to-noise ratio
     sizes       spectra and networks at other image sizes
+    levels      blur and noise of a photograph, read off its spectrum
+    restoration from a blurred and noisy photograph back to a clean one
 
 They are pure functions of arrays and need only jax and numpy. `warm_diffusion.pretrained` loads a
 trained network and saves one for others. Architectures, data, training and
@@ -20,9 +22,11 @@ from warm_diffusion import (
     dct,
     denoiser,
     grids,
+    levels,
     losses,
     oracle,
     process,
+    restoration,
     samplers,
     schedules,
     sizes,
@@ -34,9 +38,11 @@ __all__ = [
     "dct",
     "denoiser",
     "grids",
+    "levels",
     "losses",
     "oracle",
     "process",
+    "restoration",
     "samplers",
     "schedules",
     "sizes",

@@ -131,3 +131,22 @@ def heads(path: pathlib.Path, frequency: np.ndarray, steps: Sequence[dict], titl
     below.set_ylabel("consistency: mean square of D - B (D + R)")
     below.grid(alpha=0.25)
     _save(figure, path)
+
+
+def comparison(path: pathlib.Path, panels: Sequence[tuple[str, np.ndarray]], title: str) -> None:
+    """Images beside one another, each pixel of a small one a block.
+
+    Args:
+      path: PNG file to write.
+      panels: title and uint8 [H, W, C] of each, of one size.
+      title: heading.
+    """
+    height, width = panels[0][1].shape[:2]
+    side = max(2.6, min(5.0, width / 120))
+    figure = Figure(figsize=(side * len(panels), side * height / width + 1), layout="constrained")
+    for axes, (name, image) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(name, fontsize=9)
+        axes.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)

@@ -31,6 +31,6 @@ class Incomplete(Stopped):
 
 
 def __getattr__(name: str):
-    if name in ("train", "sample", "evaluate", "fid_stats", "analyze", "export", "info"):
+    if name in ("train", "sample", "evaluate", "fid_stats", "analyze", "export", "info", "restore"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

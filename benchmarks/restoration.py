@@ -1,0 +1,340 @@
+"""How well is a blurred and noisy image restored? PSNR and SSIM against classical methods.
+
+    python -m benchmarks.restoration --checkpoint=pretrained/cifar10_16 \\
+        --test=folder:cifar10/test --tune=folder:cifar10/train --size=16 --out=runs/restoration
+    python -m benchmarks.restoration --checkpoint=pretrained/photos --test=photos --size=64 \\
+        --out=runs/restoration_photos
+
+`--test=photos` are tiles of scikit-learn's china and flower at half size, which nothing here was
+trained or tuned on; `--tune=photos` are tiles of scikit-image's photographs. At each pair of levels
+every method restores the same images:
+
+    Wiener        closed form, in colour: the colours turned to their principal axes, each with the
+                  spectrum of the tuning images (on `photos` of the test tiles themselves, which no
+                  one has)
+    unsupervised  skimage.restoration.unsupervised_wiener, each channel by itself
+    Lucy          skimage.restoration.richardson_lucy, the number of iterations tuned
+    TV            skimage.restoration.denoise_tv_chambolle in colour, its weight tuned
+    BM3D          bm3d_rgb without blur, bm3d_deblurring with it; left out if the package bm3d is
+                  not there
+
+Tuned: the best PSNR at that pair over a grid, on `--tune`. Those of skimage and BM3D know the blur
+(and BM3D the noise), and get the images padded by reflection, the blur's own border, all on one
+sheet: what they estimate or match they may take from all of them. The network's rows: the posterior
+mean with known levels and with levels read off each image, the flow and samples.
+Writes OUT/restoration.json; prints a table.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.train_step import machine
+from warm_diffusion import dct, oracle, pretrained, process, restoration, samplers, storage
+from warm_diffusion.data.sources import open_source
+from warm_diffusion.evaluation import pairs
+
+LEVELS = (
+    (0.0, 0.1), (0.0, 0.25), (0.5, 0.1), (0.5, 0.25), (0.8, 0.05), (1.0, 0.1), (1.0, 0.25),
+    (1.5, 0.05), (1.5, 0.2),
+)  # fmt: skip
+CALLS = (1, 2, 4, 9, 18, 35)
+_PAD = 12
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+def photograph_tiles(size: int, test: bool) -> np.ndarray:
+    """Tiles at half size of scikit-learn's photographs (test), or of scikit-image's."""
+    from PIL import Image
+
+    if test:
+        from sklearn.datasets import load_sample_images
+
+        images = load_sample_images().images
+    else:
+        from skimage import data
+
+        images = [getattr(data, name)() for name in ("astronaut", "chelsea", "coffee")]
+    tiles = []
+    for image in images:
+        half = Image.fromarray(image).resize([n // 2 for n in image.shape[1::-1]], Image.LANCZOS)
+        half = np.asarray(half)
+        for top in range(0, half.shape[0] - size + 1, size):
+            tiles += [
+                half[top : top + size, left : left + size]
+                for left in range(0, half.shape[1] - size + 1, size)
+            ]
+    return np.stack(tiles)
+
+
+def load(spec: str, size: int, count: int, test: bool) -> np.ndarray:
+    """[count, size, size, 3] in [-1, 1], drawn at random."""
+    rng = np.random.default_rng(0)
+    if spec == "photos":
+        images = photograph_tiles(size, test)
+        images = images[rng.permutation(len(images))[:count]]
+    else:
+        from PIL import Image
+
+        source = open_source(spec)
+        chosen = rng.permutation(len(source.names))[:count]
+        images = np.stack(
+            [
+                np.asarray(source.load(i)[0].convert("RGB").resize((size, size), Image.LANCZOS))
+                for i in chosen
+            ]
+        )
+    return images.astype(np.float32) / 127.5 - 1
+
+
+def degrade(images: np.ndarray, alpha: float, beta: float) -> np.ndarray:
+    noise = samplers.initial_noise(np.arange(len(images)), images.shape[1:])
+    return np.asarray(process.perturb(images, noise, alpha, beta))
+
+
+# --- classical methods ---------------------------------------------------------------------------
+
+
+def kernel(alpha: float) -> np.ndarray:
+    """The blur as a small image: what B(alpha) makes of one bright pixel."""
+    size = 2 * int(np.ceil(4 * alpha)) + 1
+    point = np.zeros((1, 8 * size + 1, 8 * size + 1, 1), np.float32)
+    centre = point.shape[1] // 2
+    point[0, centre, centre] = 1
+    blurred = np.asarray(dct.blur(point, alpha))[0, :, :, 0]
+    near = slice(centre - size // 2, centre + size // 2 + 1)
+    return blurred[near, near] / blurred[near, near].sum()
+
+
+def on_one_sheet(method, y: np.ndarray) -> np.ndarray:
+    """A method on images [N, H, W, C] with reflected borders, beside one another on one sheet."""
+    pad = min(_PAD, y.shape[1])
+    larger = np.pad((y + 1) / 2, ((0, 0), (pad, pad), (pad, pad), (0, 0)), "symmetric")
+    count, height, width, channels = larger.shape
+    columns = int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    filled = np.concatenate([larger, larger[: rows * columns - count]]).astype(np.float64)
+    sheet = filled.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
+    restored = method(sheet.reshape(rows * height, columns * width, channels))
+    restored = restored.reshape(rows, height, columns, width, channels).transpose(0, 2, 1, 3, 4)
+    restored = restored.reshape(filled.shape)[:count]
+    return 2 * restored[:, pad:-pad, pad:-pad] - 1
+
+
+def by_channel(method):
+    return lambda y: np.stack([method(y[..., c]) for c in range(y.shape[-1])], axis=-1)
+
+
+def unsupervised(alpha: float, beta: float):
+    from skimage.restoration import unsupervised_wiener
+
+    def restore(y):
+        return unsupervised_wiener(y, kernel(alpha), clip=False, rng=0)[0]
+
+    return lambda y: on_one_sheet(by_channel(restore), y)
+
+
+def lucy(alpha: float, beta: float, iterations: int):
+    from skimage.restoration import richardson_lucy
+
+    def restore(y):
+        return richardson_lucy(np.clip(y, 0, 1), kernel(alpha), num_iter=iterations)
+
+    return lambda y: on_one_sheet(by_channel(restore), y)
+
+
+def total_variation(alpha: float, beta: float, weight: float):
+    from skimage.restoration import denoise_tv_chambolle
+
+    return lambda y: on_one_sheet(
+        lambda z: denoise_tv_chambolle(z, weight * beta, channel_axis=-1), y
+    )
+
+
+def block_matching(alpha: float, beta: float):
+    import bm3d
+
+    vars(np)["trapz"] = np.trapezoid  # bm4d 4.2.5 asks for the name that numpy 2.4 has no more
+    if alpha == 0:
+        return lambda y: on_one_sheet(lambda z: bm3d.bm3d_rgb(z, beta / 2), y)
+    return lambda y: on_one_sheet(
+        by_channel(lambda z: bm3d.bm3d_deblurring(z, beta / 2, kernel(alpha))), y
+    )
+
+
+TUNED = {
+    "Lucy": (lucy, (1, 2, 3, 5, 8, 12, 20, 35)),
+    "TV": (total_variation, (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4)),
+}
+
+
+def tuned(method, grid, images: np.ndarray, alpha: float, beta: float):
+    """The parameter of best mean PSNR on the tuning images."""
+    y = degrade(images, alpha, beta)
+
+    def quality(value):
+        return scores(method(alpha, beta, value)(y), images)["psnr"]
+
+    return max(grid, key=quality)
+
+
+class ColourWiener:
+    """The closed-form Wiener filter in the principal axes of the colours."""
+
+    def __init__(self, images: np.ndarray):
+        colours = np.reshape(images, (-1, images.shape[-1])).astype(np.float64)
+        _, self.axes = np.linalg.eigh(np.cov(colours.T))
+        turned = np.asarray(images @ self.axes, np.float32)
+        self.spectrum = np.var(np.asarray(dct.dct(turned)), axis=0)
+        if len(images) < 256:  # few images: neighbouring frequencies share what they have
+            from scipy import ndimage
+
+            self.spectrum = np.exp(ndimage.gaussian_filter(np.log(self.spectrum), (1, 1, 0)))
+        self.mean = turned.mean(axis=0)
+
+    def __call__(self, y: np.ndarray, alpha: float, beta: float) -> np.ndarray:
+        denoise = oracle.gaussian(self.mean, self.spectrum)
+        turned = np.asarray(y @ self.axes, np.float32)
+        return np.asarray(denoise(turned, alpha, beta).clean) @ self.axes.T
+
+
+# --- the network ---------------------------------------------------------------------------------
+
+
+class Network:
+    """A network's restorations, each compiled once."""
+
+    def __init__(self, model: pretrained.Model):
+        self.model = model
+        same = model.image_shape
+
+        @jax.jit
+        def mean(y, alpha, beta):
+            return model.denoise(y, alpha, beta).clean
+
+        @functools.partial(jax.jit, static_argnames=("num_steps", "stochastic"))
+        def restore(y, alpha, beta, key, num_steps, stochastic):
+            return restoration.restore(
+                model.denoise, y, alpha, beta, num_steps=num_steps, key=key, stochastic=stochastic
+            )
+
+        @jax.jit
+        def estimate(y):
+            mean = model.mean if y.shape[1:] == same else None
+            return restoration.estimate_levels(y, model.spectrum, mean, contrast=True)
+
+        self.mean, self.restore, self.estimate = mean, restore, estimate
+
+
+def scores(restored: np.ndarray, images: np.ndarray) -> dict[str, float]:
+    return {
+        name: float(np.mean([f(np.asarray(y), x) for y, x in zip(restored, images, strict=True)]))
+        for name, f in (("psnr", pairs.psnr), ("ssim", pairs.ssim))
+    }
+
+
+def at_levels(network, wiener, images, tuning, alpha, beta) -> dict:
+    """All methods at one pair of levels."""
+    y = degrade(images, alpha, beta)
+    rows, chosen = {"input": scores(y, images)}, {}
+    rows["Wiener"] = scores(wiener(y, alpha, beta), images)
+    methods = {"unsupervised": unsupervised(alpha, beta)} if alpha > 0 else {}
+    for name, (method, grid) in TUNED.items():
+        if name == "Lucy" and alpha == 0:
+            continue
+        chosen[name] = tuned(method, grid, tuning, alpha, beta)
+        methods[name] = method(alpha, beta, chosen[name])
+    try:
+        methods["BM3D"] = block_matching(alpha, beta)
+    except ImportError:
+        print("BM3D left out: pip install bm3d")
+    for name, method in methods.items():
+        rows[name] = scores(method(y), images)
+    y = jnp.asarray(y)
+    rows["mean"] = scores(network.mean(y, alpha, beta), images)
+    found = network.estimate(y)
+    least = 1 / 127.5 / 12**0.5
+    blind = network.mean(y, found[0], jnp.maximum(found[1], least))
+    rows["mean, blind"] = scores(blind, images)
+    key = jax.random.key(0)
+    rows["flow, 9 calls"] = scores(network.restore(y, alpha, beta, key, 9, 0.0), images)
+    rows["sample, 9 calls"] = scores(network.restore(y, alpha, beta, key, 9, 1.0), images)
+    estimates = {
+        name: [float(q) for q in np.quantile(np.asarray(values), (0.1, 0.5, 0.9))]
+        for name, values in zip(("alpha", "beta"), found, strict=True)
+    }
+    return {"alpha": alpha, "beta": beta, "rows": rows, "tuned": chosen, "estimates": estimates}
+
+
+def by_calls(network, images, alpha: float, beta: float, calls) -> list[dict]:
+    """The trade between error and looks: flow and samples at several numbers of calls.
+
+    `spectrum` is the mean over frequencies of ln(power of the restored / power of the clean), from
+    a quarter cycle per pixel up: below 0 too smooth, above 0 too rough.
+    """
+    y, rows = jnp.asarray(degrade(images, alpha, beta)), []
+    i, j = np.ogrid[: images.shape[1], : images.shape[2]]
+    high = np.hypot(i / images.shape[1], j / images.shape[2]) > 0.5
+
+    def power(x):
+        return np.mean(np.asarray(dct.dct(np.asarray(x, np.float32))) ** 2, axis=(0, 3))[high]
+
+    for number in calls:
+        for name, stochastic in (("flow", 0.0), ("sample", 1.0)):
+            restored = network.restore(y, alpha, beta, jax.random.key(0), number, stochastic)
+            ratio = float(np.mean(np.log(power(restored) / power(images))))
+            rows.append(
+                {"path": name, "calls": number, **scores(restored, images), "spectrum": ratio}
+            )
+            print(
+                f"{name:7} {number:3} calls",
+                {k: round(v, 3) for k, v in rows[-1].items() if k not in ("path", "calls")},
+                flush=True,
+            )
+    return rows
+
+
+def main(arguments: argparse.Namespace) -> None:
+    out = pathlib.Path(arguments.out)
+    model = pretrained.load(arguments.checkpoint)
+    images = load(arguments.test, arguments.size, arguments.count, test=True)
+    tuning = load(arguments.tune, arguments.size, arguments.tune_count, test=False)
+    own = arguments.test == "photos"
+    spectra_of = images if own else load(arguments.tune, arguments.size, 5000, test=False)
+    network, wiener = Network(model), ColourWiener(spectra_of)
+    report = {
+        "arguments": vars(arguments), "machine": machine(), "images": len(images),
+        "weights_sha256": model.info["weights_sha256"], "step": model.info.get("step"),
+        "levels": [], "calls": [],
+    }  # fmt: skip
+    for alpha, beta in LEVELS:
+        began = time.monotonic()
+        report["levels"].append(at_levels(network, wiener, images, tuning, alpha, beta))
+        rows = report["levels"][-1]["rows"]
+        told = "  ".join(f"{name} {row['psnr']:.2f}" for name, row in rows.items())
+        print(f"{alpha} {beta}  {told}  ({time.monotonic() - began:.0f} s)", flush=True)
+        storage.write_json(out / "restoration.json", report)
+    report["calls"] = by_calls(network, images, 1.0, 0.1, arguments.calls)
+    storage.write_json(out / "restoration.json", report)
+    print(json.dumps(report["machine"]))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--test", default="photos", help="source of clean images, or photos")
+    parser.add_argument("--tune", default="photos", help="source of images to tune on, or photos")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--tune_count", type=int, default=16)
+    parser.add_argument("--calls", type=int, nargs="+", default=CALLS)
+    parser.add_argument("--out", required=True)
+    main(parser.parse_args())
