@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from warm_diffusion import denoiser, devices, samplers
+from warm_diffusion import denoiser, devices, drawing, samplers
 from warm_diffusion.architecture import PRECONDITIONINGS
 from warm_diffusion.data.augmentation import TRANSFORMS
 from warm_diffusion.models import SIZES
@@ -194,6 +194,7 @@ RANGES: Mapping[str, Range] = {
     "training.max_nonfinite": _whole(1),
     "sampling.solver": OneOf(samplers.SOLVERS),
     "sampling.num_steps": _whole(1, 100_000),
+    "sampling.grid": OneOf(drawing.GRIDS),
     "sampling.rho": Number(1, 1_000),
     "sampling.bnr": Number(),
     "sampling.s_churn": _AT_LEAST_0,
