@@ -154,10 +154,11 @@ TOGETHER = {
 }  # fmt: skip
 
 
-@hypothesis_settings(quickly, max_examples=6)
+@hypothesis_settings(quickly, max_examples=4)
 @given(st.fixed_dictionaries({k: inside(ranges.RANGES[k]) for k in BUILDING if k not in TOGETHER}))
 def test_values_in_range_build(values):
     """Network, loss, optimizer and sampler, by shapes alone."""
+    values = values | {"model.num_blocks": min(values["model.num_blocks"], 2)}  # 64 take minutes
     config = default.get_config()
     config.model.channel_mult, config.model.attention_resolutions = (1,), ()
     for key, value in values.items():
