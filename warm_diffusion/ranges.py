@@ -194,6 +194,7 @@ RANGES: Mapping[str, Range] = {
     "training.max_nonfinite": _whole(1),
     "sampling.solver": OneOf(samplers.SOLVERS),
     "sampling.num_steps": _whole(1, 100_000),
+    "sampling.grid": OneOf(("edm", "spectral")),
     "sampling.rho": Number(1, 1_000),
     "sampling.bnr": Number(),
     "sampling.s_churn": _AT_LEAST_0,
