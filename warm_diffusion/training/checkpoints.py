@@ -18,6 +18,7 @@ import hashlib
 import json
 import pathlib
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ from warm_diffusion.training.checksums import checksum
 from warm_diffusion.training.state import TrainState
 
 _FORMAT = 3
+_REMOVE_SECONDS = 5.0
 # Not damage: another try, or another user, reads what is there.
 _PASSING = re.compile(
     "ABORTED|CANCELLED|DEADLINE_EXCEEDED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|"
@@ -161,9 +163,15 @@ class Checkpoints:
 
     def _remove_unfinished(self) -> None:
         """What a save that failed has left; on gs:// the next start does it."""
-        if self._writes and storage.is_local(self._path):
-            for unfinished in self._path.glob("*.orbax-checkpoint-tmp"):
-                storage.remove(unfinished)
+        if not self._writes or not storage.is_local(self._path):
+            return
+        limit = time.monotonic() + _REMOVE_SECONDS
+        while unfinished := list(self._path.glob("*.orbax-checkpoint-tmp")):
+            for folder in unfinished:
+                storage.remove(folder)
+            if time.monotonic() > limit:
+                break
+            time.sleep(0.05)  # threads of TensorStore's write on for a moment
 
     def restore_latest(
         self, target: TrainState, report: Callable[[str], None] = print
