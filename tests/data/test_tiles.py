@@ -58,11 +58,24 @@ def test_tiles_are_another_recipe_with_a_cache_of_its_own(load, folder):
     assert len(load(source, resolution=3, tiles=True).images) == 9
 
 
+def test_images_without_room_for_a_tile_can_be_left_out(load, folder):
+    source, (first, _) = folder
+    data = load(source, resolution=5, tiles=True, too_small="skip")
+    np.testing.assert_array_equal(data.images, [first[1:6, 0:5], first[1:6, 5:10]])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"tiles": True}, "data.tiles needs the size of a tile: set data.resolution"),
-        ({"tiles": True, "resolution": 5}, "is 4x9 .* smaller than data.resolution=5"),
+        (
+            {"tiles": True, "resolution": 5},
+            r"smaller than data.resolution=5, .* 4x9 \(width x height\)",
+        ),
+        (
+            {"tiles": True, "resolution": 3, "too_small": "enlarge"},
+            "data.tiles keeps images at their scale: set data.too_small=refuse or skip",
+        ),
     ],
 )
 def test_tiles_without_a_size_or_larger_than_an_image_are_refused(load, folder, options, message):

@@ -95,6 +95,10 @@ def load_dataset(
         )
     if tiles and not resolution:
         raise ValueError("data.tiles needs the size of a tile: set data.resolution")
+    if tiles and too_small == "enlarge":
+        raise ValueError(
+            "data.tiles keeps images at their scale: set data.too_small=refuse or skip"
+        )
     root = storage.local(cache_dir or default_cache_dir() / "data", "data.cache_dir").resolve()
     opened = open_source(source, data_dir=data_dir, download=download, cache_dir=root)
     recipe = {
@@ -246,7 +250,7 @@ def _fit(
         side = min(image.size)
         if side < resolution and recipe.get("too_small") != "enlarge":
             return image.size, label
-        if resample is None and side >= resolution:
+        if resample is None:
             return _tiles(np.asarray(image, np.uint8), resolution), label
         left, top = (image.width - side) // 2, (image.height - side) // 2
         box = (left, top, left + side, top + side)
