@@ -15,8 +15,8 @@ every method restores the same images:
     unsupervised  skimage.restoration.unsupervised_wiener, each channel by itself
     Lucy          skimage.restoration.richardson_lucy, the number of iterations tuned
     TV            skimage.restoration.denoise_tv_chambolle in colour, its weight tuned
-    BM3D          bm3d_rgb without blur, bm3d_deblurring with it; left out if the package bm3d is
-                  not there
+    BM3D          bm3d_rgb without blur, bm3d_deblurring with it (package bm3d, not for trade; slow:
+                  leave it out with --methods)
 
 Tuned: the best PSNR at that pair over a grid, on `--tune`. Those of skimage and BM3D know the blur
 (and BM3D the noise), and get the images padded by reflection, the blur's own border, all on one
@@ -160,14 +160,20 @@ def total_variation(alpha: float, beta: float, weight: float):
 
 
 def block_matching(alpha: float, beta: float):
-    import bm3d
-
     vars(np)["trapz"] = np.trapezoid  # bm4d 4.2.5 asks for the name that numpy 2.4 has no more
-    if alpha == 0:
-        return lambda y: on_one_sheet(lambda z: bm3d.bm3d_rgb(z, beta / 2), y)
-    return lambda y: on_one_sheet(
-        by_channel(lambda z: bm3d.bm3d_deblurring(z, beta / 2, kernel(alpha))), y
-    )
+
+    def in_colour(z):
+        import bm3d
+
+        return bm3d.bm3d_rgb(z, beta / 2)
+
+    def in_grey(z):
+        import bm3d
+
+        return bm3d.bm3d_deblurring(z, beta / 2, kernel(alpha))
+
+    method = in_colour if alpha == 0 else by_channel(in_grey)
+    return lambda y: on_one_sheet(method, y)
 
 
 TUNED = {
@@ -241,21 +247,19 @@ def scores(restored: np.ndarray, images: np.ndarray) -> dict[str, float]:
     }
 
 
-def at_levels(network, wiener, images, tuning, alpha, beta) -> dict:
-    """All methods at one pair of levels."""
+def at_levels(network, wiener, images, tuning, alpha, beta, wanted) -> dict:
+    """The methods wanted at one pair of levels."""
     y = degrade(images, alpha, beta)
     rows, chosen = {"input": scores(y, images)}, {}
     rows["Wiener"] = scores(wiener(y, alpha, beta), images)
     methods = {"unsupervised": unsupervised(alpha, beta)} if alpha > 0 else {}
     for name, (method, grid) in TUNED.items():
-        if name == "Lucy" and alpha == 0:
+        if name not in wanted or (name == "Lucy" and alpha == 0):
             continue
         chosen[name] = tuned(method, grid, tuning, alpha, beta)
         methods[name] = method(alpha, beta, chosen[name])
-    try:
-        methods["BM3D"] = block_matching(alpha, beta)
-    except ImportError:
-        print("BM3D left out: pip install bm3d")
+    methods["BM3D"] = block_matching(alpha, beta)
+    methods = {name: method for name, method in methods.items() if name in wanted}
     for name, method in methods.items():
         rows[name] = scores(method(y), images)
     y = jnp.asarray(y)
@@ -308,7 +312,7 @@ def main(arguments: argparse.Namespace) -> None:
     images = load(arguments.test, arguments.size, arguments.count, test=True)
     tuning = load(arguments.tune, arguments.size, arguments.tune_count, test=False)
     own = arguments.test == "photos"
-    spectra_of = images if own else load(arguments.tune, arguments.size, 5000, test=False)
+    spectra_of = images if own else load(arguments.tune, arguments.size, 2000, test=False)
     network, wiener = Network(model), ColourWiener(spectra_of)
     report = {
         "arguments": vars(arguments), "machine": machine(), "images": len(images),
@@ -317,7 +321,9 @@ def main(arguments: argparse.Namespace) -> None:
     }  # fmt: skip
     for alpha, beta in LEVELS:
         began = time.monotonic()
-        report["levels"].append(at_levels(network, wiener, images, tuning, alpha, beta))
+        report["levels"].append(
+            at_levels(network, wiener, images, tuning, alpha, beta, arguments.methods)
+        )
         rows = report["levels"][-1]["rows"]
         told = "  ".join(f"{name} {row['psnr']:.2f}" for name, row in rows.items())
         print(f"{alpha} {beta}  {told}  ({time.monotonic() - began:.0f} s)", flush=True)
@@ -336,5 +342,7 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--tune_count", type=int, default=16)
     parser.add_argument("--calls", type=int, nargs="+", default=CALLS)
+    names = ["unsupervised", *TUNED, "BM3D"]
+    parser.add_argument("--methods", nargs="+", default=names, choices=names)
     parser.add_argument("--out", required=True)
     main(parser.parse_args())

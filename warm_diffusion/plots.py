@@ -143,7 +143,7 @@ def comparison(path: pathlib.Path, panels: Sequence[tuple[str, np.ndarray]], tit
     """
     height, width = panels[0][1].shape[:2]
     side = max(2.6, min(5.0, width / 120))
-    figure = Figure(figsize=(side * len(panels), side * height / width + 1), layout="constrained")
+    figure = Figure(figsize=(side * len(panels), side * height / width + 0.7), layout="constrained")
     for axes, (name, image) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(name, fontsize=9)

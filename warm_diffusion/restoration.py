@@ -83,7 +83,7 @@ def _path(num_steps: int, solver: str, stochastic: float) -> np.ndarray:
     weight = np.zeros(num_steps)
     if solver == "multistep":
         # None for the first step, nor for the last, to the clean image.
-        ahead = np.log(start[1:-1] / down[1:-1])
+        ahead = np.log(start[1:-1] / end[1:-1])  # to tau', where the reverse SDE goes, not tau_0
         weight[1:-1] = ahead / (2 * np.log(start[:-2] / start[1:-1]))
     return np.stack([start, down, end, weight], axis=1)
 
