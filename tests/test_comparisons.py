@@ -106,6 +106,7 @@ def curve_options(out, *checkpoints, **changes):
         "checkpoints": [str(path) for path in checkpoints], "out": pathlib.Path(out),
         "samples": 16, "calls": [3, 4], "solvers": ["euler", "heun"], "noise_range": [0.5, 3.0],
         "features": "pixels", "classifier_steps": 2, "inception_weights": "",
+        "grids": ["edm"], "ratios": None, "first_seeds": [0], "source": "", "batch_size": 0,
     }  # fmt: skip
     return types.SimpleNamespace(**(values | changes))
 
@@ -134,6 +135,25 @@ def test_a_curve_has_each_number_of_calls_once_along_the_range_asked_for(tmp_pat
     )
     for name, distance in judge(np.asarray(to_uint8(images))).items():
         assert rows[2][name] == pytest.approx(distance, rel=1e-3)
+    # Started again, for another grid and ratio as well, it measures what it lacks.
+    more = curve_options(
+        tmp_path / "curve", tmp_path / "run", solvers=["euler"], calls=[3], ratios=[0.0],
+        grids=["spectral", "2,1,0"],
+    )  # fmt: skip
+    nfe_curve.compare(more)
+    nfe_curve.compare(more)
+    after = json.loads((tmp_path / "curve" / "nfe.json").read_text())["rows"]
+    assert after[:3] == rows
+    assert [(row["grid"], row["ratio"], row["nfe"]) for row in after[3:]] == [
+        ("spectral", 0.0, 3),
+        ("2,1,0", 0.0, 2),
+    ]
+    found = samplers.sample(
+        model.denoise, noise, schedules.hot(beta_min=0.5, beta_max=3.0), solver="euler",
+        grid=[2.0, 1.0, 0.0], prior=(model.mean, model.spectrum),
+    )  # fmt: skip
+    for name, distance in judge(np.asarray(to_uint8(found))).items():
+        assert after[4][name] == pytest.approx(distance, rel=1e-3)
 
 
 def test_a_range_that_a_path_cannot_have_is_refused(tmp_path):

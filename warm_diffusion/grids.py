@@ -42,13 +42,7 @@ from warm_diffusion.process import Schedule
 
 _TABLE = 97  # levels among which the path is searched for
 _DIRECT = 32  # steps; of more the grid of so many is divided
-_NARROWER = (
-    2.0,
-    1.0,
-    0.5,
-    0.25,
-    0.1,
-)  # half width of the searches around a path, in spacings of the table
+_NARROWER = (2.0, 1.0, 0.5, 0.25, 0.1)  # around a path: half widths of searches, in entries
 _HALF_GREY = 1 / 255  # in [-1, 1]
 
 
