@@ -5,7 +5,7 @@ import pathlib
 import re
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -18,6 +18,7 @@ quickly = hypothesis_settings(
     deadline=None,
     database=None,
     derandomize=True,
+    phases=(Phase.explicit, Phase.generate),  # a failure is shown as found: shrinking takes minutes
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 

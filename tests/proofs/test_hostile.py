@@ -17,7 +17,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -30,6 +30,7 @@ from warm_diffusion import settings as configurations
 from warm_diffusion.data import load_dataset
 from warm_diffusion.evaluation import reference
 
+_NO_SHRINKING = (Phase.explicit, Phase.generate)  # a failure is shown as found, at once
 MEGABYTES = 1024  # more than the largest example needs, less than a bomb would
 FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pickle.find_class",
              "socket.connect")  # fmt: skip
@@ -134,7 +135,7 @@ def check(content, name, examples, tmp_path, read):
 
     @settings(
         max_examples=examples, deadline=None, database=None, derandomize=True,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck), phases=_NO_SHRINKING,
     )  # fmt: skip
     @given(damaged(content))
     def one(content):
@@ -202,7 +203,7 @@ def test_flags(tmp_path, examples, monkeypatch):
     keys = st.sampled_from(sorted(configurations._flat(default.get_config().to_dict())))
 
     @settings(max_examples=examples, deadline=None, database=None, derandomize=True,
-              suppress_health_check=list(HealthCheck))  # fmt: skip
+              suppress_health_check=list(HealthCheck), phases=_NO_SHRINKING)  # fmt: skip
     @given(keys, values)
     def one(key, value):
         argv = [str(REPOSITORY / "main.py"), f"--config.{key}={value}"]
