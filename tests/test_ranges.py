@@ -151,7 +151,7 @@ TOGETHER = {
     "model.preconditioning", "schedule.name", "schedule.beta_min", "schedule.beta_max",
     "schedule.bnr_range", "schedule.cold_alpha_min", "schedule.cold_alpha_max",
     "loss.residual_floor", "sampling.label", "sampling.guidance", "sampling.ema",
-    "sampling.s_churn", "sampling.solver", "sampling.grid",
+    "sampling.s_churn", "sampling.s_min", "sampling.solver", "sampling.grid",
 }  # fmt: skip
 
 

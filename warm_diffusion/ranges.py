@@ -165,8 +165,8 @@ RANGES: Mapping[str, Range] = {
     "schedule.hot_share": _SHARE,
     "schedule.beta_min": _POSITIVE,
     "schedule.beta_max": _POSITIVE,
-    "schedule.p_mean": Number(),
-    "schedule.p_std": _POSITIVE,
+    "schedule.p_mean": Number(-20, 20),
+    "schedule.p_std": Number(0, 8, above=True),  # levels stay within float32
     "schedule.sigma_blur_max": _AT_LEAST_0,
     "schedule.cold_alpha_min": _POSITIVE,
     "schedule.cold_alpha_max": _POSITIVE,
