@@ -11,7 +11,7 @@ help:
 	@echo "make demo    train on scikit-learn's digits, sample, evaluate and analyze (minutes on a CPU)"
 	@echo "make test    run the tests (minutes)"
 	@echo "make tpu     install TPU's compiler (0.7 GB) and compile for TPUs that are not here (minutes)"
-	@echo "make proofs  kill, damage and soak it for hours (docs/reliability.md)"
+	@echo "make proofs  the tests that take minutes to hours each: kills, damage, a soak (docs/reliability.md)"
 	@echo "make lint    check the style"
 	@echo "make clean   remove the environment and $(RUN)"
 

@@ -43,6 +43,7 @@ def options(out, **changes):
     return types.SimpleNamespace(**(values | changes))
 
 
+@pytest.mark.long
 def test_a_trained_ratio_has_the_weights_of_the_apps_own_run(tmp_path):
     config = tiny_config()
     config.schedule.bnr, config.seed = 2.0, 5

@@ -118,6 +118,7 @@ def test_grey_images_are_refused_for_inception(inception_weights):
         extract(images(2, (8, 8, 1)))
 
 
+@pytest.mark.long
 def test_inception_features_depend_neither_on_arrival_nor_on_batch_nor_on_devices(
     inception_weights, tmp_path
 ):

@@ -50,7 +50,7 @@ def training(app, *arguments, **options):
     return workdir, processes
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_when_one_is_killed_the_other_says_so_and_ends(app, killed):
     _, processes = training(app)
     processes[killed].send_signal(signal.SIGKILL)
@@ -60,7 +60,10 @@ def test_when_one_is_killed_the_other_says_so_and_ends(app, killed):
     assert "was lost" in last_line(outputs[1 - killed][1])
 
 
-@pytest.mark.parametrize(("told", "number"), [((1,), signal.SIGTERM), ((0, 1), signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("told", "number"),
+    [((1,), signal.SIGTERM), pytest.param((0, 1), signal.SIGINT, marks=pytest.mark.long)],
+)
 def test_a_signal_to_one_or_all_saves_the_same_step_and_ends_with_75(app, told, number):
     workdir, processes = training(app)
     for index in told:

@@ -139,6 +139,7 @@ def test_a_split_state_continues_a_whole_one_and_is_continued_by_one(app, uninte
     assert "continues at step 8 (128 images)" in out
 
 
+@pytest.mark.long  # tests/jobs/test_processes.py has the same with --coordinator_address
 def test_two_processes_train_draw_and_save_as_one_does(app, uninterrupted):
     """Started as Slurm starts them; JAX reads who is who from the environment."""
     workdir = app.folder / "processes"
