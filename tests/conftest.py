@@ -85,3 +85,22 @@ def place(request, tmp_path):
         return tmp_path / "place"
     request.getfixturevalue("store")
     return storage.path(f"gs://bucket/{uuid.uuid4().hex}")
+
+
+# The longest files, longest first: a worker that takes one last is waited for by the others.
+_LONGEST = (
+    "jobs/test_processes.py",
+    "jobs/test_train.py",
+    "test_factory.py",
+    "jobs/test_export.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        found = [
+            n for n, name in enumerate(_LONGEST) if item.nodeid.partition("::")[0].endswith(name)
+        ]
+        return found[0] if found else len(_LONGEST)
+
+    items.sort(key=place)
