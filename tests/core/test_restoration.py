@@ -101,11 +101,19 @@ def test_samples_have_the_posteriors_mean_and_variance(solver):
     np.testing.assert_allclose(np.var(ends, axis=0).mean() / expected.mean(), 1.0, atol=0.12)
 
 
+def test_few_multistep_samples_have_the_posteriors_variance():
+    # 9 steps; with euler's they have about half of it, extrapolated too far three times as much.
+    y = np.repeat(IMAGES[:1], 400, axis=0)
+    ends = dct(restorer(stochastic=1.0)(y, 0.0, 0.3, jax.random.key(0)))
+    expected = DATA.posterior_variance(0.0, 0.3)
+    np.testing.assert_allclose(np.var(ends, axis=0).mean() / expected.mean(), 1.0, atol=0.12)
+
+
 def test_little_randomness_is_between_the_flow_and_samples():
     y = np.repeat(IMAGES[2:3], 64, axis=0)
     spread = [
         float(np.std(restorer(stochastic=s)(y, 1.5, 0.4, jax.random.key(0)), axis=0).mean())
-        for s in (0.0, 0.5, 1.0)
+        for s in (0.0, 0.2, 1.0)
     ]
     assert spread[0] < 1e-9
     assert 0.01 < spread[1] < spread[2]
