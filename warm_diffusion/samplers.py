@@ -213,7 +213,8 @@ def _first_state(
     """The state at the grid's first level."""
     first = levels.alpha[0], levels.beta[0]
     if start is None:
-        if schedule.needs_start or (not isinstance(first[1], jax.core.Tracer) and first[1] < 1):
+        visible = prior is None and not isinstance(first[1], jax.core.Tracer) and first[1] < 1
+        if schedule.needs_start or visible:
             raise ValueError(
                 "the noise where this sampling starts is below 1 and does not hide the images: "
                 "pass start=, blurred images there: process.perturb(x0, noise, schedule.alpha(t), "
@@ -292,7 +293,8 @@ def sample(
       key: PRNG key for churn; an array of B keys gives every image a stream of its own.
       return_trajectory: also return the states at all times of the grid.
       start: state at grid[0], with `prior` at t_max; default beta * noise, right where noise drowns
-        the data there. Needed where it does not (beta < 1, as in `Schedule.needs_start`).
+        the data there. Needed where it does not: on a path that `needs_start`, and without `prior`
+        on a grid that starts below beta = 1.
       grid: falling times [n + 1] instead, such as `schedules.spectral_grid`'s. Where the last is
         above 0 sampling ends there, and heun makes its second call there as well.
       prior: mean image [H, W, C] and spectrum [H, W] of the data: the state at grid[0] is that of

@@ -321,6 +321,13 @@ def test_with_a_prior_a_start_follows_the_flow_of_gaussian_data():
     np.testing.assert_allclose(first_state(prior=PRIOR, start=start), expected, atol=1e-12)
 
 
+def test_with_a_prior_the_grid_may_start_where_noise_does_not_hide_the_data():
+    grid = [0.5, 0.1, 0.0]
+    state = sample(EXACT, normal(), WARM, grid=grid, prior=PRIOR, return_trajectory=True)[1][0]
+    mean, variance = DATA.marginal(0.25, 0.5)
+    np.testing.assert_allclose(dct(state), mean + np.sqrt(variance) * dct(normal()), atol=1e-12)
+
+
 def test_a_start_without_a_prior_is_the_first_state():
     np.testing.assert_allclose(first_state(start=normal(seed=1)), normal(seed=1), atol=1e-12)
 
