@@ -304,7 +304,9 @@ def test_an_object_that_is_not_there_or_a_folder_is_named(store, tmp_path):
 def test_reference_statistics_are_read_from_both(place, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     facts = dict.fromkeys(reference._FACTS) | {"format": 1, "count": 3}
-    written = reference.Statistics(np.zeros(2), np.eye(2), np.zeros((3, 2), np.float32), facts)
+    written = reference.FeatureStatistics(
+        np.zeros(2), np.eye(2), np.zeros((3, 2), np.float32), facts
+    )
     reference.save(place / "stats.npz", written)
     assert reference.fingerprint(reference.load(place / "stats.npz")) == reference.fingerprint(
         written

@@ -254,8 +254,14 @@ def test_the_step_asked_for_is_evaluated(app, trained, tmp_path):
         (["--config.eval.checkpoint=4"], "there is no checkpoint of step 4"),
         (["--config.eval.checkpoint=newest"], "must be latest, every, best or a step"),
         (["--config.eval.checkpoint=best"], "evaluate with --config.eval.checkpoint=every first"),
-        (["--config.eval.num_samples=1"], "eval.num_samples must be at least 2"),
-        (["--config.eval.seed_ranges=0"], "eval.seed_ranges must be at least 1, got 0"),
+        (
+            ["--config.eval.num_samples=1"],
+            "eval.num_samples must be 0 or a whole number of at least 2",
+        ),
+        (
+            ["--config.eval.seed_ranges=0"],
+            "eval.seed_ranges must be a whole number of at least 1 and at most 1,000, got 0",
+        ),
         (["--config.eval.features=inception"], "needs its weights"),
         (["--config.eval.reference=gone.npz"], "--mode=fid_stats writes them"),
     ],
@@ -274,10 +280,10 @@ def test_waiting_beside_a_training_run_evaluates_each_checkpoint_and_ends(app, t
         "--mode=eval", f"--checkpoint={run}", f"--workdir={workdir}", *shared, "--wait=120",
         "--config.eval.checkpoint=every", "--config.eval.num_samples=8",
     )  # fmt: skip
+    assert evaluation.stdout.readline().startswith("wait     for a checkpoint in")
     app.run(f"--workdir={run}", *shared)
-    out, err = evaluation.communicate(timeout=240)
+    _, err = evaluation.communicate(timeout=240)
     assert evaluation.returncode == 0, err
-    assert "wait     for a checkpoint in" in out
     assert [report_of(workdir, step)["step"] for step in (2, 4)] == [2, 4]
 
 

@@ -69,7 +69,10 @@ def test_the_flow_weight_reaches_the_loss():
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.loss.residual_weight=flwo", "residual_weight must be a number or flow, got"),
+        (
+            "--config.loss.residual_weight=flwo",
+            "loss.residual_weight must be a number of at least 0 or flow, got",
+        ),
         ("--config.loss.residual_floor=0.1", "goes with residual_weight=flow, not 1.0"),
         ("--config.model.preconditioning=edn", "preconditioning must be one of edm, spectral"),
     ],

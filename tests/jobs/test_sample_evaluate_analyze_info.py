@@ -157,7 +157,7 @@ def test_info_says_what_is_added_to_edms_network(tmp_path):
         (["--config.model.num_blocks=x"], "invalid literal for int"),
         (
             ["--mode=trian", "--workdir=w"],
-            "should be one of <train|sample|eval|fid_stats|analyze|export|info>",
+            "should be one of <train|sample|eval|fid_stats|analyze|export|restore|info>",
         ),
         (["--mode=train"], "set --workdir=DIR"),
         (["--mode=sample", "--workdir=nowhere"], "there is no trained network in"),
@@ -167,7 +167,10 @@ def test_info_says_what_is_added_to_edms_network(tmp_path):
         (["--workdir=w", "--config.schedule.name=warm"], "schedule.name must be one of hot,"),
         (["--workdir=w", "--config.model.name=unet"], "model.name must be one of ddpmpp, ncsnpp"),
         (["--workdir=w", "--config.sampling.solver=rk4"], "solver must be one of euler, heun,"),
-        (["--workdir=w", "--config.data.source=cifar"], "data.source must be digits, folder:DIR"),
+        (
+            ["--workdir=w", "--config.data.source=cifar"],
+            "data.source must be digits, photos, folder:DIR",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(app, arguments, message):

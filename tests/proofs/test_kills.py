@@ -17,7 +17,7 @@ import pytest
 from tests.jobs.conftest import REPOSITORY, TINY, wait_for
 
 STEPS, GRIDS = 400, "--config.training.sample_every=100"
-TEN = ("--config.training.checkpoint_every=10", "--config.training.log_every=20")
+TEN = ("--config.training.checkpoint_every=10", "--config.training.log_every=10")
 
 
 def start(folder, workdir, steps, *more):
@@ -53,6 +53,7 @@ def uninterrupted(folder, steps, *more):
     return end_of(folder / "straight", steps)
 
 
+@pytest.mark.long
 def test_one_kill_with_xlas_optimisations(tmp_path):
     expected = uninterrupted(tmp_path, 40)
     process = start(tmp_path, tmp_path / "killed", 40)
