@@ -55,6 +55,20 @@ def test_what_a_killed_process_left_is_taken_over(tmp_path):
         assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
 
 
+@pytest.mark.parametrize(("host", "at_once"), [(socket.gethostname(), True), ("elsewhere", False)])
+def test_what_an_ended_process_of_this_machine_left_on_gs_is_taken_over_at_once(
+    store, monkeypatch, host, at_once
+):
+    monkeypatch.setattr(lock, "_STALE_SECONDS", 1.0)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    place = storage.path(f"gs://bucket/left-{host}")
+    storage.write_json(place / "lock.json", {"host": host, "pid": ended.pid, "since": "2026"})
+    began = time.monotonic()
+    with lock.hold(place):
+        assert (time.monotonic() - began < 1.0) == at_once
+
+
 def test_what_nobody_renews_on_gs_is_taken_over_and_its_holder_finds_out(store, monkeypatch):
     place = storage.path("gs://bucket/stale")
     with lock.hold(place) as check:

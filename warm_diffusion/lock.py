@@ -5,8 +5,9 @@ server. Where a file system has no locks, or keeps them to one machine (most mou
 stores), a second writer is not seen; the former is said.
 
 On gs:// it is an object that is made only where there is none (if-generation-match) and renewed
-every 20 seconds. One that nobody renews for 90 seconds is taken over, and a holder that was cut off
-for so long finds out before it writes a checkpoint.
+every 20 seconds. One that nobody renews for 90 seconds is taken over, at once if its holder was a
+process of this machine that has ended; a holder that was cut off for so long finds out before it
+writes a checkpoint.
 """
 
 import contextlib
@@ -142,6 +143,10 @@ class _Lease:
                 continue
             if first is None:
                 first, who = found, self._store.cat_file(str(self._place)).decode()
+                if _has_ended(who):
+                    self._delete(found["generation"])
+                    first = None
+                    continue
                 say(f"wait     {_refusal(self._place, who)}; taken over unless it shows life")
             if _version(found) != _version(first):
                 raise _refusal(self._place, self._store.cat_file(str(self._place)).decode())
@@ -182,6 +187,20 @@ class _Lease:
                 say(f"note     {self._place} could not be renewed ({error})")
             if self._lost:
                 return
+
+
+def _has_ended(text: str) -> bool:
+    """Whether a holder was a process of this machine that is no more."""
+    try:
+        who = json.loads(text)
+        if who["host"] != socket.gethostname():
+            return False
+        os.kill(int(who["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return False
+    return False
 
 
 def _version(found: dict) -> tuple:
