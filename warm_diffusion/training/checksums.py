@@ -41,7 +41,10 @@ def checksum(tree: Any) -> str:
 
 def _words(array: Any) -> Any:
     if isinstance(array, jax.Array):
-        return _words_on_device(array)
+        words = _words_on_device(array)
+        # What is split needs the devices together, and where threads are fewer than devices (forced
+        # CPU devices) XLA's reductions wait for each other for ever if many are under way.
+        return words if array.is_fully_replicated else jax.block_until_ready(words)
     bits = np.ascontiguousarray(array).reshape(-1).view(f"u{min(array.dtype.itemsize, 4)}")
     total = np.zeros(2, np.uint32)
     for first in range(0, bits.size, _CHUNK):
