@@ -1,6 +1,9 @@
 """What docs/reliability.md promises, as a user meets it: one line, the status, nothing lost."""
 
+import builtins
 import contextlib
+import errno
+import io
 import json
 import os
 import resource
@@ -13,6 +16,7 @@ import pytest
 from tests.jobs.conftest import STEPS
 from tests.jobs.test_train import assert_same_run, rows
 from warm_diffusion import factory, lock, pretrained
+from warm_diffusion.jobs import sample
 
 MORE = "--config.training.num_steps=7"
 
@@ -220,6 +224,38 @@ def test_a_file_where_a_folder_should_be_or_the_other_way_is_one_line(app, tmp_p
     assert str(tmp_path / "run") in one_line(err)
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EDQUOT, errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize("mode", ["train", "sample"])
+def test_a_disk_that_takes_nothing_more_is_one_line_and_the_run_is_as_it_was(
+    app, run, tmp_path, monkeypatch, mode, number
+):
+    """Read-only, over quota, full, without permission (a test as root is never refused one)."""
+
+    def refuse(path, flags, *rest, **more):
+        if flags & (os.O_WRONLY | os.O_RDWR) and str(tmp_path) in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, flags, *rest, **more)
+
+    def refuse_to_open(file, mode="r", *rest, **more):
+        if set(mode) & set("wax+") and str(tmp_path) in str(file):
+            raise OSError(number, os.strerror(number), str(file))
+        return opened_file(file, mode, *rest, **more)
+
+    opened, opened_file = os.open, builtins.open
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        patch.setattr(builtins, "open", refuse_to_open)
+        patch.setattr(io, "open", refuse_to_open)  # pathlib's
+        _, err = app.run(
+            f"--mode={mode}", f"--workdir={run}", *([MORE] if mode == "train" else []),
+            tiny=mode == "train", status=2 if number == errno.EACCES else 74,
+        )  # fmt: skip
+    assert os.strerror(number) in one_line(err)
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert after == before
+
+
 # --- signals -------------------------------------------------------------------------------------
 
 
@@ -247,3 +283,29 @@ def test_a_signal_where_there_is_nothing_to_save_ends_quietly(
     assert err == ""
     assert not out.exists()
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)  # fmt: skip
+def test_images_drawn_before_a_signal_stay_and_the_same_command_goes_on(
+    app, run, tmp_path, monkeypatch, number, status
+):
+    def save_and_interrupt(folder, images, seeds):
+        save_pngs(folder, images, seeds)
+        os.kill(os.getpid(), number)
+        raise AssertionError("the signal did not act")
+
+    save_pngs, command = sample.save_pngs, ("--mode=sample", f"--checkpoint={run}", "--seeds=0-19")
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "save_pngs", save_and_interrupt)
+        _, err = app.run(*command, f"--workdir={tmp_path / 'out'}", tiny=False, status=status)
+    assert err == ""
+    cut = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("0*.png")}
+    assert 0 < len(cut) < 20
+    for workdir in ("out", "whole"):
+        app.run(*command, f"--workdir={tmp_path / workdir}", tiny=False)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").rglob("0*.png")}
+    assert len(whole) == 20
+    assert {name: whole[name] for name in cut} == cut
+    assert {path.name for path in (tmp_path / "out").rglob("0*.png")} == set(whole)
