@@ -13,13 +13,20 @@ the exact state before) a step from (alpha, beta) to (alpha', beta') makes the r
 
 which ends as e S^1/2 in the image. A grid costs
 
-    (4)  sum over steps of sum_k S_k e_k^2  +  sum_k S_k (v_k^1/2 / beta - 1)^4 at its first level
+    (4)  sum over steps of sum_k S_k^3/2 e_k^2  +  0.1 s^2 sum_k S_k^3/2 s_k  at its first level,
+         s_k = m_k^2 S_k / beta^2,  s = sum_k s_k
 
-the latter standing for what starting from Gaussian data costs: what in the data is not Gaussian
-enters the flow at second order in S / beta^2. Squares are summed step by step: with a network the
-errors of different steps do not cancel as they may on Gaussian data. A step's cost depends on its
-two ends and the level before, so the best grid is a shortest path: dynamic programming over a table
-of levels, refined between its entries.
+the latter standing for what starting from Gaussian data costs: to lowest order in s the flow of
+other data departs by their third cumulants, which for each frequency add up over all pairs of
+frequencies, hence s^2. Squares are summed step by step: with a network the errors of different
+steps do not cancel as they may on Gaussian data. The weight S^3/2 (S would be the image's squared
+error) and the 0.1 were chosen by samples of two trained networks (docs/results.md).
+
+A step's cost depends on its two ends and the level before, so the best grid is a shortest path:
+dynamic programming over a table of levels, refined between its entries. A network is not the
+Gaussian denoiser, whose flow one step may follow however far, so no step goes further than a decade
+of noise, or three times as far as the one before, but for the last: that goes to a clean image, or,
+extrapolated, over a factor of 200.
 
 Where the grid ends: multistep, which extrapolates, goes to t_min and stays there if the noise left
 is below half a grey level, and saves the call that would remove it; the other steps end at 0.
@@ -44,6 +51,9 @@ _TABLE = 97  # levels among which the path is searched for
 _DIRECT = 32  # steps; of more the grid of so many is divided
 _NARROWER = (2.0, 1.0, 0.5, 0.25, 0.1)  # around a path: half widths of searches, in entries
 _HALF_GREY = 1 / 255  # in [-1, 1]
+_EXPONENT, _START = 1.5, 0.1  # of eq. (4)
+_FURTHEST, _LAST = np.log(10), np.log(200)  # in ln beta: a step, the last one
+_LONGER = 3.0  # than the step before
 
 
 def spectral_grid(
@@ -122,6 +132,7 @@ class _Levels:
         varies = power > 0
         self.count = count[varies]
         self._eigen, self.spectrum = eigen[varies] / self.count, power[varies] / self.count
+        self.weight = self.count * self.spectrum**_EXPONENT
 
     @staticmethod
     def _value(level, t: np.ndarray) -> np.ndarray:
@@ -154,12 +165,12 @@ class _Level(NamedTuple):
 
 
 def _step_costs(
-    levels: _Levels, solver: str, before: _Level | None, now: _Level, after: _Level
+    levels: _Levels, solver: str, steps: tuple[_Level | None, _Level, _Level], last: bool
 ) -> np.ndarray:
-    """Eq. (4)'s term of steps, [now, after, before or 1]; infinite where noise would not fall."""
-    spectrum, weight = levels.spectrum, levels.count * levels.spectrum
+    """Eq. (4)'s term of steps from `now` to `after` [now, after, before or 1]; inf: not allowed."""
+    before, now, after = steps
+    spectrum, weight = levels.spectrum, levels.weight
     start, end = now.part(0), after.part(1)
-    falls = start.position[..., 0] < end.position[..., 0]
     with np.errstate(divide="ignore", invalid="ignore"):  # in steps that do not fall
         c, d = (start.m**power * spectrum / start.v for power in (1, 2))
         g = (end.m - start.m) * c + (end.beta / start.beta - 1) * (1 - d)
@@ -171,41 +182,49 @@ def _step_costs(
         scale = np.sqrt(start.v / end.v)
         error = (1 + g) * scale - 1
         cost = np.sum(weight * error**2, -1)[..., None]
-        if solver == "multistep" and before is not None:
+        step = np.log(start.beta / end.beta)  # to a clean image, infinite
+        falls = start.position < end.position
+        if before is None:
+            return np.where(falls & (last | (step <= _FURTHEST)), cost, np.inf)
+        size = np.log(before.beta / now.beta[:, None])[:, None]
+        near = (
+            (step <= _LAST) | (end.beta == 0)
+            if last
+            else step <= np.minimum(_FURTHEST, _LONGER * size)
+        )
+        allowed = falls & near & (size > 0)
+        if solver == "multistep":
             gain = scale * (end.m - end.beta / start.beta * start.m)
             clean, clean_before = (a.m * spectrum / a.v for a in (now, before))
             # (3)'s last factor [now, K, before]
             moved = np.sqrt(before.v / now.v[:, None]) * clean_before
             change = (clean[:, None] - moved).swapaxes(1, 2)
-            step = np.log(start.beta / end.beta)  # to a clean image, infinite: no extrapolation
-            size = np.log(before.beta / now.beta[:, None])[:, None]
-            w = np.where(end.beta > 0, step / (2 * size), 0.0)
+            w = np.where(end.beta > 0, step / (2 * size), 0.0)  # to a clean image: none
             cost = cost + w * (
                 2 * (weight * error * gain) @ change + w * ((weight * gain**2) @ change**2)
             )
-            falls = falls[..., None] & (before.position < now.position[:, None])[:, None]
-            return np.where(falls, cost, np.inf)
-    return np.where(falls[..., None], cost, np.inf)
+        return np.where(allowed, cost, np.inf)
 
 
 def _start_costs(levels: _Levels, first: _Level) -> np.ndarray:
     """Eq. (4)'s other term [P]."""
-    error = np.sqrt(first.v) / first.beta[:, None] - 1
-    return np.sum(levels.count * levels.spectrum * error**4, -1)
+    ratio = first.m**2 * levels.spectrum / first.beta[:, None] ** 2
+    total = np.sum(levels.count * ratio, -1)
+    return _START * total**2 * np.sum(levels.weight * ratio, -1)
 
 
 def _cheapest(levels: _Levels, layers: list[_Level], solver: str) -> np.ndarray:
     """The path of least cost through one position of each layer, [number of layers]."""
     # total[now, before]: the least cost of arriving at `now` from `before`.
-    total = (
-        _start_costs(levels, layers[0]) + _step_costs(levels, solver, None, *layers[:2])[..., 0].T
-    )
+    first = _step_costs(levels, solver, (None, *layers[:2]), len(layers) == 2)
+    total = _start_costs(levels, layers[0]) + first[..., 0].T
     known, choices = {}, []
     for layer in itertools.pairwise(itertools.pairwise(layers)):
         (before, now), (_, after) = layer
         key = id(before), id(now), id(after)
         if key not in known:
-            known[key] = _step_costs(levels, solver, before, now, after)
+            last = after is layers[-1]
+            known[key] = _step_costs(levels, solver, (before, now, after), last)
         sums = total[:, None] + known[key]
         choices.append(np.argmin(sums, axis=2))  # [now, after] -> before
         total = np.min(sums, axis=2).T
