@@ -8,7 +8,6 @@ The photograph is scikit-learn's china.jpg at half size; seeds are 0 to 23, not 
 
 import argparse
 import pathlib
-import sys
 
 import jax
 import numpy as np
@@ -16,11 +15,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from warm_diffusion import pretrained, process
 from warm_diffusion.data.images import from_uint8, to_uint8
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 NOISE = (0.05, 0.15, 0.4, 1.2)  # beta of each column
 RATIO = 10.0  # alpha of each column is ten times that: blur that can be seen
@@ -53,7 +51,11 @@ def restored(clean: np.ndarray, folder: str) -> list[tuple[str, np.ndarray]]:
     x0, beta = from_uint8(clean)[None], GREY_LEVELS / 127.5
     y = process.perturb(x0, jax.random.normal(jax.random.key(1), x0.shape), BLUR, beta)
     mean = model.denoise(y, BLUR, beta).clean
-    return [("blurred and noisy", to_uint8(y)[0]), ("restored", to_uint8(mean)[0]), ("clean", clean)]
+    return [
+        ("blurred and noisy", to_uint8(y)[0]),
+        ("restored", to_uint8(mean)[0]),
+        ("clean", clean),
+    ]
 
 
 def show(axes, image: np.ndarray, title: str = "", label: str = "") -> None:

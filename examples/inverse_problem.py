@@ -4,6 +4,8 @@ Diffusion posterior sampling (Chung et al. 2022, arXiv 2209.14687): after each s
 the state moves down the gradient of the error of the clean estimate against the measurement.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 
@@ -19,22 +21,22 @@ measured = mask * truth
 
 
 def error(x, t):
-    """Norm of what the clean estimate misses of the measurement, per image; and both heads."""
+    """Norms of what the clean estimates miss of the measurement, summed; and both heads."""
     heads = model.denoise(x, path.alpha(t), path.beta(t))
     missed = mask * heads.clean - measured
-    return jnp.sqrt(jnp.sum(missed**2, axis=(1, 2, 3))), heads
+    return jnp.sqrt(jnp.sum(missed**2, axis=(1, 2, 3))).sum(), heads
 
 
 @jax.jit
 def step(x, t, t_next):
     """One Euler step of the probability flow, then one towards the measurement."""
-    gradient, heads = jax.grad(lambda x: (lambda e, h: (e.sum(), h))(*error(x, t)), has_aux=True)(x)
+    gradient, heads = jax.grad(error, has_aux=True)(x, t)
     x = x + (t_next - t) * process.velocity(x, heads, path, t)
     return x - gradient
 
 
 x = path.beta(times[0]) * samplers.initial_noise(range(8), model.image_shape)
-for t, t_next in zip(times[:-2], times[1:-1], strict=True):
+for t, t_next in itertools.pairwise(times[:-1]):
     x = step(x, t, t_next)
-filled = model.denoise(x, path.alpha(times[-2]), path.beta(times[-2])).clean  # eight answers
+filled = model.denoise(x, path.alpha(path.t_min), path.beta(path.t_min)).clean  # eight answers
 score = process.score(x, model.denoise(x, 0.5, 1.0).blurry, 1.0)  # grad log p, for your own sampler
