@@ -1,4 +1,6 @@
-"""Draws docs/images/hero.png, the README's figure: forward process, samples, a restored photograph.
+"""Draws the README's figure: the forward process, samples, a restored photograph.
+
+docs/images/hero.png is the whole, docs/images/process.png its left half alone.
 
     python docs/hero.py                                   # with pretrained/cifar10_16, a minute
     python docs/hero.py --restorer=pretrained/photos      # another network for the photograph
@@ -19,6 +21,7 @@ from warm_diffusion import pretrained, process
 from warm_diffusion.data.images import from_uint8, to_uint8
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs/images"
 
 NOISE = (0.05, 0.15, 0.4, 1.2)  # beta of each column
 RATIO = 10.0  # alpha of each column is ten times that: blur that can be seen
@@ -67,28 +70,38 @@ def show(axes, image: np.ndarray, title: str = "", label: str = "") -> None:
     axes.set_ylabel(label, fontsize=10)
 
 
-def main() -> None:
-    """Draws the figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sampler", default=str(ROOT / "pretrained/cifar10_16"))
-    parser.add_argument("--restorer", default=str(ROOT / "pretrained/cifar10_16"))
-    parser.add_argument("--out", default=str(ROOT / "docs/images/hero.png"))
-    options = parser.parse_args()
-    clean = photograph()
-    figure = Figure(figsize=(12, 5.3), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(h_pad=0.02, w_pad=0.02, hspace=0.0, wspace=0.0)
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1), wspace=0.03)
-
-    left.suptitle("Images become noise, blur, or both", fontsize=12, weight="bold")
-    grid = left.subplots(3, 5)
+def draw_forward(figure, clean: np.ndarray) -> None:
+    """A row per kind of diffusion, a column per level."""
+    figure.suptitle("Images become noise, blur, or both", fontsize=12, weight="bold")
     labels = {"hot": "hot: noise", "warm": "warm: both", "cold": "cold: blur"}
-    for axes, (name, images) in zip(grid, forward(clean).items(), strict=True):
+    for axes, (name, images) in zip(figure.subplots(3, 5), forward(clean).items(), strict=True):
         show(axes[0], clean, "clean" if name == "hot" else "", labels[name])
         for one, image, beta in zip(axes[1:], images, NOISE, strict=True):
             blur = "0" if name == "hot" else f"{RATIO * beta:.3g}"
             noise = "0" if name == "cold" else f"{beta:g}"
             show(one, image, f"α {blur} px\nβ {noise}")
 
+
+def new_figure(width: float) -> Figure:
+    """A white figure, readable on a dark page, without room between its parts."""
+    figure = Figure(figsize=(width, 5.3), layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(h_pad=0.02, w_pad=0.02, hspace=0.0, wspace=0.0)
+    return figure
+
+
+def main() -> None:
+    """Draws the figure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sampler", default=str(ROOT / "pretrained/cifar10_16"))
+    parser.add_argument("--restorer", default=str(ROOT / "pretrained/cifar10_16"))
+    options = parser.parse_args()
+    clean = photograph()
+    half = new_figure(6)
+    draw_forward(half, clean)
+    half.savefig(FOLDER / "process.png", dpi=100)
+    figure = new_figure(12)
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1), wspace=0.03)
+    draw_forward(left, clean)
     above, below = right.subfigures(2, 1, height_ratios=(1.12, 1))
     title = "One small network draws images (16x16, CIFAR-10) …"
     above.suptitle(title, fontsize=12, weight="bold")
@@ -100,7 +113,7 @@ def main() -> None:
         below.subplots(1, 3), restored(clean, options.restorer), strict=True
     ):
         show(axes, image, title)
-    figure.savefig(options.out, dpi=100)
+    figure.savefig(FOLDER / "hero.png", dpi=100)
 
 
 if __name__ == "__main__":
