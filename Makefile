@@ -37,7 +37,8 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 docs: $(VENV)/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	! grep -rlE '<(script|img|link rel="(stylesheet|preconnect|icon)")[^>]*(src|href)="(https?:)?//' site --include='*.html'
 
 proofs: $(VENV)/installed
 	$(BIN)/python -m pytest -m long -s
