@@ -16,6 +16,8 @@ import pytest
 from absl import flags as flags_of
 
 import main
+import warm_diffusion
+from configs import default
 from tests.jobs.conftest import REPOSITORY as ROOT
 from tests.jobs.conftest import _fresh_flags
 from warm_diffusion import settings
@@ -23,8 +25,11 @@ from warm_diffusion import settings
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "pretrained/README.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 TEXT = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
+TEXT["docs/changelog.md"] = (ROOT / "CHANGELOG.md").read_text()  # which it includes
 README = TEXT["README.md"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+SHORT_EXAMPLES = ("plain_jax", "flax_linen")  # the others compile for a while
+LONG_PAGES = ("docs/restoration.md", "docs/sample.md")
 
 
 def blocks(language, text):
@@ -41,7 +46,19 @@ def named(pattern):
 # --- snippets ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", [page for page, text in TEXT.items() if blocks("python", text)])
+def marked(values, names, long):
+    """Parameters of which those named are long."""
+    marks = ([pytest.mark.long] if name in long else [] for name in names)
+    return [
+        pytest.param(value, id=name, marks=mark)
+        for value, name, mark in zip(values, names, marks, strict=True)
+    ]
+
+
+RUN = [page for page, text in TEXT.items() if blocks("python", text)]
+
+
+@pytest.mark.parametrize("page", marked(RUN, RUN, LONG_PAGES))
 def test_python_on_a_page_runs_from_top_to_bottom(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     names = {}
@@ -54,8 +71,8 @@ def test_python_on_a_page_runs_from_top_to_bottom(page, monkeypatch):
         error = [float(jnp.mean((names[x] - names["x0"]) ** 2)) for x in ("x", "restored")]
         assert error[1] < error[0] / 2
         assert names["loss"].shape == (8,)
-    for name in ("test_two_blurs_are_one_of_the_root_of_the_sum_of_squares",):
-        names.get(name, lambda: None)()  # CONTRIBUTING's test is a test
+    for name in [name for name in names if name.startswith("test_")]:
+        names[name]()  # CONTRIBUTING's test is a test
 
 
 @pytest.mark.parametrize("page", [page for page, text in TEXT.items() if blocks("py", text)])
@@ -72,7 +89,10 @@ def test_the_readmes_snippet_has_ten_lines_and_the_readme_900_words_at_most():
     assert len(README.split()) <= 900
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+STEMS = [path.stem for path in EXAMPLES]
+
+
+@pytest.mark.parametrize("path", marked(EXAMPLES, STEMS, set(STEMS) - set(SHORT_EXAMPLES)))
 def test_an_example_runs_and_learns(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     source, names, seen = path.read_text(), {}, []
@@ -156,10 +176,34 @@ def test_a_module_named_is_there_with_its_flags(name):
         assert re.search(rf'["-]{flag}"', source), flag
 
 
+def test_every_key_named_alone_is_there():
+    known = settings._flat(default.get_config().to_dict())
+    sections = "data|augment|schedule|loss|optimizer|training|sampling|eval|analysis|export"
+    keys = named(r"--config\.(\w+(?:\.\w+)?)") + named(
+        rf"`((?:{sections})\.(?!json)\w+)(?:=[^`]*)?`"
+    )
+    assert len(keys) > 50
+    assert set(keys) - known.keys() == set()
+
+
+def test_every_flag_named_alone_is_there():
+    flags = set(named(r"`--(?!xla)([a-z_]+)(?:=[^`]*)?`")) - {"config"}
+    modules = [ROOT / words[2].replace(".", "/") for words in MODULES.values() if "." in words[2]]
+    sources = [ROOT / "main.py", *(module.with_suffix(".py") for module in modules)]
+    text = "".join(source.read_text() for source in sources)
+    assert [flag for flag in flags if not re.search(rf'["-]{flag}"', text)] == []
+
+
 @pytest.mark.parametrize("target", named(r"\bmake ([a-z]+)`|^make ([a-z]+)"))
 def test_every_make_target_named_is_there(target):
     target = "".join(target)
     assert not target or re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    assert f"\nversion: {warm_diffusion.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"version = {{{warm_diffusion.__version__}}}" in README
+    assert warm_diffusion.__version__ in TEXT["docs/changelog.md"]
 
 
 # --- files ---------------------------------------------------------------------------------------
