@@ -15,8 +15,8 @@ model = pretrained.load("pretrained/digits")
 path = schedules.constant_bnr(0.5)
 times = schedules.time_grid(path, 25)
 
-truth = jnp.asarray(model.sample([7], num_steps=9)[0], jnp.float32) / 127.5 - 1  # [8, 8, 1]
-mask = jnp.ones((8, 8, 1)).at[4:].set(0.0)  # the upper half is measured
+truth = jnp.asarray(model.sample([7], num_steps=9), jnp.float32) / 127.5 - 1  # [1, 8, 8, 1]
+mask = jnp.ones((1, 8, 8, 1)).at[:, 4:].set(0.0)  # the upper half is measured
 measured = mask * truth
 
 

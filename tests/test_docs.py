@@ -67,9 +67,9 @@ def test_python_on_a_page_runs_from_top_to_bottom(page, monkeypatch):
     if page == "README.md":
         assert names["images"].shape == (8, 16, 16, 3)
         assert names["images"].dtype == np.uint8
-        # Both levels are known: the restored images are nearer to the clean ones than the others.
+        # Restored images are nearer to the clean ones than blurred and noisy ones are.
         error = [float(jnp.mean((names[x] - names["x0"]) ** 2)) for x in ("x", "restored")]
-        assert error[1] < error[0] / 2
+        assert error[1] < 0.75 * error[0]
         assert names["loss"].shape == (8,)
     for name in [name for name in names if name.startswith("test_")]:
         names[name]()  # CONTRIBUTING's test is a test
