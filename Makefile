@@ -5,15 +5,16 @@ RUN ?= runs/digits
 BIN := $(VENV)/bin
 DEMO := $(BIN)/python main.py --workdir=$(RUN)
 
-.PHONY: help demo test proofs tpu lint benchmarks clean
+.PHONY: help demo test docs proofs tpu lint benchmarks clean
 
 help:
 	@echo "make demo    train on scikit-learn's digits, sample, evaluate and analyze (minutes on a CPU)"
 	@echo "make test    run the tests (minutes)"
+	@echo "make docs    build the site into site/ (seconds, offline)"
 	@echo "make tpu     install TPU's compiler (0.7 GB) and compile for TPUs that are not here (minutes)"
 	@echo "make proofs  the tests that take minutes to hours each: kills, damage, a soak (docs/reliability.md)"
 	@echo "make lint    check the style"
-	@echo "make clean   remove the environment and $(RUN)"
+	@echo "make clean   remove the environment, the site and $(RUN)"
 
 $(VENV)/installed: pyproject.toml requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python3 >= 3.11 is needed, this is " + sys.version)'
@@ -35,6 +36,10 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	! grep -rlE '<(script|img|link rel="(stylesheet|preconnect|icon)")[^>]*(src|href)="(https?:)?//' site --include='*.html'
+
 proofs: $(VENV)/installed
 	$(BIN)/python -m pytest -m long -s
 
@@ -47,4 +52,4 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(RUN)
+	rm -rf $(VENV) $(RUN) site

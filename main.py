@@ -20,6 +20,7 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import warm_diffusion
 from configs import default
 from warm_diffusion import cluster, console, jobs, settings, storage
 from warm_diffusion.training import signals
@@ -67,6 +68,7 @@ flags.DEFINE_string("coordinator_address", None, "On any other: HOST:PORT of pro
 flags.DEFINE_integer("num_processes", None, "On any other: how many processes there are.")
 flags.DEFINE_integer("process_id", None, "On any other: which of them this is, from 0.")
 flags.DEFINE_float("join_seconds", 300.0, "How long to wait for the other processes.")
+flags.DEFINE_bool("version", False, "Print versions and exit.")
 flags.DEFINE_bool("debug", False, "Show the libraries' logs, and a traceback for every error.")
 
 
@@ -78,6 +80,10 @@ def fail(message: str, status: int = 2) -> None:
 
 def parse(argv: list[str]) -> list[str]:
     """Reads the flags; a wrong one is one line, not a traceback."""
+    if "--version" in argv[1:]:
+        versions = settings.versions() | {"warm-diffusion": warm_diffusion.__version__}
+        print(*(f"{name} {version}" for name, version in versions.items()), sep="\n")
+        sys.exit(0)
     try:
         rest = FLAGS(settings.resolve_config_argument(argv, pathlib.Path(default.__file__).parent))
         FLAGS.config.to_dict()  # a file that could not be loaded says so now

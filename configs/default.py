@@ -43,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.preconditioning = "edm"
     model.model_channels = 24  # base width
     model.channel_mult = (1, 2)  # width of each level, fine to coarse, in multiples of it
-    model.num_blocks = 1  # residual blocks a level
+    model.num_blocks = 1  # residual blocks per level
     model.attention_resolutions = (4,)  # heights at which blocks attend
     model.dropout = 0.0  # EDM: 0.13 on CIFAR-10, 0.05 on FFHQ
     model.num_classes = 0  # classes that the network is told, as many as the data have; 0: none
@@ -124,7 +124,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.checkpoint = "latest"  # latest | every | best (of eval's reports so far) | a step
-    evaluation.num_samples = 0  # images a round; 0: as many as the reference has
+    evaluation.num_samples = 0  # images per round; 0: as many as the reference has
     evaluation.seed_ranges = 3  # rounds: seeds 0 to n - 1, n to 2 n - 1, ...; papers give the best
     # pixels (images of up to 4,096 values) | inception (FID) | MODULE:FUNCTION, a function of yours
     # from uint8 images [B, H, W, C] to features [B, D]

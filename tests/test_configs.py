@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from warm_diffusion import factory
+from warm_diffusion import factory, ranges
 from warm_diffusion.devices import make_mesh
 from warm_diffusion.training.state import Batch
 
@@ -33,6 +33,7 @@ def parameter_count(config, shape):
         ("cifar10", ("cond",)),
         ("cifar10", ("hot,small",)),
         ("ffhq64", ()),
+        ("folder", ("photos",)),
         ("lsun_church128", ()),
         ("photos", ()),
     ],
@@ -57,7 +58,7 @@ def test_a_configuration_builds(name, arguments):
     assert sampler.num_calls == 2 * config.sampling.num_steps - 1
 
 
-@pytest.mark.parametrize("name", ["cifar10", "ffhq64", "lsun_church128"])
+@pytest.mark.parametrize("name", ["cifar10", "ffhq64", "folder", "lsun_church128"])
 def test_the_cost_that_a_configuration_states_is_its_own(name):
     module, config = build(name)
     size = config.data.resolution
@@ -65,6 +66,14 @@ def test_the_cost_that_a_configuration_states_is_its_own(name):
     stated, megabytes = re.search(r"([\d.]+) M parameters \((\d+) MB", module.__doc__).groups()
     np.testing.assert_allclose(float(stated), count / 1e6, atol=0.05)
     np.testing.assert_allclose(float(megabytes), 4 * count / 1e6, atol=0.5)
+
+
+@pytest.mark.parametrize("resolution", [32, 64, 128])
+def test_the_network_for_a_folder_attends_at_16_pixels_at_three_resolutions(resolution):
+    _, config = build("folder", "photos")
+    assert config.data.source == "folder:photos"
+    keys = {f"model.{key}": value for key, value in config.model.items()}
+    ranges.check_fit(keys, (resolution, resolution, 3))
 
 
 def test_an_unknown_variant_is_named():

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,11 @@ def test_every_except_names_what_it_catches(path):
 @each_file
 def test_files_stay_under_400_lines(path):
     assert len(path.read_text().splitlines()) < 400
+
+
+def test_requirements_txt_is_what_the_package_and_the_app_need():
+    root = PACKAGE.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    lines = (root / "requirements.txt").read_text().splitlines()
+    listed = [line for line in lines if not line.startswith("#")]
+    assert listed == project["dependencies"] + project["optional-dependencies"]["app"]

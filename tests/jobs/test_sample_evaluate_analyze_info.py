@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import warm_diffusion
 from configs import cifar10
 from warm_diffusion import pretrained
 from warm_diffusion.data import statistics
@@ -178,6 +179,12 @@ def test_a_mistake_is_one_line_and_exit_status_2(app, arguments, message):
     assert message in err
     assert len(err.splitlines()) == 1
     assert err.startswith("error: ")
+
+
+def test_the_version_is_the_packages_and_no_configuration_is_read(app):
+    out, err = app.run("--version", "--config=nowhere.py", tiny=False)
+    assert out.splitlines()[0] == f"warm-diffusion {warm_diffusion.__version__}"
+    assert err == ""
 
 
 def test_debug_shows_where_a_mistake_was_found(app):

@@ -1,0 +1,223 @@
+"""What README and the site show works: snippets run, commands, files and links exist.
+
+Blocks marked `python` run, in order, in one namespace per page; `py` is for what runs elsewhere and
+must parse. Commands are parsed by main.py itself: flags, configuration, keys and their ranges.
+"""
+
+import ast
+import re
+import shlex
+import sys
+import textwrap
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags as flags_of
+
+import main
+import warm_diffusion
+from configs import default
+from tests.jobs.conftest import REPOSITORY as ROOT
+from tests.jobs.conftest import _fresh_flags
+from warm_diffusion import settings
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "pretrained/README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+TEXT = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
+TEXT["docs/changelog.md"] = (ROOT / "CHANGELOG.md").read_text()  # which it includes
+README = TEXT["README.md"]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+SHORT_EXAMPLES = ("plain_jax", "flax_linen")  # the others compile for a while
+LONG_PAGES = ("docs/restoration.md", "docs/sample.md")
+
+
+def blocks(language, text):
+    """Fenced blocks of a language, without the indentation of a list."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", code, flags=re.MULTILINE) for indent, code in found]
+
+
+def named(pattern):
+    """Everything in the pages that a pattern finds, once."""
+    return sorted({found for text in TEXT.values() for found in re.findall(pattern, text)})
+
+
+# --- snippets ------------------------------------------------------------------------------------
+
+
+def marked(values, names, long):
+    """Parameters of which those named are long."""
+    marks = ([pytest.mark.long] if name in long else [] for name in names)
+    return [
+        pytest.param(value, id=name, marks=mark)
+        for value, name, mark in zip(values, names, marks, strict=True)
+    ]
+
+
+RUN = [page for page, text in TEXT.items() if blocks("python", text)]
+
+
+@pytest.mark.parametrize("page", marked(RUN, RUN, LONG_PAGES))
+def test_python_on_a_page_runs_from_top_to_bottom(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    for code in blocks("python", TEXT[page]):
+        exec(compile(code, page, "exec"), names)
+    if page == "README.md":
+        assert names["images"].shape == (8, 16, 16, 3)
+        assert names["images"].dtype == np.uint8
+        # Restored images are nearer to the clean ones than blurred and noisy ones are.
+        error = [float(jnp.mean((names[x] - names["x0"]) ** 2)) for x in ("x", "restored")]
+        assert error[1] < 0.75 * error[0]
+        assert names["loss"].shape == (8,)
+    for name in [name for name in names if name.startswith("test_")]:
+        names[name]()  # CONTRIBUTING's test is a test
+
+
+@pytest.mark.parametrize("page", [page for page, text in TEXT.items() if blocks("py", text)])
+def test_python_that_runs_elsewhere_parses(page):
+    for code in blocks("py", TEXT[page]):
+        included = re.findall(r'^--8<-- "(.*)"$', code, re.MULTILINE)
+        assert all((ROOT / path) in EXAMPLES for path in included)
+        ast.parse(re.sub(r"^--8<--.*$", "", code, flags=re.MULTILINE))
+
+
+def test_the_readmes_snippet_has_ten_lines_and_the_readme_900_words_at_most():
+    (code,) = blocks("python", README)
+    assert len(code.strip().splitlines()) == 10
+    assert len(README.split()) <= 900
+
+
+STEMS = [path.stem for path in EXAMPLES]
+
+
+@pytest.mark.parametrize("path", marked(EXAMPLES, STEMS, set(STEMS) - set(SHORT_EXAMPLES)))
+def test_an_example_runs_and_learns(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    source, names, seen = path.read_text(), {}, []
+    training = re.search(r"^for n in range\(\d+\):\n((?:    .*\n)+)", source, re.MULTILINE)
+    if training:  # 40 steps instead of thousands
+        exec(compile(source[: training.start()], path.name, "exec"), names)
+        step = compile(textwrap.dedent(training[1]), path.name, "exec")
+        for names["n"] in range(40):
+            exec(step, names)
+            seen.append(float(names["loss"]))
+        assert np.mean(seen[-5:]) < 0.8 * np.mean(seen[:5])
+        source = source[training.end() :]
+    exec(compile(source, path.name, "exec"), names)
+    images = names.get("images", names.get("filled"))
+    assert images.ndim == 4
+    assert bool(jnp.all(jnp.isfinite(images)))
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def commands():
+    """(page, words) of every command that starts python, in blocks and between backticks."""
+    found = {}
+    for page, text in TEXT.items():
+        text = re.sub(r"^ *```(?:python|py|bibtex)\n.*?^ *```", "", text, flags=re.DOTALL | re.M)
+        text = re.sub(r" *\\\n\s*", " ", text)
+        for line in re.findall(r"(?:^|[`\s])(python (?:main\.py|-m) [^`\n]*)", text):
+            line = re.split(r" && |;|\"$|\)$", line)[0]
+            words = [word for word in shlex.split(line, comments=True) if word != "..."]
+            found[f"{page}: {' '.join(words)}"] = words
+    return found
+
+
+COMMANDS = commands()
+APP = {name: words for name, words in COMMANDS.items() if words[1] == "main.py"}
+MODULES = {name: words for name, words in COMMANDS.items() if words[1] == "-m"}
+
+
+def parse(arguments):
+    """What main.py makes of flags: everything that it can tell without data."""
+    # The configuration of a run that is not there: main.py would take the file beside it.
+    arguments = [word for word in arguments if not re.fullmatch(r"--config=.*\.json", word)]
+    argv = [str(ROOT / "main.py"), *arguments]
+    with pytest.MonkeyPatch.context() as patch, _fresh_flags():
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", argv)  # ml_collections looks there
+        rest = main.FLAGS(settings.resolve_config_argument(argv, ROOT / "configs"))
+        settings.check(main.FLAGS.config, None)
+        return rest[1:]
+
+
+@pytest.mark.parametrize("name", APP, ids=list(APP))
+def test_a_command_is_one_that_the_app_takes(name):
+    assert parse([word for word in APP[name][2:] if word not in ("--help", "--version")]) == []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--nope=1"], ["--mode=nope"], ["--config=configs/nope.py"], ["--config.model.nope=1"],
+     ["--config.model.dropout=2"], ["--config=configs/cifar10.py:nope"]],
+    ids=lambda flags: flags[0],
+)  # fmt: skip
+def test_a_command_that_the_app_does_not_take_is_found(flags):
+    with pytest.raises((flags_of.Error, AttributeError, ValueError, OSError)):
+        parse(flags)
+
+
+@pytest.mark.parametrize("name", MODULES, ids=list(MODULES))
+def test_a_module_named_is_there_with_its_flags(name):
+    _, _, module, *arguments = MODULES[name]
+    if module in ("venv", "pytest"):
+        return
+    source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
+    source += (ROOT / "benchmarks/comparison.py").read_text()
+    words = [word for word in arguments if word.startswith("--")]
+    parse([word for word in words if word.startswith("--config")])
+    for flag in {
+        word.split("=")[0].strip("-") for word in words if not word.startswith("--config")
+    }:
+        assert re.search(rf'["-]{flag}"', source), flag
+
+
+def test_every_key_named_alone_is_there():
+    known = settings._flat(default.get_config().to_dict())
+    sections = "data|augment|schedule|loss|optimizer|training|sampling|eval|analysis|export"
+    keys = named(r"--config\.(\w+(?:\.\w+)?)") + named(
+        rf"`((?:{sections})\.(?!json)\w+)(?:=[^`]*)?`"
+    )
+    assert len(keys) > 50
+    assert set(keys) - known.keys() == set()
+
+
+def test_every_flag_named_alone_is_there():
+    flags = set(named(r"`--(?!xla)([a-z_]+)(?:=[^`]*)?`")) - {"config"}
+    modules = [ROOT / words[2].replace(".", "/") for words in MODULES.values() if "." in words[2]]
+    sources = [ROOT / "main.py", *(module.with_suffix(".py") for module in modules)]
+    text = "".join(source.read_text() for source in sources)
+    assert [flag for flag in flags if not re.search(rf'["-]{flag}"', text)] == []
+
+
+@pytest.mark.parametrize("target", named(r"\bmake ([a-z]+)`|^make ([a-z]+)"))
+def test_every_make_target_named_is_there(target):
+    target = "".join(target)
+    assert not target or re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    assert f"\nversion: {warm_diffusion.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"version = {{{warm_diffusion.__version__}}}" in README
+    assert warm_diffusion.__version__ in TEXT["docs/changelog.md"]
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "pretrained/README.md"])
+def test_every_file_linked_is_there(page):
+    # Links among the site's pages: `make docs`.
+    for path in re.findall(r"\]\((?!http)([^)#]+)", TEXT[page]):
+        assert ((ROOT / page).parent / path).exists(), path
+
+
+@pytest.mark.parametrize(
+    "path", named(r"\b(?:configs|benchmarks|examples|tests|docs|warm_diffusion)/[\w/]+\.\w+")
+)
+def test_every_file_named_is_there(path):
+    assert (ROOT / path).is_file()
