@@ -20,8 +20,8 @@ INK = "#22262d"  # text and axes; in SVG the page's own colour
 NOISE, BLUR = "#d55e00", "#0072b2"
 SOLVERS = {"euler": "#7d6bb5", "heun": "#009e73", "multistep": "#b8860b"}
 MARKERS = {"euler": "^", "heun": "o", "multistep": "s"}
-_RATIOS = LinearSegmentedColormap.from_list("ratios", [NOISE, "#c0589a", BLUR])
-_LEVELS = LinearSegmentedColormap.from_list("levels", ["#b8860b", "#2f9e6e", "#1f7fb0", "#6a4fb3"])
+_RATIOS = LinearSegmentedColormap.from_list("ratios", [NOISE, "#b35c6e", BLUR])
+_LEVELS = LinearSegmentedColormap.from_list("levels", ["#b8860b", "#2f9e6e", "#1f7fb0", "#7458bd"])
 DEPARTURES, SHARES = "RdBu_r", "cividis"  # maps: too little (blue) to too much (red); 0 to 1
 
 styled = matplotlib.rc_context(  # decorates what makes a figure
