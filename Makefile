@@ -5,13 +5,14 @@ RUN ?= runs/digits
 BIN := $(VENV)/bin
 DEMO := $(BIN)/python main.py --workdir=$(RUN)
 
-.PHONY: help demo test proofs tpu lint benchmarks clean
+.PHONY: help demo test proofs tpu tutorial lint clean
 
 help:
 	@echo "make demo    train on scikit-learn's digits, sample, evaluate and analyze (minutes on a CPU)"
 	@echo "make test    run the tests (minutes)"
 	@echo "make tpu     install TPU's compiler (0.7 GB) and compile for TPUs that are not here (minutes)"
 	@echo "make proofs  the tests that take minutes to hours each: kills, damage, a soak (docs/reliability.md)"
+	@echo "make tutorial  run docs/tutorial.py and keep it, with its figures, as docs/tutorial.ipynb (a minute)"
 	@echo "make lint    check the style"
 	@echo "make clean   remove the environment and $(RUN)"
 
@@ -42,9 +43,13 @@ tpu: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu]'
 	$(BIN)/python -m pytest tests/test_aot.py
 
+tutorial: $(VENV)/installed
+	$(BIN)/jupytext --to ipynb --execute docs/tutorial.py
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
 
 clean:
 	rm -rf $(VENV) $(RUN)

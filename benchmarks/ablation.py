@@ -141,9 +141,7 @@ def _table(summary: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def write(
-    out: pathlib.Path, rows: list[dict], names: tuple[str, ...], timer, title: str
-) -> None:
+def write(out: pathlib.Path, rows: list[dict], names: tuple[str, ...], timer, title: str) -> None:
     """table.md, summary.json and ablation.png of all rows so far."""
     if not rows:
         return

@@ -100,9 +100,7 @@ def summarise(rows: list[dict], names: tuple[str, ...]) -> list[dict]:
     return found
 
 
-def write(
-    out: pathlib.Path, rows: list[dict], names: tuple[str, ...], timer, title: str
-) -> None:
+def write(out: pathlib.Path, rows: list[dict], names: tuple[str, ...], timer, title: str) -> None:
     """table.md, summary.json and sweep.png of all rows so far."""
     if not rows:
         return

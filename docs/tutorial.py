@@ -42,17 +42,18 @@ from warm_diffusion import (
     schedules,
     spectra,
 )
-from warm_diffusion.plots import style
+from warm_diffusion.plots import plain_log_ticks, style
 
-STEPS = 3000  # of training below
+STEPS = 1500  # of training below
 REPOSITORY = next(p for p in map(pathlib.Path, (".", "..")) if (p / "pretrained").is_dir())
-plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update({"figure.dpi": 80, "figure.constrained_layout.use": True})
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 
 
 def show(rows, row_labels, column_labels=(), side=0.95):
     """Images in [-1, 1], a list of lists, with labels."""
-    figure, axes = plt.subplots(
-        len(rows), len(rows[0]), squeeze=False, layout="constrained",
+    _, axes = plt.subplots(
+        len(rows), len(rows[0]), squeeze=False,
         figsize=(side * len(rows[0]) + 1, side * len(rows) + 0.3),
     )  # fmt: skip
     for row, line in zip(axes, rows):
@@ -83,7 +84,9 @@ def show(rows, row_labels, column_labels=(), side=0.95):
 # %%
 china, flower = load_sample_images().images  # two photographs that come with scikit-learn
 size = [side // 2 for side in china.shape[1::-1]]
-photos = [np.asarray(Image.fromarray(p).resize(size, Image.LANCZOS)) / 127.5 - 1 for p in (china, flower)]
+photos = [
+    np.asarray(Image.fromarray(p).resize(size, Image.LANCZOS)) / 127.5 - 1 for p in (china, flower)
+]
 photo = jnp.asarray(photos[0][14:78, 71:135], jnp.float32)[None]  # [1, 64, 64, 3]
 
 ratios = {"hot: 0": 0.0, "warm: 0.5": 0.5, "colder: 5": 5.0}
@@ -123,9 +126,12 @@ for label, ratio in ratios.items():
     m = dct.transfer(ratio * beta, 16, 16)[..., 0]  # what the blur leaves of each coefficient
     left = spectra.radial_mean(m**2 * spectrum)[1]
     if ratio:
-        plt.loglog(frequency[1:], left[1:], color=style.ratio_colour(ratio), label=f"blurred, {label}")
+        plt.loglog(
+            frequency[1:], left[1:], color=style.ratio_colour(ratio), label=f"blurred, {label}"
+        )
 plt.axhline(beta**2, color=style.NOISE, linestyle="--", label=f"noise floor, β = {beta}")
 plt.ylim(1e-4)
+plain_log_ticks(plt.gca().xaxis)
 plt.xlabel("frequency (cycles per pixel)")
 plt.ylabel("variance of a DCT coefficient")
 plt.title(f"16x16 pieces of two photographs, noise {beta}")
@@ -188,7 +194,9 @@ start = samplers.initial_noise(jnp.arange(8), ten.shape[1:])
 path = schedules.constant_bnr(0.5)
 found, way = jax.jit(lambda z: samplers.sample(exact, z, path, return_trajectory=True))(start)
 nearest = jnp.min(jnp.max(jnp.abs(found[:, None] - ten[None]), axis=(2, 3, 4)), axis=1)
-print(f"largest difference of a pixel from the nearest of the ten digits: {float(nearest.max()):.4f}")
+print(
+    f"largest difference of a pixel from the nearest of the ten digits: {float(nearest.max()):.4f}"
+)
 times = schedules.time_grid(path, 18)
 shown = [0, 5, 8, 10, 12, 14, 18]
 show(
@@ -251,6 +259,7 @@ for i, (name, colour) in enumerate({"denoiser": style.NOISE, "deblurrer": style.
     plt.semilogy(np.arange(len(smooth)) * width, smooth[:, i], color=colour, label=name)
 plt.xlabel("step")
 plt.ylabel("loss")
+plain_log_ticks(plt.gca().yaxis)
 plt.title("digits, all ratios from 0 to 4")
 plt.legend()
 plt.show()
@@ -278,7 +287,8 @@ show(
 #
 # A blurred and noisy photograph is a state of the forward process. So a trained network leads it back, and one
 # that has learned both heads undoes the blur as well. The network here comes with the repository. It has
-# learned from thumbnails of 16x16 pixels and takes images of any size. Both levels are read off the image.
+# learned from thumbnails of 16x16 pixels and takes images of any size. Both levels are read off the image: the
+# blur comes out a little larger than the one put in, for the photograph itself is not perfectly sharp.
 
 # %%
 model = pretrained.load(REPOSITORY / "pretrained" / "cifar10_16")
@@ -310,3 +320,6 @@ show([[x[0] for x in versions.values()] + [photo[0]]], [""], labels, side=2)
 #
 # Next: draw images with `python main.py --mode=sample --checkpoint=pretrained/cifar10_16 --workdir=runs/first`,
 # move two sliders over a photograph in the [explorer](explorer.html), or train on images of your own.
+#
+# (Photographs: scikit-learn's china.jpg and flower.jpg, CC BY 2.0, [danielbuechele](https://www.flickr.com/photos/danielbuechele/)
+# and [vultilion](https://www.flickr.com/photos/vultilion/).)

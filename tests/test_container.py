@@ -20,7 +20,9 @@ def test_everything_copied_is_there():
 
 
 def test_the_extras_named_exist():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     named = [name for text in re.findall(r"EXTRAS=(\S+)", TEXT) for name in text.split(",")]
     assert {"app", "cuda"} <= set(named)
     assert set(named) <= set(extras)

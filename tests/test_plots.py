@@ -1,4 +1,4 @@
-"""Figures: colours that can be told apart, pixels that stay pixels, SVG that takes a page's colour."""
+"""Figures: colours that can be told apart, pixels that stay pixels, SVG in the page's colour."""
 
 import io
 import itertools

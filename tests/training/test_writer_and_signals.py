@@ -75,7 +75,7 @@ def test_events_reach_gs_while_a_run_goes_on(store, monkeypatch):
 class Wandb:
     """The part of wandb that is used, which keeps what it is told."""
 
-    class errors:  # noqa: N801
+    class errors:
         class Error(Exception):
             pass
 
@@ -92,7 +92,7 @@ class Wandb:
     def log(self, values):
         self.told.append(values)
 
-    def Image(self, image):  # noqa: N802
+    def Image(self, image):
         return image.shape
 
     def finish(self):

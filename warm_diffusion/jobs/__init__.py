@@ -5,7 +5,6 @@ Each is loaded when it is first used: `info` needs no matplotlib, sampling no Te
 
 import importlib
 
-
 _JOBS = (
     "train", "sample", "evaluate", "fid_stats", "analyze", "export", "info", "report", "restore",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a configuration means: the network's parameters and shapes, its data, what training needs."""
+"""What a configuration means: parameters and shapes of the network, data, what training needs."""
 
 import clu.parameter_overview
 import jax

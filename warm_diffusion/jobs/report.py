@@ -221,4 +221,6 @@ def _origins(about: dict) -> dict[str, str]:
 
 def _told(value) -> str:
     """A value of JSON as text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_told(each)}" for name, each in value.items())
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -163,9 +163,7 @@ def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str) -> Figure:
 
 
 @style.styled
-def labelled(
-    canvas: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str
-) -> Figure:
+def labelled(canvas: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
     """A grid of images with a label for each row and column; its pixels are the figure's.
 
     Args:
