@@ -252,7 +252,7 @@ def _film(strips: list, levels: Sequence[Level], title: str) -> Figure:
     columns = [
         f"α {style.number(alpha)}\nβ {style.number(beta)}" for alpha, beta in levels[: len(strips)]
     ]
-    return plots.labelled(grid(images, len(strips), min_side=48), labels, columns, title)
+    return plots.labelled(grid(images, len(strips), min_side=56), labels, columns, title)
 
 
 def _say(steps: list[dict], about: dict, folder: pathlib.Path) -> None:
