@@ -23,10 +23,14 @@ def run(app, trained, tmp_path_factory):
         "--config.eval.seed_ranges=2", "--config.eval.report=True", tiny=False,
     )  # fmt: skip
     assert (folder / "report.html").exists()  # asked for by eval.report
-    app.run(
-        "--mode=analyze", f"--checkpoint={folder}", f"--workdir={folder}",
-        "--config.analysis.num_images=16", tiny=False,
-    )  # fmt: skip
+    app.run("--mode=analyze", f"--workdir={folder}", tiny=False)
+    # What a checkpoint's analysis writes, which test_manifold.py makes: its figures' part.
+    rings = dict.fromkeys(("spectral_departure", "denoiser", "deblurrer"), [None, 0.5, 0.1])
+    numbers = ("sliced_wasserstein", "sliced_wasserstein_of_forward", "consistency")
+    step = {"alpha": 0.5, "beta": 1.0, **rings, **dict.fromkeys(numbers, 0.01)}
+    told = {"title": "digits, three steps", "frequency": [0.0, 0.3, 0.6], "steps": [step] * 4}
+    storage.write_json(folder / "analysis" / "sampling.json", told)
+    shutil.copy(folder / "analysis" / "forward.png", folder / "analysis" / "film.png")
     out, err = app.run("--mode=report", f"--workdir={folder}", tiny=False)
     assert (err, f"{folder}/report.html" in out) == ("", True)
     return folder
@@ -91,6 +95,7 @@ def test_it_tells_the_numbers_of_the_run(run, page):
         assert word in text
     recommended = json.loads((run / "analysis" / "analysis.json").read_text())["recommended_bnr"]
     assert f"recommended blur-to-noise ratio {recommended:.2f}" in text
+    assert text.count("digits, three steps") == 2
     svgs = [tag for tag, _ in page.tags if tag == "svg"]
     assert len(svgs) == 4 + 3  # losses, gradient, consistency, speed; spectrum, departure, heads
 
