@@ -25,7 +25,7 @@ def run(app, trained, tmp_path_factory):
     assert (folder / "report.html").exists()  # asked for by eval.report
     app.run("--mode=analyze", f"--workdir={folder}", tiny=False)
     # What a checkpoint's analysis writes, which test_manifold.py makes: its figures' part.
-    rings = dict.fromkeys(("spectral_departure", "denoiser", "deblurrer"), [None, 0.5, 0.1])
+    rings = {key: [None, 0.5, 0.1] for key in ("spectral_departure", "denoiser", "deblurrer")}
     numbers = ("sliced_wasserstein", "sliced_wasserstein_of_forward", "consistency")
     step = {"alpha": 0.5, "beta": 1.0, **rings, **dict.fromkeys(numbers, 0.01)}
     told = {"title": "digits, three steps", "frequency": [0.0, 0.3, 0.6], "steps": [step] * 4}
