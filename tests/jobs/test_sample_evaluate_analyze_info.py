@@ -162,7 +162,7 @@ def test_info_says_what_is_added_to_edms_network(tmp_path):
         (["--config.model.num_blocks=x"], "invalid literal for int"),
         (
             ["--mode=trian", "--workdir=w"],
-            "should be one of <train|sample|eval|fid_stats|analyze|export|restore|info>",
+            "should be one of <train|sample|eval|fid_stats|analyze|export|restore|report|info>",
         ),
         (["--mode=train"], "set --workdir=DIR"),
         (["--mode=sample", "--workdir=nowhere"], "there is no trained network in"),
