@@ -5,7 +5,7 @@ RUN ?= runs/digits
 BIN := $(VENV)/bin
 DEMO := $(BIN)/python main.py --workdir=$(RUN)
 
-.PHONY: help demo test docs proofs tpu lint benchmarks clean
+.PHONY: help demo test docs tutorial proofs tpu lint clean
 
 help:
 	@echo "make demo    train on scikit-learn's digits, sample, evaluate and analyze (minutes on a CPU)"
@@ -13,6 +13,7 @@ help:
 	@echo "make docs    build the site into site/ (seconds, offline)"
 	@echo "make tpu     install TPU's compiler (0.7 GB) and compile for TPUs that are not here (minutes)"
 	@echo "make proofs  the tests that take minutes to hours each: kills, damage, a soak (docs/reliability.md)"
+	@echo "make tutorial  run docs/tutorial.py and keep it, with its figures, as docs/tutorial.ipynb (a minute)"
 	@echo "make lint    check the style"
 	@echo "make clean   remove the environment, the site and $(RUN)"
 
@@ -47,9 +48,13 @@ tpu: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu]'
 	$(BIN)/python -m pytest tests/test_aot.py
 
+tutorial: $(VENV)/installed
+	$(BIN)/jupytext --to ipynb --execute docs/tutorial.py
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
 
 clean:
 	rm -rf $(VENV) $(RUN) site

@@ -37,7 +37,8 @@ MODES = {
         *job,
         jobs.restore.Request(FLAGS.input, FLAGS.blur, FLAGS.noise, FLAGS.samples, FLAGS.reference),
     ),
-    "info": lambda config, *_: jobs.info.print_info(config),
+    "report": lambda *job: jobs.report.report(*job),
+    "info": lambda config, *_: jobs.info.print_info(config, FLAGS.details),
 }
 config_flags.DEFINE_config_file(
     "config",
@@ -63,6 +64,7 @@ flags.DEFINE_float("blur", None, "restore: standard deviation in pixels [read of
 flags.DEFINE_float("noise", None, "restore: in grey levels of 0..255 [read off each image].")
 flags.DEFINE_integer("samples", 0, "restore: samples of the posterior besides its mean.")
 flags.DEFINE_string("reference", None, "restore: clean images of the same names, for PSNR, SSIM.")
+flags.DEFINE_bool("details", False, "info: also every key and the table of parameters.")
 flags.DEFINE_bool("distributed", False, "Join the other processes of a cluster that JAX knows.")
 flags.DEFINE_string("coordinator_address", None, "On any other: HOST:PORT of process 0.")
 flags.DEFINE_integer("num_processes", None, "On any other: how many processes there are.")

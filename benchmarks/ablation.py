@@ -22,9 +22,11 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from benchmarks import comparison
-from benchmarks.bnr_sweep import COLOURS, define_flags
+from benchmarks.bnr_sweep import define_flags
 from benchmarks.train_step import machine, run
-from warm_diffusion import factory
+from warm_diffusion import factory, plots
+from warm_diffusion.data.sources import short_name
+from warm_diffusion.plots import style
 
 VARIANTS = {
     # the paper's table 5
@@ -63,6 +65,8 @@ def ablate(options) -> None:
     out, timer, solvers, results = begun.out, begun.timer, begun.solvers, begun.results
     data, judge, budget = begun.data, begun.judge, begun.budget
     seeds = [int(seed) for seed in options.seeds]
+    data_name, ratio = short_name(options.config.data.source), options.config.schedule.bnr
+    title = f"{data_name}, blur-to-noise ratio {ratio} where a variant has one"
     # A variant's seeds follow one another: its programs are compiled once and then dropped.
     for name, each in configs.items():
         trainer, by_solver, compiled = None, {}, set()
@@ -92,73 +96,94 @@ def ablate(options) -> None:
                     f"(trained {row['training_seconds']:.0f} s)",
                     flush=True,
                 )
-            write(out, results.rows, judge.names, timer)
-    write(out, results.rows, judge.names, timer)
+            write(out, results.rows, judge.names, timer, title)
+    write(out, results.rows, judge.names, timer, title)
     print((out / "table.md").read_text())
     print(timer.report())
 
 
-def write(out: pathlib.Path, rows: list[dict], names: tuple[str, ...], timer) -> None:
-    """table.md, summary.json and ablation.png of all rows so far."""
-    if not rows:
-        return
-    solvers = sorted({(row["solver"], row["nfe"]) for row in rows}, key=lambda s: s[1])
-    found = [name for name in VARIANTS if any(row["variant"] == name for row in rows)]
-    summary, lines = [], []
+def summarise(rows: list[dict], names: tuple[str, ...]) -> list[dict]:
+    """One entry a metric, variant and solver: mean and standard deviation over seeds."""
+    groups, found = {}, []
+    for row in rows:
+        groups.setdefault((row["variant"], row["solver"], row["nfe"]), []).append(row)
+    order = sorted(groups, key=lambda key: (list(VARIANTS).index(key[0]), key[2]))
     for metric in names:
+        for variant, solver, nfe in order:
+            mean, deviation, count = comparison.mean_and_deviation(
+                groups[variant, solver, nfe], metric
+            )
+            found.append(
+                {"metric": metric, "variant": variant, "solver": solver, "nfe": nfe, "mean": mean,
+                 "std": deviation, "seeds": count}
+            )  # fmt: skip
+    return found
+
+
+def _table(summary: list[dict]) -> str:
+    """A table a metric: a row a variant, a column a solver."""
+    solvers = sorted({(e["solver"], e["nfe"]) for e in summary}, key=lambda s: s[1])
+    cells = {
+        (e["metric"], e["variant"], e["solver"], e["nfe"]): (
+            f"{e['mean']:.4f} ± {e['std']:.4f} ({e['seeds']})"
+        )
+        for e in summary
+    }
+    lines = []
+    for metric in dict.fromkeys(entry["metric"] for entry in summary):
         lines += [f"`{metric}`, mean ± standard deviation over seeds (number of seeds)", ""]
         lines += ["| variant | " + " | ".join(f"{s}, NFE {n}" for s, n in solvers) + " |"]
         lines += ["| --- " * (len(solvers) + 1) + "|"]
-        for name in found:
-            cells = []
-            for solver, nfe in solvers:
-                group = [
-                    row for row in rows
-                    if (row["variant"], row["solver"], row["nfe"]) == (name, solver, nfe)
-                ]  # fmt: skip
-                if not group:
-                    cells.append("-")
-                    continue
-                mean, deviation, count = comparison.mean_and_deviation(group, metric)
-                cells.append(f"{mean:.4f} ± {deviation:.4f} ({count})")
-                summary.append(
-                    {"metric": metric, "variant": name, "solver": solver, "nfe": nfe, "mean": mean,
-                     "std": deviation, "seeds": count}
-                )  # fmt: skip
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        for name in dict.fromkeys(entry["variant"] for entry in summary):
+            row = [cells.get((metric, name, *solver), "-") for solver in solvers]
+            lines.append(f"| {name} | " + " | ".join(row) + " |")
         lines.append("")
-    (out / "table.md").write_text("\n".join(lines))
+    return "\n".join(lines)
+
+
+def write(out: pathlib.Path, rows: list[dict], names: tuple[str, ...], timer, title: str) -> None:
+    """table.md, summary.json and ablation.png of all rows so far."""
+    if not rows:
+        return
+    summary = summarise(rows, names)
+    (out / "table.md").write_text(_table(summary))
     report = {
         "images_seen_by_each_network": rows[0]["images_seen"],
         "machine": machine(),
         "this_session": timer.report(),
-        "variants": {name: VARIANTS[name] for name in found},
+        "variants": {entry["variant"]: VARIANTS[entry["variant"]] for entry in summary},
         "summary": summary,
     }
     (out / "summary.json").write_text(json.dumps(report, indent=2) + "\n")
-    _draw(out / "ablation.png", summary, names[0], found, solvers)
+    style.save(out / "ablation.png", draw(summary, title))
 
 
-def _draw(path: pathlib.Path, summary: list[dict], metric: str, names: list[str], solvers) -> None:
-    figure = Figure(figsize=(8, 1.5 + 0.4 * len(names)), layout="constrained")
+@style.styled
+def draw(summary: list[dict], title: str) -> Figure:
+    """A row a variant, a colour a solver; of the first metric in the summary."""
+    metric = summary[0]["metric"]
+    summary = [entry for entry in summary if entry["metric"] == metric]
+    solvers = sorted({(e["solver"], e["nfe"]) for e in summary}, key=lambda s: s[1])
+    names = list(dict.fromkeys(entry["variant"] for entry in summary))
+    figure = Figure(figsize=(8, 1.6 + 0.4 * len(names)), layout="constrained")
     axes = figure.subplots()
-    for i, ((solver, nfe), colour) in enumerate(zip(solvers, COLOURS, strict=False)):
-        chosen = [
-            e for e in summary if (e["metric"], e["solver"], e["nfe"]) == (metric, solver, nfe)
-        ]
+    for i, (solver, nfe) in enumerate(solvers):
+        chosen = [e for e in summary if (e["solver"], e["nfe"]) == (solver, nfe)]
+        most = max(calls for each, calls in solvers if each == solver)
         axes.errorbar(
             [e["mean"] for e in chosen],
             [names.index(e["variant"]) + 0.15 * (i - (len(solvers) - 1) / 2) for e in chosen],
-            xerr=[e["std"] for e in chosen], fmt="o", capsize=3, color=colour,
-            label=f"{solver}, NFE {nfe}",
+            xerr=[e["std"] for e in chosen], linestyle="", capsize=3, color=style.SOLVERS[solver],
+            marker=style.MARKERS[solver] if nfe == most else "v", label=f"{solver}, NFE {nfe}",
         )  # fmt: skip
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlabel(metric)
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    plots.plain_log_ticks(axes.xaxis)
+    axes.set_xlabel(f"{metric} (lower is better)")
+    axes.set_title(title)
+    axes.legend()
+    return figure
 
 
 if __name__ == "__main__":

@@ -19,16 +19,16 @@ import pathlib
 
 from absl import flags
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 from ml_collections import config_flags
 
 from benchmarks import comparison
 from benchmarks.train_step import machine, run
-from warm_diffusion import schedules
+from warm_diffusion import plots, schedules
+from warm_diffusion.data.sources import short_name
+from warm_diffusion.plots import style
 
 # arXiv 2511.16904: CIFAR-10, 55.7 M parameters, FID of 50,000 samples at NFE 35, best of three.
 PAPER = {0.0: 1.97, 0.1: 1.97, 0.3: 1.90, 0.5: 1.85, 0.65: 1.91, 1.0: 2.01, 2.0: 2.57, 10.0: 11.97}
-COLOURS = ("#7570b3", "#d95f02", "#1b9e77", "#e7298a", "#66a61e")
 FLAGS = flags.FLAGS
 
 
@@ -48,6 +48,7 @@ def sweep(options) -> None:
         (int, options.seeds), (float, options.ratios),
     ))  # fmt: skip
     trainers, drawer, compiled = {}, None, set()
+    title = short_name(config.data.source)
     cells = [("fixed", seed, ratio) for seed in seeds for ratio in ratios]
     cells += [("any", seed, None) for seed in seeds] if any_ratios else []
     for network, seed, ratio in cells:
@@ -76,8 +77,8 @@ def sweep(options) -> None:
                 f"{network} BNR {row['bnr']:g} seed {seed} {row['solver']} NFE {row['nfe']}: "
                 f"{distances} (trained {row['training_seconds']:.0f} s)", flush=True,
             )  # fmt: skip
-        write(out, results.rows, judge.names, timer)
-    write(out, results.rows, judge.names, timer)
+        write(out, results.rows, judge.names, timer, title)
+    write(out, results.rows, judge.names, timer, title)
     print((out / "table.md").read_text())
     print(timer.report())
 
@@ -99,7 +100,7 @@ def summarise(rows: list[dict], names: tuple[str, ...]) -> list[dict]:
     return found
 
 
-def write(out: pathlib.Path, rows: list[dict], names: tuple[str, ...], timer) -> None:
+def write(out: pathlib.Path, rows: list[dict], names: tuple[str, ...], timer, title: str) -> None:
     """table.md, summary.json and sweep.png of all rows so far."""
     if not rows:
         return
@@ -135,44 +136,50 @@ def write(out: pathlib.Path, rows: list[dict], names: tuple[str, ...], timer) ->
             lines.append(f"| {network} | {bnr:g} | " + " | ".join(cells) + f" | {paper} |")
         lines.append("")
     (out / "table.md").write_text("\n".join(lines))
-    _draw(out / "sweep.png", entries, names[0], solvers)
+    style.save(out / "sweep.png", draw(entries, names[0], title))
 
 
-def _draw(path: pathlib.Path, entries: list[dict], name: str, solvers: list[tuple]) -> None:
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+@style.styled
+def draw(entries: list[dict], name: str, title: str) -> Figure:
+    """Distance against ratio: a network for each, and beside them one for all."""
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    solvers = sorted({(entry["solver"], entry["nfe"]) for entry in entries}, key=lambda s: s[1])
 
-    def line(axes, network, solver, **style):
+    def line(axes, network, solver, **look):
         chosen = [
             e for e in entries if e["network"] == network and (e["solver"], e["nfe"]) == solver
         ]
+        most = max(nfe for each, nfe in solvers if each == solver[0])
         if chosen:
             axes.errorbar(
                 [e["bnr"] for e in chosen], [e[name] for e in chosen],
-                yerr=[e[f"{name}_std"] for e in chosen], capsize=3, marker="o", **style,
+                yerr=[e[f"{name}_std"] for e in chosen], capsize=3,
+                color=style.SOLVERS[solver[0]],
+                marker=style.MARKERS[solver[0]] if solver[1] == most else "v", **look,
             )  # fmt: skip
 
-    for solver, colour in zip(solvers, COLOURS, strict=False):
-        label = f"{solver[0]}, NFE {solver[1]}"
-        line(left, "fixed", solver, color=colour, label=label)
-        # Colours are explained on the left, lines on the right, once.
-        kinds = ("a network for each", "one for all") if solver == solvers[0] else (None, None)
-        line(right, "fixed", solver, color=colour, label=kinds[0])
-        line(right, "any", solver, color=colour, linestyle="--", label=kinds[1])
+    for solver in solvers:
+        # Colours and markers are explained on the left, lines on the right, once.
+        kinds = ("a network for each", "one for all") if solver == solvers[-1] else (None, None)
+        line(left, "fixed", solver, label=f"{solver[0]}, NFE {solver[1]}")
+        line(right, "fixed", solver, label=kinds[0])
+        line(right, "any", solver, label=kinds[1], linestyle="--", markerfacecolor="white")
     ratios = sorted({e["bnr"] for e in entries})
-    for axes, title in ((left, "a network for each ratio"), (right, "and one for all ratios")):
-        axes.set_xscale("symlog", linthresh=0.1)
-        axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios], fontsize=7, rotation=60)
-        axes.xaxis.minorticks_off()
+    for axes, part in ((left, "a network for each ratio"), (right, "one for all, dashed")):
+        axes.set_xscale("function", functions=(lambda x: x / (1 + x), lambda y: y / (1 - y)))
+        axes.set_xlim(-0.04, 16)
+        axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
+        for label, ratio in zip(axes.get_xticklabels(), ratios, strict=True):
+            label.set(color=style.ratio_colour(ratio), fontweight="bold")
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter())  # plain numbers
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
-        axes.set_xlabel("blur-to-noise ratio")
-        axes.set_ylabel(name)
-        axes.set_title(title, fontsize=10)
-        axes.grid(alpha=0.25)
-        axes.legend(fontsize=7, handlelength=4)
-    figure.savefig(path, dpi=120)
+        plots.plain_log_ticks(axes.yaxis)
+        axes.set_xlabel("blur-to-noise ratio: 0 is hot (EDM), high is cold")
+        axes.grid(axis="y", which="both")
+        axes.set_title(f"{title}: {part}")
+        axes.legend(handlelength=4)
+    left.set_ylabel(f"{name} (lower is better)")
+    return figure
 
 
 def define_flags(config: str) -> None:

@@ -24,16 +24,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 from ml_collections import ConfigDict
 
 from benchmarks.judge import Judge
 from benchmarks.train_step import machine
 from configs import default, saved
-from warm_diffusion import factory, pretrained, samplers, schedules, settings
+from warm_diffusion import factory, plots, pretrained, samplers, schedules, settings
 from warm_diffusion.data.images import to_uint8
+from warm_diffusion.data.sources import short_name
+from warm_diffusion.plots import style
 
-_COLOURS = {"euler": "#d95f02", "heun": "#1b9e77", "multistep": "#7570b3"}
 _LINES = ("-", "--", ":", "-.")
 _KEY = ("checkpoint", "weights_sha256", "noise_range", "ratio", "grid", "solver", "nfe", "seeds")
 
@@ -177,12 +177,14 @@ def measure(
         partial.replace(arguments.out / "nfe.json")
 
 
-def draw(rows: list[dict], metric: str, path: pathlib.Path) -> None:
+@style.styled
+def draw(rows: list[dict], metric: str, title: str) -> Figure:
     """A panel a checkpoint and ratio; a colour a solver, a line a grid; the mean over seeds."""
     panels = list(dict.fromkeys((row["checkpoint"], row["ratio"]) for row in rows))
-    figure = Figure(figsize=(max(6, 4 * len(panels)), 4.5), layout="constrained")
+    figure = Figure(figsize=(max(6, 4.4 * len(panels)), 4.6), layout="constrained")
     grids = list(dict.fromkeys(row["grid"] for row in rows))
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    every = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, panel in zip(every, panels, strict=True):
         chosen = [row for row in rows if (row["checkpoint"], row["ratio"]) == panel]
         for solver, grid in dict.fromkeys((row["solver"], row["grid"]) for row in chosen):
             curve = {}
@@ -193,24 +195,23 @@ def draw(rows: list[dict], metric: str, path: pathlib.Path) -> None:
             axes.loglog(
                 calls,
                 [np.mean(curve[number]) for number in calls],
-                color=_COLOURS[solver],
+                color=style.SOLVERS[solver],
                 linestyle=_LINES[grids.index(grid) % len(_LINES)],
-                marker="o",
-                markersize=4,
-                label=f"{solver}, {grid}",
+                marker=style.MARKERS[solver],
+                label=f"{solver}, {grid}" if len(grids) > 1 else solver,
             )
         calls = sorted({row["nfe"] for row in chosen})
-        axes.set_xticks(calls, [str(number) for number in calls], fontsize=8)
+        # 17 and 18 would be printed over one another.
+        calls = [n for i, n in enumerate(calls) if i == 0 or n > 1.15 * calls[i - 1]]
+        axes.set_xticks(calls, [str(number) for number in calls])
         axes.xaxis.minorticks_off()
-        axes.yaxis.set_major_formatter(LogFormatter())  # plain numbers
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        plots.plain_log_ticks(axes.yaxis)
         ratio = chosen[0]["bnr"] if panel[1] is None else panel[1]
-        axes.set_title(f"{pathlib.Path(panel[0]).name}, BNR {ratio:g}", fontsize=9)
+        axes.set_title(f"{title}, blur-to-noise ratio {ratio:g}", fontsize=10)
         axes.set_xlabel("network calls per image (NFE)")
-        axes.grid(alpha=0.25)
-    figure.axes[0].set_ylabel(metric)
-    figure.axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    every[0].set_ylabel(f"{metric} (lower is better)")
+    every[0].legend()
+    return figure
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -236,7 +237,8 @@ def compare(arguments: argparse.Namespace) -> None:
     for checkpoint, config in configs.items():
         measure(checkpoint, config, judge, arguments, report)
     rows = [row for row in report["rows"] if judge.names[0] in row]
-    draw(rows, judge.names[0], arguments.out / "nfe.png")
+    figure = draw(rows, judge.names[0], short_name(first.data.source))
+    style.save(arguments.out / "nfe.png", figure)
     print(f"wrote {results} and nfe.png")
 
 

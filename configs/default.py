@@ -98,6 +98,9 @@ def get_config() -> ml_collections.ConfigDict:
     training.grad_accumulation = 1  # slices of a batch, one after the other: less memory
     training.ema_halflife_images = (20_000,)  # one set of averaged weights for each; EDM: 500,000
     training.ema_rampup = 0.05  # half-life at most this share of the images seen; 0: no ramp-up
+    # Where numbers and grids go besides metrics.jsonl: tensorboard, wandb (a project warm_diffusion
+    # at Weights & Biases; WANDB_MODE=offline keeps all here), or none.
+    training.writers = ("tensorboard",)
     training.log_every = 100  # steps between reports
     training.sample_every = 500  # steps between sample grids; 0: none
     training.checkpoint_every = 500  # steps between checkpoints; the last step always has one
@@ -133,6 +136,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Statistics that --mode=fid_stats wrote, or EDM's own .npz (mu, sigma); empty: made from data.
     evaluation.reference = ""
     evaluation.split = ""  # what data's images are, in metric names; empty: tfds's split, or train
+    evaluation.report = False  # write report.html (--mode=report) into the workdir afterwards
     evaluation.likelihood = False  # bits per dimension of data's images as well (slow)
     evaluation.likelihood_images = 256  # how many, drawn at random; 0: all
     evaluation.likelihood_trace = "hutchinson"  # of the flow: hutchinson | exact (small images)

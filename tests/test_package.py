@@ -23,7 +23,7 @@ CORE = (
 LAYERS = {
     **dict.fromkeys(("warm_diffusion", *CORE), 0),
     **dict.fromkeys(("storage", "lock", "console", "devices", "cluster", "cluster_group"), 1),
-    **dict.fromkeys(("models", "data", "evaluation", "training", "plots"), 2),
+    **dict.fromkeys(("models", "data", "evaluation", "training", "plots", "page"), 2),
     **dict.fromkeys(("architecture", "card"), 3),
     "drawing": 4,
     "factory": 5,

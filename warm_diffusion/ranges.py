@@ -14,6 +14,7 @@ from warm_diffusion import denoiser, devices, drawing, samplers
 from warm_diffusion.architecture import PRECONDITIONINGS
 from warm_diffusion.data.augmentation import TRANSFORMS
 from warm_diffusion.models import SIZES
+from warm_diffusion.training import WRITERS
 
 
 class Range:
@@ -186,6 +187,7 @@ RANGES: Mapping[str, Range] = {
     "training.grad_accumulation": _whole(1),
     "training.ema_halflife_images": Several(_POSITIVE, 1, different=True),
     "training.ema_rampup": _AT_LEAST_0,
+    "training.writers": Several(OneOf(WRITERS), different=True),
     "training.log_every": _whole(1),
     "training.sample_every": _whole(0),
     "training.checkpoint_every": _whole(1),
@@ -212,6 +214,7 @@ RANGES: Mapping[str, Range] = {
     "eval.inception_weights": Text(),
     "eval.reference": Text(),
     "eval.split": Text(),
+    "eval.report": _FLAG,
     "eval.likelihood": _FLAG,
     "eval.likelihood_images": OneOf((0,)) | _whole(2),
     "eval.likelihood_trace": OneOf(("hutchinson", "exact")),

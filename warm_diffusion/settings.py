@@ -35,6 +35,7 @@ _FREE = (
     "training.num_steps",
     "training.sharding",
     "training.grad_accumulation",
+    "training.writers",
     "training.log_every",
     "training.sample_every",
     "training.checkpoint_every",

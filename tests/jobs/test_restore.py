@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from warm_diffusion import dct, pretrained
-from warm_diffusion.data.images import from_uint8, to_uint8
+from tests import browser
+from warm_diffusion import dct, page, pretrained
+from warm_diffusion.data.images import from_uint8, png, to_uint8
 from warm_diffusion.evaluation import pairs
 from warm_diffusion.jobs.restore import photographs
-from warm_diffusion.jobs.restore.page import page
 
 LEVELS = (0.5, 20.0)  # pixels, grey levels
 
@@ -187,6 +187,15 @@ def test_two_images_of_one_name_are_refused(tmp_path):
 # --- the page ------------------------------------------------------------------------------------
 
 
+def content(figures):
+    """The page of images by name and version."""
+    figures = [
+        (name, caption, {key: png(image) for key, image in versions.items()})
+        for name, caption, versions in figures
+    ]
+    return page.render("restore.html", title="Restored", figures=figures)
+
+
 class Tags(html.parser.HTMLParser):
     """Start tags with their attributes; fails on an end that has no start."""
 
@@ -207,7 +216,7 @@ class Tags(html.parser.HTMLParser):
 
 def test_the_page_holds_all_it_shows():
     versions = {"input": COLOURS, "mean": COLOURS, "<b>": COLOURS}
-    text = page("Restored", [("a&b", "blur 1", versions), ("two", "blur 2", versions)]).decode()
+    text = content([("a&b", "blur 1", versions), ("two", "blur 2", versions)]).decode()
     tags = Tags(text).found
     sources = [a["src"] for tag, a in tags if tag == "img" and "src" in a]
     assert len(sources) == 6
@@ -220,20 +229,10 @@ def test_the_page_holds_all_it_shows():
 
 
 def test_the_page_works_in_a_browser(tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api")
-    import shutil
-
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs Chromium: not there")
     left, right = np.zeros((40, 40, 3), np.uint8), np.full((40, 40, 3), 255, np.uint8)
-    (tmp_path / "index.html").write_bytes(
-        page("Restored", [("one", "blur", {"input": left, "mean": right, "third": left + 128})])
-    )
-    with playwright.sync_playwright() as runner:
-        chromium = runner.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        view = chromium.new_page(viewport={"width": 600, "height": 800})
-        view.goto(f"file://{tmp_path}/index.html")
+    versions = {"input": left, "mean": right, "third": left + 128}
+    (tmp_path / "index.html").write_bytes(content([("one", "blur", versions)]))
+    with browser.opened(tmp_path / "index.html", viewport={"width": 600, "height": 800}) as view:
         pair = view.locator(".pair")
 
         def shown():
@@ -252,4 +251,3 @@ def test_the_page_works_in_a_browser(tmp_path):
         assert shown() == [255, 255]
         view.locator("select[name=right]").select_option("third")
         assert shown() == [128, 128]
-        chromium.close()

@@ -110,8 +110,10 @@ def test_analysis_recommends_a_ratio_and_draws(app, tmp_path):
     report = json.loads((folder / "analysis.json").read_text())
     assert report["count"] == 1797
     assert f"recommended {report['recommended_bnr']:.3f}" in out
-    # 8 enlarged to 64; clean and six levels wide, six images high, gaps of 2
-    assert Image.open(folder / "forward.png").size == (7 * 66 - 2, 6 * 66 - 2)
+    # 8 enlarged to 64; clean and six levels wide, six images high, gaps of 2; and labels
+    width, height = Image.open(folder / "forward.png").size
+    assert 7 * 66 < width < 7 * 66 + 120
+    assert 6 * 66 < height < 6 * 66 + 120
     assert Image.open(folder / "spectrum.png").size[0] > 500
     assert err == ""
 
@@ -129,9 +131,12 @@ def test_the_spectrum_in_chunks_is_that_of_all_images():
 
 
 def test_info_prints_config_parameters_and_shapes(app):
-    out, _ = app.run("--mode=info")
+    short, _ = app.run("--mode=info")
+    out, _ = app.run("--mode=info", "--details")
+    assert out.startswith(short)  # the summary first, and no more unless asked for
     assert '"residual_weight": 1.0' in out
     assert "dec_8x8_aux_conv/kernel" in out
+    assert "dec_8x8" not in short
     assert "x (16, 8, 8, 1), c_noise and c_blur (16,) -> (16, 8, 8, 2): 2 head(s)" in out
 
 
@@ -158,7 +163,7 @@ def test_info_says_what_is_added_to_edms_network(tmp_path):
         (["--config.model.num_blocks=x"], "invalid literal for int"),
         (
             ["--mode=trian", "--workdir=w"],
-            "should be one of <train|sample|eval|fid_stats|analyze|export|restore|info>",
+            "should be one of <train|sample|eval|fid_stats|analyze|export|restore|report|info>",
         ),
         (["--mode=train"], "set --workdir=DIR"),
         (["--mode=sample", "--workdir=nowhere"], "there is no trained network in"),

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -69,6 +70,70 @@ def test_events_reach_gs_while_a_run_goes_on(store, monkeypatch):
         now[0] += 100
     assert sizes[0] == sizes[1] == 0 < sizes[2]  # every 120 seconds
     writer.close()
+
+
+class Wandb:
+    """The part of wandb that is used, which keeps what it is told."""
+
+    class errors:
+        class Error(Exception):
+            pass
+
+    def __init__(self):
+        self.runs, self.told = [], []
+
+    def init(self, **options):
+        self.runs.append(options)
+        return self
+
+    def define_metric(self, name, step_metric):
+        assert (name, step_metric) == ("*", "training_step")
+
+    def log(self, values):
+        self.told.append(values)
+
+    def Image(self, image):
+        return image.shape
+
+    def finish(self):
+        self.told.append("finished")
+
+
+def test_wandb_is_told_the_same_numbers_and_goes_on_with_its_run(tmp_path, monkeypatch):
+    fake = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for step in (10, 20):
+        writer = Writer(tmp_path, step - 10, ("wandb",), {"seed": 3})
+        writer.scalars(step, {"loss": 0.5, "rate": float("nan")})
+        writer.close()
+    assert fake.told == [
+        {"training_step": 10, "loss": 0.5}, "finished",
+        {"training_step": 20, "loss": 0.5}, "finished",
+    ]  # fmt: skip
+    assert fake.runs[0]["config"] == {"seed": 3}
+    assert fake.runs[0]["id"] == fake.runs[1]["id"]
+    assert fake.runs[0]["resume"] == "allow"
+    assert not list(tmp_path.glob("events.*"))  # not asked for
+    assert [row["rate"] for row in lines(tmp_path)] == [None, None]
+
+
+def test_wandb_that_does_not_start_says_what_to_do(tmp_path, monkeypatch):
+    fake = Wandb()
+
+    def init(**_):
+        raise fake.errors.Error("no API key")
+
+    fake.init = init
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with pytest.raises(ValueError, match=r"no API key\); wandb login, WANDB_MODE=offline"):
+        Writer(tmp_path, writers=("wandb",))
+
+
+def test_a_writer_that_is_not_installed_is_refused_before_training(monkeypatch):
+    monkeypatch.setattr(writer_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="names wandb, which is not there: pip install wandb"):
+        writer_module.check(("tensorboard", "wandb"))
+    writer_module.check(("tensorboard",))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -38,6 +38,21 @@ _PHOTOS = (
 )  # fmt: skip
 
 
+def short_name(spec: str) -> str:
+    """A source for titles, without the folders that only one machine has.
+
+    Example:
+      >>> short_name("photos+folder:/home/me/cifar10/train")
+      'photos+cifar10/train'
+    """
+    parts = []
+    for part in _JOIN.split(spec):
+        kind, _, rest = part.partition(":")
+        local = kind in ("folder", "zip", "npy", "lmdb")
+        parts.append("/".join(pathlib.PurePath(rest).parts[-2:]) if local else part)
+    return "+".join(parts)
+
+
 def open_source(
     spec: str,
     *,

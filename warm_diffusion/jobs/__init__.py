@@ -5,6 +5,10 @@ Each is loaded when it is first used: `info` needs no matplotlib, sampling no Te
 
 import importlib
 
+_JOBS = (
+    "train", "sample", "evaluate", "fid_stats", "analyze", "export", "info", "report", "restore",
+)  # fmt: skip
+
 
 class Stopped(Exception):
     """A run ended before its end for a reason that is not the user's mistake."""
@@ -31,6 +35,6 @@ class Incomplete(Stopped):
 
 
 def __getattr__(name: str):
-    if name in ("train", "sample", "evaluate", "fid_stats", "analyze", "export", "info", "restore"):
+    if name in _JOBS:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What a configuration means: the realised keys, the network's parameters and shapes."""
+"""What a configuration means: parameters and shapes of the network, data, what training needs."""
 
 import clu.parameter_overview
 import jax
@@ -13,8 +13,10 @@ from warm_diffusion.data import Dataset
 from warm_diffusion.training.state import Batch
 
 
-def print_info(config: ConfigDict) -> None:
-    """Prints configuration, parameter table, output shapes and batch sizes; trains nothing.
+def print_info(config: ConfigDict, details: bool = False) -> None:
+    """Prints parameters, data, memory, shapes and batch sizes; trains nothing.
+
+    With `details` also every key of the configuration and the table of parameters.
 
     Raises:
       ValueError: what training would refuse.
@@ -37,8 +39,6 @@ def print_info(config: ConfigDict) -> None:
     prediction = jax.eval_shape(
         lambda p, x, a, b: built.denoiser(p)(x, a, b), params, images, level, level
     )
-    say(settings.to_json(config))
-    say(clu.parameter_overview.get_parameter_overview(params, include_stats=False))
     parts = _parts(params, denoiser.num_heads(config.model.parameterization))
     say("parameters " + ", ".join(f"{count:,} {name}" for name, count in parts.items() if count))
     classes = ", ".join(data.info["class_names"]) or "none"
@@ -53,6 +53,9 @@ def print_info(config: ConfigDict) -> None:
     say(f"denoiser   blurry {prediction.blurry.shape}, residual {prediction.residual.shape}")
     epochs = config.training.num_steps * batch / len(data.images)
     say(f"training   {config.training.num_steps:,} steps of {batch} images: {epochs:,.1f} epochs")
+    if details:
+        say(settings.to_json(config))
+        say(clu.parameter_overview.get_parameter_overview(params, include_stats=False))
 
 
 def _memory(config: ConfigDict, data: Dataset, built: Architecture, mesh: Mesh) -> str:

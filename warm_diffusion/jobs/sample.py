@@ -2,14 +2,18 @@
 
 import itertools
 import json
+import math
 import pathlib
 
 import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from warm_diffusion import devices, drawing, factory, pretrained, storage
+from warm_diffusion import devices, drawing, factory, plots, pretrained, storage
 from warm_diffusion.console import progress, say, say_weights
-from warm_diffusion.data.images import grid, save_png, save_pngs
+from warm_diffusion.data.images import grid, save_pngs
+from warm_diffusion.data.sources import short_name
+from warm_diffusion.plots import style
 
 _GRID_IMAGES = 1024  # of the first seeds
 
@@ -74,9 +78,18 @@ def sample(config: ConfigDict, workdir: str, checkpoint: str, seeds: str) -> pat
                 shown.append(batch[: _GRID_IMAGES - done])
             done += len(batch)
             bar.update(len(batch))
-    save_png(folder / "grid.png", grid(np.concatenate(shown), min_side=32))
+    title = f"{short_name(config.data.source)}, {options.solver}, {sampler.num_calls} network calls"
+    drawn = itertools.islice(itertools.chain.from_iterable(numbers), _GRID_IMAGES)
+    style.save(folder / "grid.png", _labelled_grid(np.concatenate(shown), list(drawn), title))
     say(f"samples  {done:,} images, {sampler.num_calls} network calls each, in {folder}")
     return folder
+
+
+def _labelled_grid(images: np.ndarray, seeds: list[int], title: str) -> Figure:
+    """Images row by row, each row with its first seed."""
+    columns = math.ceil(len(images) ** 0.5)
+    rows = [f"seed {seed}" for seed in seeds[::columns]]
+    return plots.labelled(grid(images, columns, min_side=32), rows, [], title)
 
 
 def _refuse_a_mixture(path: pathlib.Path, about: dict) -> None:

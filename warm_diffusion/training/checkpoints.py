@@ -315,6 +315,18 @@ class Checkpoints:
             self._manager.reload()
 
 
+def last_checkpoint(workdir: pathlib.Path) -> tuple[list[int], dict]:
+    """The finished steps, and what the newest checkpoint that can be read says of itself."""
+    steps = finished_steps(workdir)
+    if not steps:
+        return steps, {}
+    with Checkpoints(workdir, read_only=True) as saved:
+        for step in reversed(steps):
+            with contextlib.suppress(Damaged):  # restoring finds out, and says so
+                return steps, saved.about(step)
+    return steps, {}
+
+
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]

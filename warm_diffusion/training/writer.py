@@ -1,17 +1,20 @@
-"""What a run reports: `metrics.jsonl`, and the same numbers and grids as TensorBoard events.
+"""What a run reports: `metrics.jsonl`, and the same numbers and grids to TensorBoard or wandb.
 
-Events are written by this thread, so that an error is the run's: one in the thread that
-tensorboardX would start ends that, and the run then waits for ever. On gs:// they are kept on this
-machine and copied there, whole, from time to time.
+TensorBoard's events are written by this thread, so that an error is the run's: one in the thread
+that tensorboardX would start ends that, and the run then waits for ever. On gs:// they are kept on
+this machine and copied there, whole, from time to time.
 """
 
+import hashlib
+import importlib.util
 import json
 import math
 import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tensorboardX import summary
@@ -23,16 +26,69 @@ from warm_diffusion import storage
 _EVENTS_SECONDS = 120  # between writes of events, on gs:// of the whole file
 
 
+def check(writers: Sequence[str]) -> None:
+    """Raises ValueError if a package of the writers is not there."""
+    if "wandb" in writers and importlib.util.find_spec("wandb") is None:
+        raise ValueError("training.writers names wandb, which is not there: pip install wandb")
+
+
 class Writer:
     """Writes scalars and images; only the first process should have one."""
 
-    def __init__(self, workdir: pathlib.Path, first_step: int | None = 0):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        first_step: int | None = 0,
+        writers: Sequence[str] = ("tensorboard",),
+        configuration: Mapping[str, Any] | None = None,
+    ):
         """Opens the files; lines of later steps than `first_step` (a run cut off) are dropped.
 
-        None keeps all lines: evaluations come in any order.
+        Args:
+          workdir: where metrics.jsonl goes, and TensorBoard's events.
+          first_step: the last step that counts; None keeps all lines: evaluations come in any
+            order.
+          writers: of WRITERS, those to tell besides metrics.jsonl.
+          configuration: the run's, for those that show it.
         """
         keep = None if first_step is None else lambda line: _step_of(line) <= first_step
         self._lines = storage.Lines(workdir / "metrics.jsonl", keep)
+        self._others = []
+        if "tensorboard" in writers:
+            self._others.append(_TensorBoard(workdir, first_step))
+        if "wandb" in writers:
+            self._others.append(_Wandb(workdir, configuration))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of numbers; one that is not finite becomes null, since JSON has no NaN."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        for other in self._others:
+            other.scalars(step, finite)
+        row = {"step": step} | {name: finite.get(name) for name in values}
+        self._lines.append(json.dumps(row))
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """A uint8 image [H, W, C]."""
+        for other in self._others:
+            other.image(step, name, image)
+
+    def flush(self) -> None:
+        """Writes out the lines so far, which a checkpoint of their step must find."""
+        self._lines.flush()
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        try:
+            self._lines.close()
+        finally:
+            for other in self._others:
+                other.close()
+
+
+class _TensorBoard:
+    """Events in the workdir."""
+
+    def __init__(self, workdir: pathlib.Path, first_step: int | None):
         self._workdir, self._put_at = workdir, time.monotonic()
         self._local = None if storage.is_local(workdir) else tempfile.TemporaryDirectory()
         # Two writers opened in one second would share a file name, and the second empty the first.
@@ -49,26 +105,15 @@ class Writer:
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of numbers; one that is not finite becomes null, since JSON has no NaN."""
         for name, value in values.items():
-            if math.isfinite(value):
-                self._event(step, summary=summary.scalar(name, value))
-        row = {"step": step} | {
-            name: value if math.isfinite(value) else None for name, value in values.items()
-        }
-        self._lines.append(json.dumps(row))
+            self._event(step, summary=summary.scalar(name, value))
         if time.monotonic() - self._put_at > _EVENTS_SECONDS:
-            self._put_events()
+            self._put()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """A uint8 image [H, W, C]."""
         self._event(step, summary=summary.image(name, image, dataformats="HWC"))
 
-    def flush(self) -> None:
-        """Writes out the lines so far, which a checkpoint of their step must find."""
-        self._lines.flush()
-
-    def _put_events(self) -> None:
+    def _put(self) -> None:
         """Writes out the events; to gs:// whole, where a reader sees the file grow."""
         self._put_at = time.monotonic()
         self._events.flush()
@@ -77,14 +122,48 @@ class Writer:
                 storage.write_bytes(self._workdir / file.name, file.read_bytes())
 
     def close(self) -> None:
-        """Writes out what is buffered."""
         try:
-            self._lines.close()
-            self._put_events()
+            self._put()
         finally:
             self._events.close()
             if self._local:
                 self._local.cleanup()
+
+
+class _Wandb:
+    """A run at Weights & Biases, one for each workdir, that goes on when training does."""
+
+    def __init__(self, workdir: pathlib.Path, configuration: Mapping[str, Any] | None):
+        import wandb
+
+        self._wandb = wandb
+        place = str(workdir)
+        try:
+            self._run = wandb.init(
+                project="warm_diffusion",
+                name=workdir.name,
+                id=hashlib.sha256(place.encode()).hexdigest()[:16],
+                resume="allow",
+                dir=place if storage.is_local(workdir) else tempfile.gettempdir(),
+                config=dict(configuration or {}),
+            )
+        except wandb.errors.Error as error:
+            raise ValueError(
+                f"training.writers: wandb did not start ({error}); wandb login, WANDB_MODE=offline "
+                "in the environment, or leave it out"
+            ) from error
+        # Not wandb's own step, which refuses those that a run cut off has reported before.
+        self._run.define_metric("*", step_metric="training_step")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log({"training_step": step, **values})
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        picture = image[..., 0] if image.shape[-1] == 1 else image
+        self._run.log({"training_step": step, name: self._wandb.Image(picture)})
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 def _step_of(line: str) -> float:

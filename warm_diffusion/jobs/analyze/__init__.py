@@ -8,12 +8,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from warm_diffusion import dct, factory, plots, pretrained, process, spectra, storage
 from warm_diffusion.console import say, say_kept, say_weights
-from warm_diffusion.data.images import from_uint8, grid, save_png, to_uint8
+from warm_diffusion.data.images import from_uint8, grid, to_uint8
+from warm_diffusion.data.sources import short_name
 from warm_diffusion.jobs.analyze import manifold
+from warm_diffusion.plots import style
 from warm_diffusion.schedules import Schedule
 
 _LEVELS, _STRIPS = 6, 6
@@ -44,16 +47,17 @@ def analyze(config: ConfigDict, workdir: str, checkpoint: str | None = None) -> 
     attenuation = config.schedule.attenuation
     recommended = spectra.recommend_bnr(spectrum, attenuation)
     frequency, power = (np.asarray(a) for a in spectra.radial_mean(spectrum))
-    folder = storage.path(workdir) / "analysis"
+    folder, name = storage.path(workdir) / "analysis", short_name(config.data.source)
 
     levels = []
     for t in path_times(schedule):
         alpha, beta = float(schedule.alpha(t)), float(schedule.beta(t))
         m = np.asarray(dct.transfer(alpha, *spectrum.shape))[..., 0]
         levels.append((alpha, beta, np.asarray(spectra.radial_mean(m**2 * spectrum)[1])))
-    title = f"{config.data.source}: recommended blur-to-noise ratio {recommended:.2f}"
-    plots.spectrum(folder / "spectrum.png", frequency, power, levels, title)
-    save_png(folder / "forward.png", _film_strips(data.images, schedule))
+    title = f"{name}: recommended blur-to-noise ratio {recommended:.2f}"
+    style.save(folder / "spectrum.png", plots.spectrum(frequency, power, levels, title))
+    title = f"{name} along {manifold.path_name(config, schedule)}"
+    style.save(folder / "forward.png", film_strips(data.images, schedule, title))
 
     report = {
         "source": config.data.source,
@@ -67,6 +71,10 @@ def analyze(config: ConfigDict, workdir: str, checkpoint: str | None = None) -> 
         },
         "frequency": frequency.tolist(),
         "power": power.tolist(),
+        "levels": [
+            {"alpha": alpha, "beta": beta, "power": blurred.tolist()}
+            for alpha, beta, blurred in levels
+        ],
     }
     storage.write_json(folder / "analysis.json", report)
     say(f"spectrum {len(data.images):,} images, pixel standard deviation {report['pixel_std']:.3f}")
@@ -82,14 +90,16 @@ def analyze(config: ConfigDict, workdir: str, checkpoint: str | None = None) -> 
     return report
 
 
-def _film_strips(images: np.ndarray, schedule: Schedule) -> np.ndarray:
+def film_strips(images: np.ndarray, schedule: Schedule, title: str) -> Figure:
     """A row per image: clean, then further and further along the path, scaled to be visible."""
     chosen = np.linspace(0, len(images) - 1, _STRIPS).round().astype(int)
     clean = from_uint8(jnp.asarray(np.asarray(images[chosen])))
     noise = jax.random.normal(jax.random.key(0), clean.shape)
-    columns = [clean]
+    columns, labels = [clean], ["clean"]
     for t in path_times(schedule):
         alpha, beta = schedule.alpha(t), schedule.beta(t)
         columns.append(process.perturb(clean, noise, alpha, beta) / jnp.sqrt(1 + beta**2))
+        labels.append(f"α {style.number(float(alpha))}\nβ {style.number(float(beta))}")
     rows = np.stack([to_uint8(column) for column in columns], axis=1)
-    return grid(rows.reshape(-1, *images.shape[1:]), columns=len(columns), min_side=64)
+    canvas = grid(rows.reshape(-1, *images.shape[1:]), columns=len(columns), min_side=64)
+    return plots.labelled(canvas, [f"image {i}" for i in chosen], labels, title)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from warm_diffusion import (
@@ -32,9 +33,11 @@ from warm_diffusion import (
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.console import progress, say
 from warm_diffusion.data import Dataset
-from warm_diffusion.data.images import from_uint8, grid, save_png, to_uint8
+from warm_diffusion.data.images import from_uint8, grid, to_uint8
+from warm_diffusion.data.sources import short_name
 from warm_diffusion.denoiser import Denoiser, Prediction
 from warm_diffusion.drawing import Sampler
+from warm_diffusion.plots import style
 from warm_diffusion.schedules import Schedule
 
 _STRIPS = 4  # seeds in the film strips
@@ -188,7 +191,9 @@ def analyze_sampling(
     ]
     for step, heads_of_step in zip(steps, contributions, strict=False):
         step.update(heads_of_step)
+    title = _title(config, model, sampler)
     report = {
+        "title": title,
         "checkpoint": checkpoint,
         "step": model.info.get("step"),
         "weights": model.info["weights"],
@@ -202,12 +207,9 @@ def analyze_sampling(
     }
     # A ring in which the data have no variance has no departure at the clean image: not a number.
     storage.write_json(folder / "sampling.json", _without_nan(report))
-    title = f"{options.solver}, {sampler.num_calls} network calls"
-    if "step" in model.info:
-        title = f"step {model.info['step']:,}, {title}"
-    plots.departure(folder / "departure.png", frequency, steps, title)
-    plots.heads(folder / "heads.png", frequency, steps[:-1], title)
-    save_png(folder / "film.png", _film(strips, levels))
+    style.save(folder / "departure.png", plots.departure(frequency, steps, title))
+    style.save(folder / "heads.png", plots.heads(frequency, steps[:-1], title))
+    style.save(folder / "film.png", _film(strips, levels, title))
     _say(steps, about, folder)
     return report
 
@@ -220,16 +222,37 @@ def _without_nan(tree):
     return None if isinstance(tree, float) and not np.isfinite(tree) else tree
 
 
-def _film(strips: list, levels: Sequence[Level]) -> np.ndarray:
+def path_name(config: ConfigDict, schedule: Schedule) -> str:
+    """The path of a schedule, in a title."""
+    ratios = [float(schedule.bnr(t)) for t in (schedule.t_min, schedule.t_max)]
+    if np.isclose(*ratios, rtol=1e-3):
+        return f"blur-to-noise ratio {ratios[0]:.3g}"
+    return f"the path {config.schedule.name}"
+
+
+def _title(config: ConfigDict, model: pretrained.Model, sampler: Sampler) -> str:
+    """What the figures are of: data, step, path, solver."""
+    step = f", step {model.info['step']:,}" if "step" in model.info else ""
+    path, solver = path_name(config, sampler.schedule), config.sampling.solver
+    data = short_name(config.data.source)
+    return f"{data}{step}: {path}, {solver}, {sampler.num_calls} network calls"
+
+
+def _film(strips: list, levels: Sequence[Level], title: str) -> Figure:
     """Three rows a seed: state, and blurry and clean image that the heads see in it."""
-    rows = []
+    rows, labels = [], []
     for seed in range(len(strips[0][0])):
         scaled = [
             to_uint8(np.asarray(x[seed]) / np.sqrt(1 + beta**2))
             for (x, _, _), (_, beta) in zip(strips, levels, strict=False)
         ]
         rows += [scaled, *([to_uint8(step[i][seed]) for step in strips] for i in (1, 2))]
-    return grid(np.stack(rows).reshape(-1, *strips[0][0].shape[1:]), len(strips), min_side=48)
+        labels += [f"seed {seed}: state", "D, blurry", "D + R, clean"]
+    images = np.stack(rows).reshape(-1, *strips[0][0].shape[1:])
+    columns = [
+        f"α {style.number(alpha)}\nβ {style.number(beta)}" for alpha, beta in levels[: len(strips)]
+    ]
+    return plots.labelled(grid(images, len(strips), min_side=56), labels, columns, title)
 
 
 def _say(steps: list[dict], about: dict, folder: pathlib.Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 from ml_collections import ConfigDict
 
-from warm_diffusion import cluster, factory, pretrained, settings, storage
+from warm_diffusion import cluster, factory, jobs, pretrained, settings, storage
 from warm_diffusion.console import say, say_weights
 from warm_diffusion.jobs import Incomplete
 from warm_diffusion.jobs.evaluate.checkpoint_choice import chosen_steps
@@ -31,6 +31,8 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
     """
     evaluator = Evaluator(config, storage.path(workdir) / "eval")
     if pretrained.is_model_folder(checkpoint):
+        if config.eval.report:
+            raise ValueError(f"eval.report is of a training run, {checkpoint} is a model folder")
         return [evaluator.run(_load(config, checkpoint))]
     training, step = pretrained.split_checkpoint(checkpoint)
     which = config.eval.checkpoint
@@ -63,6 +65,8 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
             say(f"skipped  step {step:,}: {error}")
             continue
         reports.append(evaluator.run(model))
+    if config.eval.report and jax.process_index() == 0:
+        jobs.report.report(config, workdir, str(training))
     if skipped:
         raise Incomplete(
             f"{len(skipped)} of {len(skipped) + len(reports)} checkpoints of {training} could not "

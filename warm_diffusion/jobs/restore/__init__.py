@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_diffusion import plots, pretrained, restoration, storage
+from warm_diffusion import page, plots, pretrained, restoration, storage
 from warm_diffusion.console import progress, say, say_weights
-from warm_diffusion.data.images import save_png, to_uint8
+from warm_diffusion.data.images import png, save_png, to_uint8
 from warm_diffusion.evaluation import pairs
 from warm_diffusion.jobs.restore import photographs
-from warm_diffusion.jobs.restore.page import page
+from warm_diffusion.plots import style
 
 _GREY = 127.5  # grey levels of 0..255 per unit of [-1, 1]
 _LEAST_NOISE = 1 / 127.5 / 12**0.5  # of rounding to 8 bits
@@ -67,7 +67,7 @@ def restore(config: ConfigDict, workdir: str, checkpoint: str, request: Request)
             scores = _scores(versions, references.get(name))
             _write(folder, name, versions, found, scores)
             told[name] = {"file": str(inputs[name]), **found, "scores": scores}
-            pixels = {one: to_uint8(version) for one, version in versions.items()}
+            pixels = {one: png(to_uint8(version)) for one, version in versions.items()}
             ordered = ["input", "mean", *(key for key in pixels if key not in ("input", "mean"))]
             figures.append((name, _caption(found), {key: pixels[key] for key in ordered}))
             bar.update()
@@ -79,7 +79,8 @@ def restore(config: ConfigDict, workdir: str, checkpoint: str, request: Request)
         "images": told,
     }
     storage.write_json(folder / "restoration.json", about)
-    storage.write_bytes(folder / "index.html", page("Restored photographs", figures))
+    content = page.render("restore.html", title="Restored photographs", figures=figures)
+    storage.write_bytes(folder / "index.html", content)
     say(f"restored {len(images)} images in {folder}; look at {folder / 'index.html'}")
     return folder
 
@@ -265,4 +266,5 @@ def _write(folder: pathlib.Path, name: str, versions: dict, found: dict, scores:
         units = {"psnr": "{:.2f} dB", "ssim": "SSIM {:.3f}"}
         lines = ", ".join(units[key].format(value) for key, value in told.items())
         panels.append((f"{version}\n{lines}" if lines else version, to_uint8(image)))
-    plots.comparison(folder / "comparison" / f"{name}.png", panels, f"{name}: {_caption(found)}")
+    figure = plots.comparison(panels, f"{name}: {_caption(found)}")
+    style.save(folder / "comparison" / f"{name}.png", figure)

@@ -1,6 +1,5 @@
 """Training: what is checked before anything is written, the start or the restore, the loop."""
 
-import contextlib
 import json
 import pathlib
 
@@ -18,7 +17,8 @@ from warm_diffusion.data import Dataset
 from warm_diffusion.jobs.train.loop import Loop, make_advance
 from warm_diffusion.jobs.train.ratio import realise_bnr
 from warm_diffusion.models import weights
-from warm_diffusion.training.checkpoints import Checkpoints, Damaged, finished_steps
+from warm_diffusion.training import writer
+from warm_diffusion.training.checkpoints import Checkpoints, last_checkpoint
 from warm_diffusion.training.state import TrainState
 
 _GRID_IMAGES = 64
@@ -42,8 +42,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     workdir = storage.path(workdir)
     settings.check(config, None)
     settings.check_average(config)
+    writer.check(config.training.writers)
     # A kill in the first save leaves no finished checkpoint: such a run starts again.
-    steps, about = _last_checkpoint(workdir)
+    steps, about = last_checkpoint(workdir)
     path = workdir / "config.json"
     began = about.get("configuration") or _written(path)
     if steps and began is None:
@@ -134,18 +135,6 @@ def _start_from(state: TrainState, params: dict | None) -> TrainState:
     # Copies: the step donates the state, and one buffer cannot be donated twice.
     ema = tuple(jax.tree.map(jnp.copy, params) for _ in state.ema)
     return state.replace(params=params, ema=ema)
-
-
-def _last_checkpoint(workdir: pathlib.Path) -> tuple[list[int], dict]:
-    """The finished steps, and what the newest checkpoint that can be read says of itself."""
-    steps = finished_steps(workdir)
-    if not steps:
-        return steps, {}
-    with Checkpoints(workdir, read_only=True) as saved:
-        for step in reversed(steps):
-            with contextlib.suppress(Damaged):  # restoring finds out, and says so
-                return steps, saved.about(step)
-    return steps, {}
 
 
 def _written(path: pathlib.Path) -> dict | None:

@@ -123,7 +123,8 @@ class Loop:
             say(f"run      nothing to do: {start:,} steps of {num_steps:,} are done")
             return state
         if jax.process_index() == 0:
-            self._writer = Writer(self._workdir, start)
+            configuration = self._config.to_dict()
+            self._writer = Writer(self._workdir, start, self._options.writers, configuration)
         try:
             with (
                 progress(num_steps, "training", " steps", initial=start) as bar,

@@ -1,0 +1,179 @@
+"""Draws the pictures of docs/images anew, from docs/results and the networks in pretrained/.
+
+    python -m benchmarks.figures                     # all; a minute on a CPU
+    python -m benchmarks.figures sweep_digits.png    # some
+
+Nothing is trained or measured here but the photograph's restoration.
+"""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import ablation, bnr_sweep, nfe_curve
+from configs import default
+from warm_diffusion import (
+    dct,
+    factory,
+    plots,
+    pretrained,
+    process,
+    samplers,
+    schedules,
+    spectra,
+)
+from warm_diffusion.data.images import grid, to_uint8
+from warm_diffusion.evaluation import pairs
+from warm_diffusion.jobs import analyze
+from warm_diffusion.plots import style
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS, IMAGES = ROOT / "docs" / "results", ROOT / "docs" / "images"
+SETS = {"digits": "digits", "cifar10_16": "CIFAR-10 at 16x16"}
+METRICS = {"digits": "fd_classifier_2000", "cifar10_16": "fd_classifier_1000"}
+
+
+def _rows(path: pathlib.Path) -> list[dict]:
+    return [row for line in path.read_text().splitlines() for row in json.loads(line)]
+
+
+def sweep(name: str):
+    """Distance against ratio."""
+    metric = METRICS[name]
+    entries = bnr_sweep.summarise(_rows(RESULTS / f"sweep_{name}.jsonl"), (metric,))
+    return bnr_sweep.draw(entries, metric, SETS[name])
+
+
+def ablation_digits():
+    """Distance of each variant."""
+    rows = _rows(RESULTS / "ablation_digits.jsonl")
+    summary = ablation.summarise(rows, (METRICS["digits"],))
+    return ablation.draw(summary, "digits, blur-to-noise ratio 0.5 where a variant has one")
+
+
+def nfe(name: str):
+    """Distance against network calls."""
+    rows = json.loads((RESULTS / f"nfe_{name}.json").read_text())["rows"]
+    metric = rows[0].get("metric", METRICS[name])
+    rows = [
+        {"ratio": None, "grid": "edm", "nfe": row.get("network_calls"),
+         metric: row.get("distance")} | row
+        for row in rows
+    ]  # fmt: skip
+    return nfe_curve.draw(rows, metric, SETS[name])
+
+
+def departure(name: str, bnr: str):
+    """How far a sampler is from the forward process."""
+    told = json.loads((RESULTS / f"analysis_{name}_bnr{bnr}.json").read_text())
+    title = (
+        f"{SETS[name]}, step {told['step']:,}: blur-to-noise ratio {bnr}, "
+        f"{told['sampling']['solver']}, {told['network_calls']} network calls"
+    )
+    return plots.departure(np.asarray(told["frequency"]), told["steps"], title)
+
+
+def forward():
+    """Digits along the paper's path."""
+    images = factory.dataset(default.get_config()).images
+    title = "digits along blur-to-noise ratio 0.5"
+    return analyze.film_strips(images, schedules.constant_bnr(0.5), title)
+
+
+def spectrum():
+    """Of the training data of the network for CIFAR-10, blurred and noisy along ratio 0.5."""
+    data = pretrained.load(ROOT / "pretrained" / "cifar10_16").spectrum
+    frequency, power = (np.asarray(a) for a in spectra.radial_mean(data))
+    levels = []
+    for beta in (0.05, 0.15, 0.5, 1.5, 5.0):
+        m = np.asarray(dct.transfer(0.5 * beta, *data.shape))[..., 0]
+        levels.append((0.5 * beta, beta, np.asarray(spectra.radial_mean(m**2 * data)[1])))
+    title = "CIFAR-10 at 16x16 along blur-to-noise ratio 0.5"
+    return plots.spectrum(frequency, power, levels, title)
+
+
+def photograph() -> np.ndarray:
+    """scikit-learn's china.jpg at half size: a piece [96, 96, 3] in [-1, 1]."""
+    from sklearn.datasets import load_sample_image
+
+    image = Image.fromarray(load_sample_image("china.jpg"))
+    half = np.asarray(image.resize([n // 2 for n in image.size], Image.LANCZOS))
+    return half[12:108, 55:151].astype(np.float32) / 127.5 - 1
+
+
+def forward_photo():
+    """A photograph along hot, warm and nearly cold paths."""
+    clean, betas = photograph()[None], (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+    noise = samplers.initial_noise([0], clean.shape[1:])
+    ratios = {"hot: noise alone": 0.0, "warm: ratio 0.5": 0.5, "colder: ratio 5": 5.0}
+    rows = [
+        to_uint8(process.perturb(clean, noise, ratio * beta, beta) / np.sqrt(1 + beta**2))[0]
+        for ratio in ratios.values()
+        for beta in betas
+    ]
+    columns = [f"noise β {beta:g}" for beta in betas]
+    labels = [f"{name}" for name in ratios]
+    title = "A photograph under growing noise β, and blur of ratio x β pixels"
+    return plots.labelled(grid(np.stack(rows), len(betas)), labels, columns, title)
+
+
+def samples():
+    """Drawn by the network for CIFAR-10: the picture of its card, with seeds."""
+    canvas = np.asarray(Image.open(ROOT / "pretrained" / "cifar10_16" / "samples.png"))
+    rows = [f"seeds {first}-{first + 7}" for first in range(0, 64, 8)]
+    title = "CIFAR-10 at 16x16, ratio 0.5: one network of 0.7 M parameters"
+    return plots.labelled(canvas, rows, [], title)
+
+
+def restored():
+    """A photograph blurred and noisy, its noise undone, and both."""
+    alpha, beta = 1.0, 0.1
+    clean = photograph()[None]
+    noise = samplers.initial_noise([0], clean.shape[1:])
+    y = process.perturb(clean, noise, alpha, beta)
+    model = pretrained.load(ROOT / "pretrained" / "cifar10_16")
+    versions = {
+        "blurred and noisy": y,
+        "noise alone undone (α = 0)": model.denoise(y, 0.0, beta).clean,
+        "blur and noise undone": model.denoise(y, alpha, beta).clean,
+        "clean": clean,
+    }
+    panels = []
+    for name, x in versions.items():
+        x = np.asarray(x)[0]
+        scores = f"{pairs.psnr(x, clean[0]):.2f} dB, SSIM {pairs.ssim(x, clean[0]):.3f}"
+        panels.append((f"{name}\n{scores if name != 'clean' else ' '}", to_uint8(x)))
+    title = f"blur 1 pixel, noise {127.5 * beta:g} grey levels; posterior means of one network"
+    return plots.comparison(panels, title)
+
+
+FIGURES = {
+    "sweep_digits.png": lambda: sweep("digits"),
+    "sweep_cifar10_16.png": lambda: sweep("cifar10_16"),
+    "ablation_digits.png": ablation_digits,
+    "nfe_digits.png": lambda: nfe("digits"),
+    "nfe_cifar10_16.png": lambda: nfe("cifar10_16"),
+    "departure_digits_bnr10.png": lambda: departure("digits", "10"),
+    "departure_cifar10_16_bnr0.5.png": lambda: departure("cifar10_16", "0.5"),
+    "forward.png": forward,
+    "forward_photo.png": forward_photo,
+    "spectrum.png": spectrum,
+    "samples.png": samples,
+    "restoration.png": restored,
+}
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[*FIGURES, []], help="which (default: all)")
+    for name in parser.parse_args().names or FIGURES:
+        style.save(IMAGES / name, FIGURES[name]())
+        print(IMAGES / name)
+
+
+if __name__ == "__main__":
+    main()
