@@ -64,13 +64,13 @@ class Step:
         make_state, abstract = factory.initial_state(config, built, mesh)
         step = factory.train_step(config, built, mesh, loss_fn=loss)
         everywhere = devices.replicated(mesh)
-        self._batch = devices.put_split(_random_batch(config, shape), mesh)
+        self._batch = devices.put_split(random_batch(config, shape), mesh)
         self._metrics = jax.jit(TrainMetrics.empty, out_shardings=everywhere)()
         self.parameters = int(clu.parameter_overview.count_parameters(abstract.params))
         self.gigaflop = _gigaflop(config, shape, abstract.params, self._batch)
         begin = time.perf_counter()
         self._varied = np.uint32(config.seed), np.float32(0)
-        arguments = (abstract, self._metrics, self._batch, *self._varied)
+        arguments = factory.step_arguments(config, abstract, self._batch, mesh)
         self.compiled = step.lower(*arguments).compile()
         self.compile_seconds = time.perf_counter() - begin
         self._state = make_state()
@@ -96,7 +96,8 @@ class Step:
         return {name: size / 1e9 for name, size in {**parts, "total": sum(parts.values())}.items()}
 
 
-def _random_batch(config: ConfigDict, shape: tuple[int, int, int]) -> Batch:
+def random_batch(config: ConfigDict, shape: tuple[int, int, int]) -> Batch:
+    """A batch of noise, of images (H, W, C)."""
     rng, count = np.random.default_rng(0), config.training.batch_size
     images = rng.integers(0, 256, (count, *shape), np.uint8)
     classes = config.model.num_classes

@@ -35,6 +35,8 @@ _FREE = (
     "training.num_steps",
     "training.sharding",
     "training.grad_accumulation",
+    "training.steps_per_call",
+    "training.profile_steps",
     "training.log_every",
     "training.sample_every",
     "training.checkpoint_every",
