@@ -51,7 +51,7 @@ class Unread:
     """A result that is on the devices: nothing of it may be asked for."""
 
     def __init__(self, step):
-        self.step = step
+        self.step = step  # read before the first step alone
 
     def __getattr__(self, name):
         raise AssertionError(f"the loop asked for {name} of step {self.step}")
@@ -71,18 +71,25 @@ def test_between_reports_the_loop_reads_no_result_and_waits_for_none(tmp_path, m
         def _save(self, step, state):
             pass
 
-    feed = Feed(lambda state, metrics, batch: (Unread(batch + 1), None), lambda step: step, 1)
+    ahead = Feed(None, lambda step: step, steps=1)
     nothing = dict.fromkeys(("saved", "grids", "statistics", "origins", "check_lock"))
     data = type("Data", (), {"images": np.zeros((4, 8, 8, 1))})
     loop = Watched(config, tmp_path, data=data, mesh=devices.make_mesh(1), **nothing)
 
-    def slowly():  # the batch is there before the loop asks for it
-        for batch in feed.batches(0, 20):
-            batch.result()
-            yield batch
+    class Ready:
+        """Its batches are there before the loop asks for them."""
 
-    feed = type("Ready", (), {"advance": feed.advance, "steps": 1, "batches": lambda *_: slowly()})
-    assert loop.run(Unread(0), feed).step == 20
+        steps = 1
+
+        def advance(self, state, metrics, batch):
+            return Unread(batch + 1), None
+
+        def batches(self, start, stop):
+            for batch in ahead.batches(start, stop):
+                batch.result()
+                yield batch
+
+    assert loop.run(Unread(0), Ready()).step == 20
     assert reports == [10, 20]
     assert waited == [1, 20]  # the last is saved
 

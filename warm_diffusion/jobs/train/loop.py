@@ -176,8 +176,9 @@ class Loop:
         if much and not self._warned:
             self._warned = True
             say(
-                "note     the devices wait for images: put the data on a faster disk, or raise "
-                "data.device_megabytes so that they live on the device"
+                "note     the devices wait for images: put the data on a faster disk, raise "
+                "data.device_megabytes so that they live on the device or, if they do, "
+                "training.steps_per_call"
             )
         if self._writer:
             extra = {"images": images, "images_per_second": rate, "nonfinite_total": skipped}
