@@ -35,7 +35,7 @@ _LEAST_SECONDS = 15.0  # a part that has less is not begun
 
 def make_setting(tiny: bool, edm: str):
     """What is measured; `tiny` on a CPU to try."""
-    from benchmarks import accelerator_parts
+    from benchmarks import accelerator_parts, train_step
     from configs import cifar10, ffhq64
 
     big = {"cifar10": cifar10.get_config(), "ffhq64": ffhq64.get_config()}
@@ -47,7 +47,7 @@ def make_setting(tiny: bool, edm: str):
         "model__attention_resolutions": (), "data__resolution": 8, "training__batch_size": 4,
         "augment__transforms": (),
     }  # fmt: skip
-    small = {k: accelerator_parts.variant(config, **changes) for k, config in big.items()}
+    small = {k: train_step.variant(config, **changes) for k, config in big.items()}
     model = pathlib.Path(__file__).resolve().parent.parent / "pretrained" / "digits"
     return accelerator_parts.Setting(
         **small, batches=(8, 4), drawn=4, rounds=3, model=model, edm=edm

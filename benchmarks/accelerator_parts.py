@@ -68,13 +68,6 @@ def peak(dtype: str) -> float:
     return found[dtype != "bfloat16"]
 
 
-def variant(config: ConfigDict, **changes) -> ConfigDict:
-    """A copy with other values of dotted keys, given with __ for the dot."""
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return config
-
-
 def _architecture(config: ConfigDict) -> Architecture:
     shape = (config.data.resolution, config.data.resolution, config.data.channels)
     return factory.architecture(
@@ -137,7 +130,7 @@ def _loss_and_gradient(
     config: ConfigDict, dtype: str, precision: str | None
 ) -> tuple[float, np.ndarray]:
     """Of a batch of noise, at weights that are the same for all types; the gradient flattened."""
-    config = variant(config, model__dtype=dtype, model__dropout=0.0)
+    config = train_step.variant(config, model__dtype=dtype, model__dropout=0.0)
     built = _architecture(config)
     loss, batch = factory.loss(config, built), train_step.random_batch(config, built.image_shape)
 
@@ -187,13 +180,15 @@ def same_samples(setting: Setting) -> dict:
 
 def step(setting: Setting, name: str, dtype: str, batch: int) -> dict:
     """Training of one network at one batch size; compiled before only by an earlier such part."""
-    config = variant(getattr(setting, name), model__dtype=dtype, training__batch_size=batch)
+    config = train_step.variant(
+        getattr(setting, name), model__dtype=dtype, training__batch_size=batch
+    )
     return train_step.measure(config, setting.rounds, peak(dtype))
 
 
 def sample(setting: Setting, dtype: str, solver: str, steps: int) -> dict:
     """Images a second of the sampler."""
-    config = variant(
+    config = train_step.variant(
         setting.cifar10, model__dtype=dtype, sampling__solver=solver, sampling__num_steps=steps
     )
     built, mesh = _architecture(config), devices.make_mesh()
@@ -248,7 +243,9 @@ def checkpoint(setting: Setting) -> dict:
 def profile(setting: Setting) -> dict:
     """The five operations that take most of a training step's time, by `jax.profiler`."""
     batch = setting.batches[0]
-    config = variant(setting.cifar10, model__dtype="bfloat16", training__batch_size=batch)
+    config = train_step.variant(
+        setting.cifar10, model__dtype="bfloat16", training__batch_size=batch
+    )
     step, rounds = train_step.Step(config), 3
     step.seconds()
     with tempfile.TemporaryDirectory() as folder:
@@ -294,18 +291,18 @@ def edm(setting: Setting, dtype: str, batch: int) -> dict:
     from benchmarks.edm import Edm
 
     hot = {"schedule__name": "hot", "model__parameterization": "score"}
-    config = variant(setting.cifar10, model__dtype=dtype, training__batch_size=batch)
+    config = train_step.variant(setting.cifar10, model__dtype=dtype, training__batch_size=batch)
     theirs = Edm(setting.edm, config, half=dtype == "bfloat16")
     rows = {
         "edm": theirs.seconds,
         "warm": train_step.Step(config).seconds,
-        "hot": train_step.Step(variant(config, **hot)).seconds,
+        "hot": train_step.Step(train_step.variant(config, **hot)).seconds,
     }
     found = {"batch_size": batch, "edm_parameters": theirs.parameters}
     found |= _in_turns(rows, setting.rounds, batch, "step")
     built, mesh = _architecture(config), devices.make_mesh()
     sampler = factory.sampler(
-        variant(config, sampling__num_steps=18), built, mesh, batch_size=batch
+        train_step.variant(config, sampling__num_steps=18), built, mesh, batch_size=batch
     )
     params = devices.put_replicated(built.init_params(jax.random.key(0)), mesh)
     seeds = np.arange(batch, dtype=np.uint32)
