@@ -121,7 +121,7 @@ def gigaflop(config: ConfigDict, shape: tuple[int, int, int], params, batch: Bat
     image = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), batch)
     gradient = jax.grad(lambda params, keys, image: loss(params, keys, image).total.mean())
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    # As for a GPU: on a CPU some gradients are products, which count what falls over a border too.
+    # As a GPU would have it, whatever counts it here.
     traced = jax.jit(gradient).trace(params, keys, image)
     return traced.lower(lowering_platforms=("cuda",)).cost_analysis()["flops"] / 1e9
 
