@@ -251,7 +251,9 @@ def check(keys: Mapping[str, Any]) -> None:
 
 
 def _check_calls(keys: Mapping[str, Any]) -> None:
-    steps = keys["training.steps_per_call"]
+    window, steps = keys["training.profile_steps"], keys["training.steps_per_call"]
+    if list(window) != sorted(window):
+        raise ValueError(f"training.profile_steps must be first and last step, got {window}")
     edges = [f"training.{name}" for name in ("num_steps", *_EVERY)]
     uneven = [f"{key}={keys[key]}" for key in edges if keys[key] % steps]
     if uneven:
