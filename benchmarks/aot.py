@@ -36,7 +36,7 @@ from warm_diffusion import devices, drawing, factory
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Statistics
 from warm_diffusion.evaluation import features, inception
-from warm_diffusion.training.state import Batch, TrainMetrics
+from warm_diffusion.training.state import Batch
 
 FLAGS = flags.FLAGS
 
@@ -113,21 +113,13 @@ def lower_train(config: ConfigDict, built: Architecture, mesh: Mesh, images: int
     """The training step, as the run would have it: `images` of data on the devices if they fit."""
     devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
     _, state = factory.initial_state(config, built, mesh)
-    metrics = jax.eval_shape(TrainMetrics.empty)
+    size = config.training.batch_size
+    classes = jax.ShapeDtypeStruct((images,), np.int32) if built.num_classes else None
+    data = Batch(jax.ShapeDtypeStruct((images, *built.image_shape), np.uint8), classes)
     resident = images * np.prod(built.image_shape) <= config.data.device_megabytes * 2**20
     step = factory.train_step(config, built, mesh, resident=resident)
-    batch_size = config.training.batch_size
-    if resident:
-        batch = _batch(built, images), jax.ShapeDtypeStruct((batch_size,), np.int32)
-    else:
-        batch = (_batch(built, batch_size),)
-    seed, ratio = (jax.ShapeDtypeStruct((), dtype) for dtype in (np.uint32, np.float32))
-    return step.lower(state, metrics, *batch, seed, ratio), batch_size
-
-
-def _batch(built: Architecture, count: int) -> Batch:
-    classes = jax.ShapeDtypeStruct((count,), np.int32) if built.num_classes else None
-    return Batch(jax.ShapeDtypeStruct((count, *built.image_shape), np.uint8), classes)
+    arguments = factory.step_arguments(config, state, data, mesh, resident=resident)
+    return step.lower(*arguments), size
 
 
 def lower_sample(config: ConfigDict, built: Architecture, mesh: Mesh):

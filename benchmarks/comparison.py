@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -88,25 +87,13 @@ class Trainer:
         self._initial = {}
 
     def _compile(self, path):
-        config, options = self.config, self.config.training
-        everywhere = devices.replicated(self.mesh)
+        config = self.config
         _, state = factory.initial_state(config, self.built, self.mesh)
         self._structure = jax.tree.structure(state)  # with the optimizer that the step is made for
+        everywhere = devices.replicated(self.mesh)
         self._no_metrics = jax.jit(TrainMetrics.empty, out_shardings=everywhere)
-        images = self.data.images
-        labels = factory.labels(config, self.data)
-        stored = Batch(
-            jax.ShapeDtypeStruct(images.shape, images.dtype),
-            None if labels is None else jax.ShapeDtypeStruct(labels.shape, labels.dtype),
-        )
-        arguments = (
-            state,
-            jax.eval_shape(TrainMetrics.empty),
-            stored,
-            jax.ShapeDtypeStruct((options.batch_size,), jnp.int32),
-            jax.ShapeDtypeStruct((), jnp.uint32),
-            jax.ShapeDtypeStruct((), jnp.float32),
-        )
+        data = Batch(self.data.images, factory.labels(config, self.data))
+        arguments = factory.step_arguments(config, state, data, self.mesh, resident=True)
         step = factory.train_step(config, self.built, self.mesh, resident=True, path=path)
         return step.lower(*arguments).compile()
 

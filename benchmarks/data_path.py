@@ -16,6 +16,7 @@ import time
 import jax
 import numpy as np
 
+from benchmarks import train_step
 from warm_diffusion.data import batch_indices
 from warm_diffusion.data.images import from_uint8
 
@@ -45,7 +46,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", help="JSON file to write")
     options = parser.parse_args()
-    report = {"device": jax.devices()[0].device_kind, "batch_size": options.batch_size}
+    report = {"machine": train_step.machine(), "batch_size": options.batch_size}
+    print("  ".join(f"{key} {value}" for key, value in report["machine"].items()))
     for name, shape in _SETS.items():
         rate = images_per_second(shape, options.batch_size, options.steps, options.rounds)
         report[name] = round(rate)

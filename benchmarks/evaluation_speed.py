@@ -10,7 +10,6 @@ are compared; it is no dependency. About a minute on two idle cores, whose load 
 import argparse
 import importlib.util
 import json
-import os
 import platform
 import statistics
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from benchmarks import train_step
 from warm_diffusion.evaluation import distances, inception, inception_layers
 
 SIZE = 32
@@ -160,16 +160,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
-    machine = {
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "load before": round(os.getloadavg()[0], 2),
+    machine = train_step.machine() | {
         "python": platform.python_version(),
-        "jax": jax.__version__,
         "numpy": np.__version__,
     }
     rows = feature_rows(options.batch, options.repeats) + frechet_rows(max(options.repeats // 2, 3))
-    machine["load after"] = round(os.getloadavg()[0], 2)
+    machine["load after"] = train_step.machine()["load"]
     print("  ".join(f"{key} {value}" for key, value in machine.items()))
     print(f"{'':<36}{'median':>9}{'low':>9}{'high':>9}")
     for row in rows:

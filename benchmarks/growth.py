@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.aot import abstract_architecture
-from benchmarks.train_step import _gigaflop, run, write_json
+from benchmarks.train_step import gigaflop, run, write_json
 from warm_diffusion import factory
 from warm_diffusion.training.state import Batch
 
@@ -97,7 +97,7 @@ def count(config) -> dict:
     image = Batch(jax.ShapeDtypeStruct((1, *built.image_shape), np.uint8))
     return {
         "analytic": 3 * forward_flops(**network) / 1e9,
-        "xla": _gigaflop(config, built.image_shape, params, image),
+        "xla": gigaflop(config, built.image_shape, params, image),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
     }
 

@@ -32,13 +32,6 @@ FLAGS = flags.FLAGS
 _BNR = 0.5
 
 
-def variant(config: ConfigDict, **changes) -> ConfigDict:
-    """A copy with other values of dotted keys, given with __ for the dot."""
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return config
-
-
 def edm_loss(config: ConfigDict) -> LossFn:
     """EDM's own loss (arXiv 2206.00364, table 1) of a network with one head."""
     shape = (config.data.resolution, config.data.resolution, config.data.channels)
@@ -72,8 +65,8 @@ def edm_loss(config: ConfigDict) -> LossFn:
 
 def steps(config: ConfigDict) -> dict[str, train_step.Step]:
     """The compiled steps, by row."""
-    hot = variant(config, schedule__name="hot", model__parameterization="score")
-    warm = variant(
+    hot = train_step.variant(config, schedule__name="hot", model__parameterization="score")
+    warm = train_step.variant(
         config, schedule__name="constant_bnr", schedule__bnr=_BNR, model__parameterization="divide"
     )
     return {

@@ -96,6 +96,9 @@ def get_config() -> ml_collections.ConfigDict:
     training.batch_size = 128  # global: over all devices and processes
     training.sharding = "replicated"  # state: on every device; or fsdp: split over the devices
     training.grad_accumulation = 1  # slices of a batch, one after the other: less memory
+    # Steps that one call of the devices takes, for networks so small that calls cost time; divides
+    # num_steps, log_every, sample_every and checkpoint_every.
+    training.steps_per_call = 1
     training.ema_halflife_images = (20_000,)  # one set of averaged weights for each; EDM: 500,000
     training.ema_rampup = 0.05  # half-life at most this share of the images seen; 0: no ramp-up
     # Where numbers and grids go besides metrics.jsonl: tensorboard, wandb (a project warm_diffusion
@@ -107,6 +110,8 @@ def get_config() -> ml_collections.ConfigDict:
     training.keep_latest = 2  # checkpoints kept
     training.keep_every = 0  # also keep those at multiples of this many steps; 0: none
     training.max_nonfinite = 10  # stop after this many non-finite gradients in a row
+    # First and last step, such as 20,25, of which a profile is written for TensorBoard; (): none.
+    training.profile_steps = ()
 
     config.sampling = sampling = ml_collections.ConfigDict()
     sampling.solver = "heun"  # euler | heun | multistep

@@ -24,9 +24,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split(mesh: Mesh) -> NamedSharding:
-    """The first axis divided over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """One axis, the first, divided over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
 def state_shardings(kind: str, state, mesh: Mesh):
@@ -98,8 +98,8 @@ def check_slices(grad_accumulation: int, batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def process_slice(array: np.ndarray, mesh: Mesh) -> np.ndarray:
-    """This process's part of a global batch that every process of the mesh knows.
+def process_slice(array: np.ndarray, mesh: Mesh, axis: int = 0) -> np.ndarray:
+    """This process's part of a global batch, along `axis`, that every process of the mesh knows.
 
     Raises:
       ValueError: a mesh on which the devices of a process do not follow each other, or of which
@@ -112,8 +112,8 @@ def process_slice(array: np.ndarray, mesh: Mesh) -> np.ndarray:
             "expected a mesh with equally many devices of each process, one process after the "
             f"other (make_mesh), got devices of the processes {owners}"
         )
-    share, own = len(array) // len(processes), processes.index(jax.process_index())
-    return array[own * share : (own + 1) * share]
+    share, own = array.shape[axis] // len(processes), processes.index(jax.process_index())
+    return array[(slice(None),) * axis + (slice(own * share, (own + 1) * share),)]
 
 
 def abstract(tree, shardings):
@@ -125,14 +125,15 @@ def abstract(tree, shardings):
     )
 
 
-def put_split(batch, mesh: Mesh):
+def put_split(batch, mesh: Mesh, axis: int = 0):
     """Global arrays, split over the devices, of a batch of host arrays that every process knows."""
-    return put_local(jax.tree.map(lambda leaf: process_slice(np.asarray(leaf), mesh), batch), mesh)
+    part = jax.tree.map(lambda leaf: process_slice(np.asarray(leaf), mesh, axis), batch)
+    return put_local(part, mesh, axis)
 
 
-def put_local(part, mesh: Mesh):
+def put_local(part, mesh: Mesh, axis: int = 0):
     """The same of the part of the batch that each process holds (`process_slice`)."""
-    sharding = split(mesh)
+    sharding = split(mesh, axis)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), part)
 
 

@@ -119,19 +119,24 @@ class Sampler:
     ) -> Iterator[np.ndarray]:
         """Draws uint8 images [<= batch_size, H, W, C] of the seeds, batch by batch.
 
-        The last batch is filled up and cut.
+        The last batch is filled up and cut. The devices draw the next batch while the caller works
+        on one.
 
         Args:
           params: the weights.
           seeds: of the images; taken as they are needed.
           images: uint8 [N, H, W, C] to start from, blurred, on a path that does not end in noise.
         """
-        numbers = iter(seeds)
+        numbers, drawn = iter(seeds), None
         while part := list(itertools.islice(numbers, self.batch_size)):
             batch = np.asarray(part, np.uint32)
             padded = np.resize(batch, self.batch_size)
-            start = self.start(padded, images)
-            yield to_uint8(self.draw(params, padded, start))[: len(batch)]
+            following = self.draw(params, padded, self.start(padded, images)), len(batch)
+            if drawn:
+                yield _finished(*drawn)
+            drawn = following
+        if drawn:
+            yield _finished(*drawn)
 
     def start(self, seeds: np.ndarray, images: np.ndarray | None) -> jax.Array | None:
         """Blurred images to start each seed from, or None on a path that ends in noise."""
@@ -145,6 +150,10 @@ class Sampler:
         clean = from_uint8(np.asarray(images[seeds % len(images)]))
         noise = samplers.initial_noise(seeds, clean.shape[1:])
         return process.perturb(clean, noise, self.schedule.alpha(t), self.schedule.beta(t))
+
+
+def _finished(images: jax.Array, count: int) -> np.ndarray:
+    return to_uint8(images)[:count]
 
 
 def program(

@@ -18,6 +18,7 @@ from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Dataset, Statistics, augmentation, load_dataset, statistics
 from warm_diffusion.data.images import from_uint8
 from warm_diffusion.evaluation import features, reference
+from warm_diffusion.training import program
 from warm_diffusion.training import state as train_state
 
 # The arguments of each schedule, and the keys of config.schedule where they have other names.
@@ -294,8 +295,9 @@ def train_step(
 
     Returns:
       (state, metrics, batch, seed, ratio) -> (state, metrics); with `resident` (state, metrics,
-      stored, indices, seed, ratio). Seed and ratio are arguments so that many trainings share a
-      program; the ratio is not used without `path`.
+      stored, indices, seed, ratio); `training.steps_per_call` above 1 adds an axis
+      (`program.jitted`). Seed and ratio are arguments so that many trainings share a program; the
+      ratio is not used without `path`.
     """
     options = config.training
 
@@ -325,14 +327,13 @@ def train_step(
         state, metrics = make(jax.random.key(seed), chosen)(state, metrics, *batch)
         return jax.lax.with_sharding_constraint(state, shardings(state)), metrics
 
-    everywhere, split = devices.replicated(mesh), devices.split(mesh)
-    batch = (everywhere, split) if resident else (split,)
-    return jax.jit(
-        step,
-        donate_argnums=(0, 1),
-        in_shardings=(None, everywhere, *batch, everywhere, everywhere),  # None: as it is given
-        out_shardings=(None, everywhere),
-    )
+    return program.jitted(step, mesh, resident=resident, steps=options.steps_per_call)
+
+
+def step_arguments(config: ConfigDict, *of, resident: bool = False) -> tuple:
+    """The abstract arguments of `train_step`; `of` state, images, mesh: see `program.arguments`."""
+    size, steps = config.training.batch_size, config.training.steps_per_call
+    return program.arguments(*of, batch_size=size, resident=resident, steps=steps)
 
 
 # --- sampling and evaluation ---------------------------------------------------------------------

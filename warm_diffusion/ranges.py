@@ -128,6 +128,7 @@ _AT_LEAST_0 = Number(0)
 _SHARE = Number(0, 1)
 _SHARE_BELOW_1 = Number(0, 1, below=True)
 _SEEDS = 2**32
+_EVERY = ("log_every", "sample_every", "checkpoint_every")  # what a run does between steps
 
 RANGES: Mapping[str, Range] = {
     "seed": _whole(0, _SEEDS - 1),
@@ -185,6 +186,7 @@ RANGES: Mapping[str, Range] = {
     "training.batch_size": _whole(1),
     "training.sharding": OneOf(devices.STATE_SHARDINGS),
     "training.grad_accumulation": _whole(1),
+    "training.steps_per_call": _whole(1, 1_000),
     "training.ema_halflife_images": Several(_POSITIVE, 1, different=True),
     "training.ema_rampup": _AT_LEAST_0,
     "training.writers": Several(OneOf(WRITERS), different=True),
@@ -194,6 +196,7 @@ RANGES: Mapping[str, Range] = {
     "training.keep_latest": _whole(1),
     "training.keep_every": _whole(0),
     "training.max_nonfinite": _whole(1),
+    "training.profile_steps": OneOf(((),)) | Several(_whole(1), 2, 2),
     "sampling.solver": OneOf(samplers.SOLVERS),
     "sampling.num_steps": _whole(1, 100_000),
     "sampling.grid": OneOf(drawing.GRIDS),
@@ -242,10 +245,24 @@ def check(keys: Mapping[str, Any]) -> None:
     ]
     if wrong:
         raise ValueError("; ".join(wrong))
+    _check_calls(keys)
     if keys["sampling.s_min"] > keys["sampling.s_max"]:
         raise ValueError(
             f"sampling.s_min must be at most sampling.s_max, got {keys['sampling.s_min']} and "
             f"{keys['sampling.s_max']}"
+        )
+
+
+def _check_calls(keys: Mapping[str, Any]) -> None:
+    window, steps = keys["training.profile_steps"], keys["training.steps_per_call"]
+    if list(window) != sorted(window):
+        raise ValueError(f"training.profile_steps must be first and last step, got {window}")
+    edges = [f"training.{name}" for name in ("num_steps", *_EVERY)]
+    uneven = [f"{key}={keys[key]}" for key in edges if keys[key] % steps]
+    if uneven:
+        raise ValueError(
+            f"training.steps_per_call={steps} must divide {', '.join(uneven)}: the run looks up "
+            "between calls only"
         )
 
 

@@ -36,6 +36,8 @@ _FREE = (
     "training.sharding",
     "training.grad_accumulation",
     "training.writers",
+    "training.steps_per_call",
+    "training.profile_steps",
     "training.log_every",
     "training.sample_every",
     "training.checkpoint_every",

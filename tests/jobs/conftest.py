@@ -72,7 +72,7 @@ _ELSEWHERE = {"data", "eval", "analysis", "export", "compilation_cache_dir", "in
 # What the loop does between steps, in `config.training`.
 _BETWEEN_STEPS = {
     "num_steps", "log_every", "sample_every", "checkpoint_every", "keep_latest", "keep_every",
-    "max_nonfinite",
+    "max_nonfinite", "profile_steps",
 }  # fmt: skip
 
 

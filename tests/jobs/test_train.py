@@ -18,7 +18,10 @@ from warm_diffusion.data import load_dataset
 def rows(workdir):
     """Reported numbers by step, without those that measure time."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("images_per_second", "input_wait")}
+        for line in lines
+    ]
 
 
 def final_arrays(workdir, step=8):

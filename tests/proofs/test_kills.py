@@ -42,7 +42,10 @@ def end_of(workdir, steps):
     """Checksum of the last state, and the reported numbers."""
     about = workdir / "checkpoints" / str(steps) / "about" / "metadata"
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in lines]
+    rows = [
+        {k: v for k, v in row.items() if k not in ("images_per_second", "input_wait")}
+        for row in lines
+    ]
     return json.loads(about.read_text())["sha256"], rows
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from warm_diffusion import cluster, storage
-from warm_diffusion.training.checksums import checksum
+from warm_diffusion.training import checksums
 from warm_diffusion.training.state import TrainState
 
 _FORMAT = 3
@@ -63,10 +63,23 @@ def _arrays(state: TrainState) -> dict:
 
 
 def _checksum_of_format(about: dict) -> Callable[[Any], str]:
-    return checksum if about["format"] == _FORMAT else storage.digest
+    return checksums.checksum if about["format"] == _FORMAT else storage.digest
 
 
-def _checksums(arrays: dict, of: Callable[[Any], str] = checksum) -> dict:
+class _Completed(dict):
+    """A JSON object that gets its last entries when orbax's thread writes it: training goes on."""
+
+    def __init__(self, known: dict, last: Callable[[], dict]):
+        super().__init__(known)
+        self._last = last
+
+    def items(self):
+        """All, for `json.dumps`."""
+        self.update(self._last())
+        return super().items()
+
+
+def _checksums(arrays: dict, of: Callable[[Any], Any] = checksums.checksum) -> dict:
     """Checksums of the parts that are restored by themselves, and of the rest together."""
     rest = {name: tree for name, tree in arrays.items() if name not in ("params", "ema")}
     return {
@@ -132,20 +145,22 @@ class Checkpoints:
         if step in self.steps():
             return
         arrays, statistics = _arrays(state), dict(statistics)
-        digests = {**_checksums(arrays), "statistics": checksum(statistics)}
-        about = {
-            **about,
-            "format": _FORMAT,
-            "step": step,
-            "digests": digests,
-            "sha256": hashlib.sha256(json.dumps(digests).encode()).hexdigest(),
-        }
+        begun = _checksums(arrays, checksums.begin)
+        begun["statistics"] = checksums.begin(statistics)
+
+        def last() -> dict:
+            digests = jax.tree.map(lambda finish: finish(), begun)
+            sha256 = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+            return {"digests": digests, "sha256": sha256}
+
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(arrays),
                 statistics=ocp.args.StandardSave(statistics),
-                about=ocp.args.JsonSave(about),
+                about=ocp.args.JsonSave(
+                    _Completed({**about, "format": _FORMAT, "step": step}, last)
+                ),
             ),
             force=True,
         )
@@ -153,6 +168,10 @@ class Checkpoints:
     def check(self) -> None:
         """Raises the error of a save that failed in the background, if one did."""
         self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits until the last save is finished."""
+        self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the last save."""

@@ -14,7 +14,8 @@ from warm_diffusion import cluster, devices, factory, lock, memory, pretrained, 
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.console import say
 from warm_diffusion.data import Dataset
-from warm_diffusion.jobs.train.loop import Loop, make_advance
+from warm_diffusion.jobs.train.feed import make_feed
+from warm_diffusion.jobs.train.loop import Loop
 from warm_diffusion.jobs.train.ratio import realise_bnr
 from warm_diffusion.models import weights
 from warm_diffusion.training import writer
@@ -49,6 +50,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     began = about.get("configuration") or _written(path)
     if steps and began is None:
         raise ValueError(f"nothing in {workdir} says what was trained there: give a new --workdir")
+    _check_calls(config, steps[-1] if steps else 0)
     config, curve = realise_bnr(config, began)
     mesh = devices.make_mesh()
     devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
@@ -57,7 +59,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     built = factory.architecture(config, data.images.shape[1:], statistics)
     make_state, abstract = factory.initial_state(config, built, mesh)
     _check_memory(config, abstract, data, mesh)
-    advance = make_advance(config, built, data, mesh, abstract)
+    feed = make_feed(config, built, data, mesh, abstract)
     grid_size = max(1, _GRID_IMAGES // mesh.size) * mesh.size
     grids = factory.sampler(config, built, mesh, batch_size=grid_size)
     initial = None if steps else _initial_params(config, built)
@@ -82,12 +84,13 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 say(f"run      new, in {workdir}")
             else:
                 step = int(state.step)
+                _check_calls(config, step)
                 _refuse_other_data(saved.about(step), config, data)
                 images = step * config.training.batch_size
                 say(f"run      continues at step {step:,} ({images:,} images), in {workdir}")
             origins = _origins(config, built, data)
             loop = Loop(config, workdir, saved, grids, data, statistics, origins, mesh, check_lock)
-            return loop.run(state, advance)
+            return loop.run(state, feed)
 
 
 def _agree(
@@ -152,6 +155,15 @@ def _written(path: pathlib.Path) -> dict | None:
         raise ValueError(
             f"{error}; no checkpoint says what this run began with: delete that file to begin anew"
         ) from error
+
+
+def _check_calls(config: ConfigDict, step: int) -> None:
+    steps = config.training.steps_per_call
+    if step % steps:
+        raise ValueError(
+            f"training.steps_per_call={steps} must divide the {step:,} steps of the run so far: "
+            "continue it with 1"
+        )
 
 
 def _check_memory(config: ConfigDict, abstract: TrainState, data: Dataset, mesh: Mesh) -> None:

@@ -1,5 +1,6 @@
 """The loop around the jitted step: reports, grids, checkpoints, the request to stop."""
 
+import concurrent.futures
 import contextlib
 import pathlib
 import time
@@ -10,65 +11,21 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import devices, factory
-from warm_diffusion.architecture import Architecture
+from warm_diffusion import devices
 from warm_diffusion.console import progress, say
-from warm_diffusion.data import Dataset, Statistics, batch_indices
+from warm_diffusion.data import Dataset, Statistics
 from warm_diffusion.data.images import grid, save_png
 from warm_diffusion.drawing import Sampler
 from warm_diffusion.jobs import Diverged, Interrupted
-from warm_diffusion.memory import fits_device
+from warm_diffusion.jobs.train.feed import Feed
+from warm_diffusion.jobs.train.profile import Profile
 from warm_diffusion.training.checkpoints import Checkpoints
 from warm_diffusion.training.signals import stop_requests
-from warm_diffusion.training.state import (
-    Batch,
-    TrainMetrics,
-    TrainState,
-    choose_average,
-    is_finite,
-)
+from warm_diffusion.training.state import TrainMetrics, TrainState, choose_average, is_finite
 from warm_diffusion.training.writer import Writer
 
 _LOOK_EVERY = 100  # steps between looks at the gradients, if not reported before
-
-
-Advance = Callable[[TrainState, TrainMetrics, np.ndarray], tuple[TrainState, TrainMetrics]]
-
-
-def make_advance(
-    config: ConfigDict, built: Architecture, data: Dataset, mesh: Mesh, abstract: TrainState
-) -> Advance:
-    """One step, given the indices of the global batch; traced once, so that what is wrong shows."""
-    labels, resident = factory.labels(config, data), fits_device(config, data)
-    step = factory.train_step(config, built, mesh, resident=resident)
-    varied = np.uint32(config.seed), np.float32(0)
-    everything, size = Batch(data.images, labels), config.training.batch_size
-    shapes = jax.eval_shape(TrainMetrics.empty)
-
-    def trace(*batch):
-        step.eval_shape(abstract, _abstract(shapes, devices.replicated(mesh)), *batch, *varied)
-
-    if resident:
-        numbers = jax.ShapeDtypeStruct((size,), np.dtype("int32"), sharding=devices.split(mesh))
-        trace(_abstract(everything, devices.replicated(mesh)), numbers)
-        stored = devices.put_replicated(everything, mesh)
-        return lambda state, metrics, indices: step(
-            state, metrics, stored, devices.put_split(indices, mesh), *varied
-        )
-
-    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), everything)
-    trace(_abstract(batch, devices.split(mesh)))
-
-    def advance(state, metrics, indices):
-        chosen = devices.process_slice(indices, mesh)
-        batch = Batch(data.images[chosen], None if labels is None else labels[chosen])
-        return step(state, metrics, devices.put_local(batch, mesh), *varied)
-
-    return advance
-
-
-def _abstract(tree, sharding):
-    return devices.abstract(tree, jax.tree.map(lambda _: sharding, tree))
+_MUCH_WAITING = 0.05  # share of the time
 
 
 class _Clock:
@@ -78,7 +35,7 @@ class _Clock:
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        self._step, self._start = step, time.monotonic()
+        self._step, self._start, self._waited = step, time.monotonic(), 0.0
 
     def seconds(self) -> float:
         return time.monotonic() - self._start
@@ -91,6 +48,16 @@ class _Clock:
         begin = time.monotonic()
         yield
         self._start += time.monotonic() - begin
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begin
+
+    def waited(self) -> float:
+        """Share of the time that the devices waited for a batch."""
+        return self._waited / max(self.seconds(), 1e-9)
 
 
 class Loop:
@@ -115,9 +82,9 @@ class Loop:
         self._check_lock = check_lock
         self._is_finite = jax.jit(is_finite)
         self._no_metrics = jax.jit(TrainMetrics.empty, out_shardings=devices.replicated(mesh))
-        self._writer = None
+        self._writer, self._warned = None, False
 
-    def run(self, state: TrainState, advance: Advance) -> TrainState:
+    def run(self, state: TrainState, feed: Feed) -> TrainState:
         start, num_steps = int(state.step), self._options.num_steps
         if start >= num_steps:
             say(f"run      nothing to do: {start:,} steps of {num_steps:,} are done")
@@ -126,33 +93,47 @@ class Loop:
             configuration = self._config.to_dict()
             self._writer = Writer(self._workdir, start, self._options.writers, configuration)
         try:
+            profile = Profile(self._workdir, self._options.profile_steps)
             with (
                 progress(num_steps, "training", " steps", initial=start) as bar,
                 stop_requests() as stop_request,
+                contextlib.closing(profile),
+                contextlib.closing(feed.batches(start, num_steps)) as batches,
             ):
-                return self._steps(state, advance, bar, stop_request)
+                return self._steps(state, feed, batches, profile, bar, stop_request)
         finally:
             if self._writer:
                 self._writer.close()
 
     def _steps(
-        self, state: TrainState, advance: Advance, bar, stop_request: Callable[[], str]
+        self,
+        state: TrainState,
+        feed: Feed,
+        batches: Iterator[concurrent.futures.Future],
+        profile: Profile,
+        bar,
+        stop_request: Callable[[], str],
     ) -> TrainState:
         options, start, metrics = self._options, int(state.step), self._no_metrics()
         clock = _Clock(start)
         # Counted on the host: reading state.step would wait for the device at every step.
-        for step in range(start + 1, options.num_steps + 1):
-            seed, count = self._config.seed, len(self._data.images)
-            indices = batch_indices(seed, step - 1, options.batch_size, count)
-            state, metrics = advance(state, metrics, indices)
-            bar.update()
-            if step == start + 1:
+        for step, batch in zip(
+            range(start + feed.steps, options.num_steps + 1, feed.steps), batches, strict=True
+        ):
+            profile.look(step - feed.steps, feed.steps, state)
+            if not batch.done():
+                jax.block_until_ready(state)  # until then the devices have something to do
+                with clock.waiting():
+                    concurrent.futures.wait([batch])
+            state, metrics = feed.advance(state, metrics, batch.result())
+            bar.update(feed.steps)
+            if step == start + feed.steps:
                 jax.block_until_ready(state)
                 say(f"compile  first step after {clock.seconds():.1f} s")
                 clock.restart(step)
             stop = stop_request()
             last = bool(stop) or step == options.num_steps
-            if _due(step, _LOOK_EVERY):
+            if step // _LOOK_EVERY > (step - feed.steps) // _LOOK_EVERY:
                 self._look(step, metrics)
             if last or _due(step, options.log_every):
                 self._report(step, state, metrics, clock)
@@ -183,17 +164,26 @@ class Loop:
         skipped = int(state.nonfinite_total)
         rate = clock.steps_per_second(step) * options.batch_size
         remaining = (options.num_steps - step) * options.batch_size / rate if rate else 0.0
-        images = step * options.batch_size
+        images, waited = step * options.batch_size, clock.waited()
+        much = waited > _MUCH_WAITING
         say(
             f"step {step:,}/{options.num_steps:,} | {images:,} images | loss {values['loss']:.4f} "
             f"(denoise {values['denoise']:.4f}, deblur {values['deblur']:.4f}) | "
             f"consistency {values['consistency']:.2e} | grad {values['grad_norm']:.3g} | "
             f"{rate:,.0f} images/s | ETA {_duration(remaining)}"
             + (f" | {skipped} steps skipped, not finite" if skipped else "")
+            + (f" | {waited:.0%} of the time waiting for images" if much else "")
         )
+        if much and not self._warned:
+            self._warned = True
+            say(
+                "note     the devices wait for images: put the data on a faster disk, raise "
+                "data.device_megabytes so that they live on the device or, if they do, "
+                "training.steps_per_call"
+            )
         if self._writer:
             extra = {"images": images, "images_per_second": rate, "nonfinite_total": skipped}
-            self._writer.scalars(step, values | extra)
+            self._writer.scalars(step, values | extra | {"input_wait": waited})
         self._look(step, metrics)
 
     def _look(self, step: int, metrics: TrainMetrics) -> None:

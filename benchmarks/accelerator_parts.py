@@ -1,0 +1,366 @@
+"""The parts of `accelerator.py`: each measures one thing in a process of its own.
+
+A part takes the `Setting` and returns figures by name. Networks have random weights, but for the
+samples of a shipped one: speed does not depend on them.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from benchmarks import evaluation_speed, train_step
+from warm_diffusion import dct, devices, drawing, factory, pretrained
+from warm_diffusion.architecture import Architecture
+from warm_diffusion.data import Statistics
+from warm_diffusion.evaluation import features, inception
+from warm_diffusion.process import image_keys
+from warm_diffusion.training.checkpoints import Checkpoints
+
+# Dense peaks in TFLOP/s by the makers' data sheets, of bfloat16, and of float32 factors at JAX's
+# default precision (TF32 on these GPUs, bfloat16 products on TPUs). Parts of jax's device_kind.
+PEAKS = {
+    "H100": (989, 495), "H200": (989, 495), "A100": (312, 156), "TPU v4": (275, 275),
+    "TPU v5 lite": (197, 197), "TPU v5": (459, 459), "TPU v6 lite": (918, 918),
+}  # fmt: skip
+
+_MODEL = pathlib.Path(__file__).resolve().parent.parent / "pretrained" / "cifar10_16"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is measured.
+
+    Attributes:
+      cifar10: configuration of the network of most parts.
+      ffhq64: of one part.
+      numerics: of a network small enough to compile twice.
+      batches: of training.
+      drawn: images that the sampler draws at once.
+      rounds: of every timing, whose median counts.
+      model: folder of a trained network, for samples.
+      edm: checkout of NVlabs/edm; empty: none.
+    """
+
+    cifar10: ConfigDict
+    ffhq64: ConfigDict
+    numerics: ConfigDict
+    batches: tuple[int, ...] = (512, 256, 128)
+    drawn: int = 512
+    rounds: int = 10
+    model: pathlib.Path = _MODEL
+    edm: str = ""
+
+
+def peak(dtype: str) -> float:
+    """TFLOP/s of one of the devices here; 0 where it is not known."""
+    kind = jax.devices()[0].device_kind
+    found = next((pair for name, pair in PEAKS.items() if name in kind), (0, 0))
+    return found[dtype != "bfloat16"]
+
+
+def _architecture(config: ConfigDict) -> Architecture:
+    shape = (config.data.resolution, config.data.resolution, config.data.channels)
+    return factory.architecture(
+        config, shape, Statistics(np.zeros(shape, np.float32), np.ones(shape[:2], np.float32))
+    )
+
+
+def _spread(seconds: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(seconds), "low": min(seconds), "high": max(seconds)}
+
+
+def _timed(function: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Seconds of some calls, after one that does not count."""
+    jax.block_until_ready(function())
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        jax.block_until_ready(function())
+        seconds.append(time.perf_counter() - began)
+    return _spread(seconds)
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def dct_error(setting: Setting) -> dict:
+    """The largest error of the DCT, of its inverse and of their round trip, over the largest value,
+    against the same sums in float64 on the host: TF32 or bfloat16 factors would show."""
+    del setting
+    size = 32
+    k, n = np.arange(size)[:, None], np.arange(size)[None]
+    matrix = np.sqrt(2 / size) * np.cos(np.pi * k * (n + 0.5) / size)
+    matrix[0] /= np.sqrt(2)
+    x = np.random.default_rng(0).uniform(-1, 1, (64, size, size, 3)).astype(np.float32)
+    exact = np.einsum("ih,bhwc,jw->bijc", matrix, x.astype(np.float64), matrix)
+    there = np.asarray(jax.jit(dct.dct)(x), np.float64)
+    back = np.asarray(jax.jit(dct.idct)(exact.astype(np.float32)), np.float64)
+    return {
+        "dct": float(np.abs(there - exact).max() / np.abs(exact).max()),
+        "idct": float(np.abs(back - x).max()),
+        "round_trip": float(
+            np.abs(np.asarray(jax.jit(lambda x: dct.idct(dct.dct(x)))(x)) - x).max()
+        ),
+    }
+
+
+def gradient_error(setting: Setting) -> dict:
+    """Loss and gradient of the same images, noise and weights in bfloat16, and in float32 at the
+    device's default precision, against float32 at full precision; relative."""
+    exact = _loss_and_gradient(setting.numerics, "float32", "highest")
+    norm, found = np.linalg.norm(exact[1]), {}
+    for dtype in ("float32", "bfloat16"):
+        loss, gradient = _loss_and_gradient(setting.numerics, dtype, None)
+        found[f"loss_{dtype}"] = abs(loss - exact[0]) / abs(exact[0])
+        found[f"gradient_{dtype}"] = float(np.linalg.norm(gradient - exact[1]) / norm)
+    return found
+
+
+def _loss_and_gradient(
+    config: ConfigDict, dtype: str, precision: str | None
+) -> tuple[float, np.ndarray]:
+    """Of a batch of noise, at weights that are the same for all types; the gradient flattened."""
+    config = train_step.variant(config, model__dtype=dtype, model__dropout=0.0)
+    built = _architecture(config)
+    loss, batch = factory.loss(config, built), train_step.random_batch(config, built.image_shape)
+
+    def objective(params):
+        keys = image_keys(jax.random.key(1), config.training.batch_size)
+        return loss(params, keys, batch).total.mean()
+
+    def moved(leaf):  # layers that start at 0 would hide all behind them
+        return leaf + 0.02 * jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)
+
+    params = jax.tree.map(moved, built.init_params(jax.random.key(0)))
+    with jax.default_matmul_precision(precision):
+        value, gradient = jax.jit(jax.value_and_grad(objective))(params)
+    flat = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(gradient)]
+    return float(value), np.concatenate(flat)
+
+
+def same_samples(setting: Setting) -> dict:
+    """Images of a trained network from the same seeds: drawn twice, in other batches, and on the
+    host's CPU. The largest difference of any pixel, of a range of 2, and the median image's."""
+    model = pretrained.load(setting.model)
+    settings = drawing.Settings("heun", 9)
+    seeds = np.arange(8, dtype=np.uint32)
+
+    def draw(mesh: Mesh, batch: int) -> np.ndarray:
+        sampler = drawing.sampler(
+            model.architecture, model.schedule, settings, batch_size=batch, mesh=mesh
+        )
+        params = devices.put_replicated(model.params, mesh)
+        parts = [sampler.draw(params, seeds[i : i + batch], None) for i in range(0, 8, batch)]
+        return np.concatenate([np.asarray(part) for part in parts])
+
+    here = devices.make_mesh(1)
+    first = draw(here, 8)
+    others = {"again": draw(here, 8), "in_fours": draw(here, 4)}
+    if jax.default_backend() != "cpu":
+        with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS leaves it out
+            others["on_the_cpu"] = draw(Mesh(np.array(jax.devices("cpu")[:1]), ("data",)), 8)
+    found = {}
+    for name, images in others.items():
+        each = np.abs(images - first).max(axis=(1, 2, 3))
+        found |= {name: float(each.max()), f"{name}_median": float(np.median(each))}
+    return found
+
+
+# --- speed ---------------------------------------------------------------------------------------
+
+
+def step(setting: Setting, name: str, dtype: str, batch: int) -> dict:
+    """Training of one network at one batch size; compiled before only by an earlier such part."""
+    config = train_step.variant(
+        getattr(setting, name), model__dtype=dtype, training__batch_size=batch
+    )
+    return train_step.measure(config, setting.rounds, peak(dtype))
+
+
+def sample(setting: Setting, dtype: str, solver: str, steps: int) -> dict:
+    """Images a second of the sampler."""
+    config = train_step.variant(
+        setting.cifar10, model__dtype=dtype, sampling__solver=solver, sampling__num_steps=steps
+    )
+    built, mesh = _architecture(config), devices.make_mesh()
+    sampler = factory.sampler(config, built, mesh, batch_size=setting.drawn)
+    params = devices.put_replicated(built.init_params(jax.random.key(0)), mesh)
+    seeds = np.arange(setting.drawn, dtype=np.uint32)
+    began = time.perf_counter()
+    jax.block_until_ready(sampler.draw(params, seeds, None))
+    first = time.perf_counter() - began
+    seconds = _timed(lambda: sampler.draw(params, seeds, None), max(setting.rounds // 3, 1))
+    return {
+        "network_calls": sampler.num_calls,
+        "images_per_second": setting.drawn / seconds["median"],
+        "seconds": seconds,
+        "first_seconds": first,
+        "peak_gigabytes": train_step.peak_gigabytes(),
+    }
+
+
+def inception_speed(setting: Setting) -> dict:
+    """Images a second of Inception's features, of images as the network draws them."""
+    mesh, size = devices.make_mesh(), setting.cifar10.data.resolution
+    network, batch = features.inception_program(mesh)
+    params = devices.put_replicated(
+        inception.params_from_arrays(evaluation_speed.random_arrays()), mesh
+    )
+    images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
+    images = devices.put_split(images, mesh)
+    seconds = _timed(lambda: network(params, images), setting.rounds)
+    return {"images_per_second": batch / seconds["median"], "seconds": seconds, "batch_size": batch}
+
+
+def checkpoint(setting: Setting) -> dict:
+    """How long a save keeps training waiting, and how long it goes on beside it; the second save,
+    for the first compiles the checksums."""
+    built, mesh = _architecture(setting.cifar10), devices.make_mesh()
+    make, _ = factory.initial_state(setting.cifar10, built, mesh)
+    state = jax.block_until_ready(make())
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    stalls, wholes = [], []
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(pathlib.Path(folder)) as saved:
+        for number in range(3):
+            numbered = state.replace(step=jnp.asarray(number, jnp.int32))
+            began = time.perf_counter()
+            saved.save(numbered, {"mean": np.zeros(3, np.float32)}, {})
+            stalls.append(time.perf_counter() - began)
+            saved.wait()
+            wholes.append(time.perf_counter() - began)
+    return {"gigabytes": size / 1e9, "stall_seconds": stalls[1:], "whole_seconds": wholes[1:]}
+
+
+def profile(setting: Setting) -> dict:
+    """The five operations that take most of a training step's time, by `jax.profiler`."""
+    batch = setting.batches[0]
+    config = train_step.variant(
+        setting.cifar10, model__dtype="bfloat16", training__batch_size=batch
+    )
+    step, rounds = train_step.Step(config), 3
+    step.seconds()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(rounds):
+                step.seconds()
+        (trace,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        return slowest(jax.profiler.ProfileData.from_file(str(trace)), rounds)
+
+
+def slowest(trace: jax.profiler.ProfileData, rounds: int, most: int = 5) -> dict:
+    """Milliseconds a step of all device operations and of the slowest, from a trace.
+
+    On a GPU an operation is a kernel of any stream, on a TPU one of the line "XLA Ops"; on a CPU it
+    is what XLA's threads say of the programs they run.
+    """
+    planes = [plane for plane in trace.planes if plane.name.startswith("/device:")]
+    on_host = not any(event for plane in planes for line in plane.lines for event in line.events)
+    if on_host:
+        planes = [plane for plane in trace.planes if plane.name.startswith("/host:CPU")]
+    total = collections.Counter()
+    for plane in planes:
+        named = {line.name for line in plane.lines}
+        for line in plane.lines:
+            if on_host:
+                wanted = "XLA" in line.name
+            elif "XLA Ops" in named:
+                wanted = line.name == "XLA Ops"
+            else:
+                wanted = line.name.startswith("Stream")
+            for event in line.events if wanted else ():
+                if on_host and ("::" in event.name or event.name.startswith("end: ")):
+                    continue  # of the runtime, around the operations
+                total[event.name] += event.duration_ns / 1e6 / rounds
+    return {
+        "milliseconds": sum(total.values()),
+        "slowest": [{"name": name, "milliseconds": ms} for name, ms in total.most_common(most)],
+    }
+
+
+def edm(setting: Setting, dtype: str, batch: int) -> dict:
+    """EDM's step and sampler in turns with ours; a ratio above 1 says that ours is faster."""
+    from benchmarks.edm import Edm
+
+    hot = {"schedule__name": "hot", "model__parameterization": "score"}
+    config = train_step.variant(setting.cifar10, model__dtype=dtype, training__batch_size=batch)
+    theirs = Edm(setting.edm, config, half=dtype == "bfloat16")
+    rows = {
+        "edm": theirs.seconds,
+        "warm": train_step.Step(config).seconds,
+        "hot": train_step.Step(train_step.variant(config, **hot)).seconds,
+    }
+    found = {"batch_size": batch, "edm_parameters": theirs.parameters}
+    found |= _in_turns(rows, setting.rounds, batch, "step")
+    built, mesh = _architecture(config), devices.make_mesh()
+    sampler = factory.sampler(
+        train_step.variant(config, sampling__num_steps=18), built, mesh, batch_size=batch
+    )
+    params = devices.put_replicated(built.init_params(jax.random.key(0)), mesh)
+    seeds = np.arange(batch, dtype=np.uint32)
+
+    def draw() -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(sampler.draw(params, seeds, None))
+        return time.perf_counter() - began
+
+    rows = {"edm": lambda: theirs.draw_seconds(18), "warm": draw}
+    found |= _in_turns(rows, max(setting.rounds // 3, 1), batch, "sample")
+    return found | {"edm_peak_gigabytes": theirs.peak_gigabytes()}
+
+
+def _in_turns(rows: dict[str, Callable[[], float]], rounds: int, batch: int, what: str) -> dict:
+    seconds = {name: [] for name in rows}
+    for number in range(-2, rounds):
+        for name, function in rows.items():
+            time = function()
+            if number >= 0:
+                seconds[name].append(time)
+    found = {}
+    for name, times in seconds.items():
+        found[f"{what}_{name}_images_per_second"] = batch / statistics.median(times)
+        if name != "edm":
+            pairs = zip(seconds["edm"], times, strict=True)
+            found[f"{what}_{name}_to_edm"] = _spread([theirs / ours for theirs, ours in pairs])
+    return found
+
+
+def parts(setting: Setting) -> dict[str, Callable[[], dict]]:
+    """All parts by name, the most wanted first: time may run out."""
+    largest, *smaller = setting.batches
+
+    def of(function, *arguments):
+        return lambda: function(setting, *arguments)
+
+    found = {"dct_error": of(dct_error), "same_samples": of(same_samples)}
+    found[f"cifar10_bfloat16_{largest}"] = of(step, "cifar10", "bfloat16", largest)
+    # The same once more: its program is kept by now.
+    found["compiled_before"] = of(step, "cifar10", "bfloat16", largest)
+    found["profile"] = of(profile)
+    if setting.edm:
+        found["edm_bfloat16"] = of(edm, "bfloat16", setting.batches[-1])
+    found["sample_bfloat16_nfe35"] = of(sample, "bfloat16", "heun", 18)
+    found["sample_bfloat16_nfe18"] = of(sample, "bfloat16", "multistep", 18)
+    found["inception"] = of(inception_speed)
+    found["checkpoint"] = of(checkpoint)
+    found[f"cifar10_float32_{largest}"] = of(step, "cifar10", "float32", largest)
+    found["gradient_error"] = of(gradient_error)
+    for batch in smaller:
+        for dtype in ("bfloat16", "float32"):
+            found[f"cifar10_{dtype}_{batch}"] = of(step, "cifar10", dtype, batch)
+    if setting.edm:
+        found["edm_float32"] = of(edm, "float32", setting.batches[-1])
+    found[f"ffhq64_bfloat16_{smaller[0] if smaller else largest}"] = of(
+        step, "ffhq64", "bfloat16", smaller[0] if smaller else largest
+    )
+    return found
