@@ -70,6 +70,7 @@ def rows(out):
     return found
 
 
+@pytest.mark.long
 def test_a_sweep_in_two_sittings_has_the_rows_of_one(tmp_path, capsys):
     bnr_sweep.sweep(options(tmp_path / "one"))
     bnr_sweep.sweep(options(tmp_path / "two", ratios=["2"]))
@@ -112,6 +113,7 @@ def curve_options(out, *checkpoints, **changes):
     return types.SimpleNamespace(**(values | changes))
 
 
+@pytest.mark.long
 def test_a_curve_has_each_number_of_calls_once_along_the_range_asked_for(tmp_path):
     config = tiny_config()
     train(config, str(tmp_path / "run"))

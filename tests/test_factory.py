@@ -70,6 +70,7 @@ def test_the_plain_loss_is_score_matching_on_the_images():
     np.testing.assert_allclose(terms.total, expected.total, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_augmentation_reaches_the_images_and_the_network():
     config = make_config(**{"augment.transforms": augmentation.TRANSFORMS})
     config.augment.probability = 1.0
@@ -116,6 +117,7 @@ def test_classes_that_the_data_do_not_have_are_refused(tmp_path):
     assert factory.labels(config, dataset(["a"], [0], tmp_path)) is None
 
 
+@pytest.mark.long
 def test_slices_of_a_batch_give_the_gradient_of_the_batch():
     config = make_config(**{"augment.transforms": ("x_flip", "scale")})
     built, mesh = factory.architecture(config, SHAPE), make_mesh()
@@ -137,6 +139,7 @@ def test_slices_of_a_batch_give_the_gradient_of_the_batch():
     assert largest_difference(*updates) < 1e-4
 
 
+@pytest.mark.long
 def test_remat_changes_memory_and_not_the_gradient():
     config = make_config()
     params, batch = random_params(factory.architecture(config, SHAPE)), random_batch()
@@ -176,6 +179,7 @@ class Watched(Architecture):
         return super().denoiser(params, labels, dropout_key=dropout_key, **options)
 
 
+@pytest.mark.long
 def test_each_step_has_a_dropout_mask_of_its_own():
     """fold_in(key of its first image, 2), that being fold_in(fold_in(seed, step), 0)."""
     config = make_config(**{"model.dropout": 0.5, "seed": 3})
@@ -250,6 +254,7 @@ def test_guidance_without_classes_is_refused(key):
         factory.sampler(config, factory.architecture(config, SHAPE), make_mesh(), batch_size=2)
 
 
+@pytest.mark.long
 def test_a_clipped_gradient_has_the_norm_asked_for():
     """Adam's first mean is 0.1 of the gradient it is given."""
     config = make_config(**{"optimizer.grad_clip": 0.01})

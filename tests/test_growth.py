@@ -6,7 +6,7 @@ from benchmarks import growth
 from configs import cifar10
 
 
-@pytest.mark.parametrize("mult", [(1,), (1, 2)])
+@pytest.mark.parametrize("mult", [(1,), pytest.param((1, 2), marks=pytest.mark.long)])
 def test_the_analytic_count_is_xlas_but_for_borders_and_what_is_per_element(mult):
     # XLA leaves out what falls over a border, 4 % of a 3 x 3 convolution at 32 x 32: 1 - (94 /
     # 96)^2. It counts norms and activations, a few hundred FLOP a value against 18 x width.

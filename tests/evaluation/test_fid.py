@@ -59,6 +59,7 @@ def test_distances_from_files_are_those_from_memory(capsys, sides):
     assert "kd_pixels_30_files" in numbers
 
 
+@pytest.mark.long
 def test_fid_from_png_files_is_fid_from_memory(capsys, tmp_path, inception_weights, monkeypatch):
     monkeypatch.setattr(features, "_BATCH", 6)
     generated_images, real_images = random_images(6), random_images(5, seed=1) // 2

@@ -125,6 +125,7 @@ def test_an_image_has_the_same_density_in_any_company():
     np.testing.assert_allclose(alone[0] / 16, together[0] / 16, atol=5e-4)
 
 
+@pytest.mark.long
 def test_easy_images_beside_a_hard_one_do_not_loosen_its_steps():
     """Between two modes the flow is stiff; averaged over the batch, its error would not show."""
     rng = np.random.default_rng(0)

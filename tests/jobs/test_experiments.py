@@ -20,6 +20,7 @@ def small_config():
     return config
 
 
+@pytest.mark.long
 def test_a_run_with_both_trains_and_samples(app, tmp_path):
     out, _ = app.run(
         f"--workdir={tmp_path}", "--config.training.num_steps=2",
@@ -31,6 +32,7 @@ def test_a_run_with_both_trains_and_samples(app, tmp_path):
     assert len(list((tmp_path / "generated").rglob("0*.png"))) == 2
 
 
+@pytest.mark.long
 def test_spectral_preconditioning_uses_the_mean_squares_of_the_data():
     # scipy's DCT of scikit-learn's own digits, rounded to uint8 as the data set is.
     from sklearn.datasets import load_digits

@@ -108,6 +108,7 @@ def test_a_step_sends_nothing_to_the_devices_and_reads_nothing():
     assert int(state.step) == 3
 
 
+@pytest.mark.long
 def test_two_steps_a_call_from_disk_train_as_one_a_call_and_are_profiled(app, uninterrupted):
     """In two sittings; to rounding, for the compiler fuses other operations."""
     workdir = app.folder / "calls"

@@ -105,6 +105,7 @@ def test_processes_with_other_images_or_settings_do_not_train(app, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_two_processes_on_gs_pass_over_a_damaged_checkpoint_and_train_as_one(
     app, uninterrupted, store, tmp_path
 ):
@@ -143,6 +144,7 @@ for number, arguments in enumerate(json.loads(others)):
 """
 
 
+@pytest.mark.long
 def test_two_processes_do_in_every_mode_what_one_does(
     app, uninterrupted, inception_weights, tmp_path
 ):

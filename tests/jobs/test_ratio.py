@@ -106,6 +106,7 @@ def test_training_any_bnr_can_be_sampled_at_another_ratio():
     assert float(factory.sampling_schedule(config).bnr(1.0)) == pytest.approx(2.0)
 
 
+@pytest.mark.long
 def test_a_run_with_auto_writes_resumes_and_samples_with_the_number(app, tmp_path):
     run = (f"--workdir={tmp_path}", "--config.schedule.bnr=auto")
     out, _ = app.run(*run, "--config.training.num_steps=1")

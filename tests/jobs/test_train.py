@@ -80,7 +80,9 @@ def test_killed_and_restarted_equals_never_interrupted_bit_for_bit(app, uninterr
     assert_same_run(place, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_a_stop_signal_finishes_the_step_saves_and_exits_with_75(app, uninterrupted, number):
     workdir = app.folder / f"stopped-{number.name}"
     long = ("--config.training.num_steps=100000", "--config.training.checkpoint_every=100000")
@@ -108,6 +110,7 @@ def test_a_finished_run_has_nothing_to_do(app, trained):
     assert "nothing to do: 6 steps of 6 are done" in out
 
 
+@pytest.mark.long
 def test_eight_devices_train_as_one_does(app, uninterrupted):
     """Losses and weights to float32 round-off: sums over the batch are taken in another order."""
     workdir = app.folder / "eight"
