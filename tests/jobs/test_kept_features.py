@@ -52,12 +52,11 @@ EXPECTED = (np.arange(100, 122) / 127.5 - 1)[:, None] * np.ones(4)  # what the f
 @pytest.mark.parametrize("send", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_evaluation_goes_on_where_it_was(tmp_path, send):
     drawn = []
-    with pytest.raises(Interrupted, match="stopped after 12 of 22 images"):
-        draw(tmp_path, drawn, stop_at=109, send=send)
-    assert sorted(set(drawn)) == list(range(100, 112))
+    with pytest.raises(Interrupted, match="stopped after 8 of 22 images"):
+        draw(tmp_path, drawn, stop_at=109, send=send)  # while the batch before is worked on
     drawn.clear()
     np.testing.assert_allclose(draw(tmp_path, drawn), EXPECTED, atol=1e-6)
-    assert sorted(set(drawn)) == list(range(112, 122))
+    assert sorted(set(drawn)) == list(range(108, 122))
 
 
 def test_features_are_saved_now_and_then(tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ def test_a_run_with_auto_writes_resumes_and_samples_with_the_number(app, tmp_pat
 
 
 def test_the_ratio_is_a_number_or_auto_on_the_command_line(app, tmp_path):
-    out, _ = app.run("--mode=info", "--config.schedule.bnr=0.3")
+    out, _ = app.run("--mode=info", "--details", "--config.schedule.bnr=0.3")
     assert '"bnr": 0.3' in out
     _, err = app.run(
         f"--workdir={tmp_path}", "--config.schedule.bnr=atuo", tiny=False, status=2
