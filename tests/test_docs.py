@@ -194,7 +194,7 @@ def test_every_flag_named_alone_is_there():
     assert [flag for flag in flags if not re.search(rf'["-]{flag}"', text)] == []
 
 
-@pytest.mark.parametrize("target", named(r"\bmake ([a-z]+)`|^make ([a-z]+)"))
+@pytest.mark.parametrize("target", named(r"(?m)\bmake ([a-z]+)`|^ *make ([a-z]+)"))
 def test_every_make_target_named_is_there(target):
     target = "".join(target)
     assert not target or re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

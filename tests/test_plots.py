@@ -1,10 +1,12 @@
 """Figures: colours that can be told apart, pixels that stay pixels, SVG in the page's colour."""
 
+import html
 import io
 import itertools
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from warm_diffusion import plots
@@ -82,3 +84,17 @@ def test_an_svg_takes_the_colour_of_the_page_and_keeps_text():
     assert style.INK not in text
     assert style.NOISE in text
     assert "<g id=" not in text  # two figures of one page would share it
+
+
+@pytest.mark.parametrize("name", ["a$5_$6", "$HOME$", "100 % & <b>"])
+def test_names_of_files_are_shown_as_they_are(name):
+    """Dollars would be mathematics to matplotlib, and most names are none."""
+    canvas = np.zeros((8, 40, 1), np.uint8)
+    drawn = plots.labelled(canvas, [name], [name], name)
+    beside = plots.comparison([(name, canvas), (name, canvas)], name)
+    for figure in (drawn, beside):
+        figure.canvas.draw()
+        written = [text.get_text() for text in figure.findobj(Text) if text.get_text().strip()]
+        assert written
+        assert all(text.replace(r"\$", "$") == name for text in written)
+        assert style.svg(figure, "one").count(html.escape(name, quote=False)) == len(written)

@@ -25,7 +25,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """One axis, the first, divided over the devices."""
+    """One axis, by default the first, divided over the devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 

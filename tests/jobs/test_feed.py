@@ -1,5 +1,7 @@
 """What training's loop is fed: batches ahead of the devices, no read of their results, profiles."""
 
+import contextlib
+import pathlib
 import threading
 import time
 
@@ -10,7 +12,8 @@ import pytest
 from tests.jobs.conftest import STEPS
 from tests.jobs.test_train import final_arrays, rows
 from tests.test_comparisons import tiny_config
-from warm_diffusion import devices, factory
+from warm_diffusion import devices, factory, storage
+from warm_diffusion.jobs.train import profile
 from warm_diffusion.jobs.train.feed import Feed, make_feed
 from warm_diffusion.jobs.train.loop import Loop
 from warm_diffusion.training.state import TrainMetrics
@@ -135,3 +138,21 @@ def test_steps_per_call_that_do_not_meet_the_edges_of_a_run_are_refused(app, tra
              "--config.training.checkpoint_every=4", "--config.training.log_every=4")  # fmt: skip
     _, err = app.run(f"--workdir={trained[0]}", *flags, status=2)
     assert "steps_per_call=4 must divide the 6 steps of the run so far: continue it with 1" in err
+
+
+def test_a_profile_that_cannot_be_written_is_the_disks_error(tmp_path, monkeypatch):
+    """And none of the profiler's, which has ended by then."""
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
+    stops = iter([None])
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: next(stops))
+    found = profile.Profile(tmp_path, (1, 1))
+    found.look(0, 1, np.zeros(1))
+    (pathlib.Path(found._local.name) / "trace").write_text("")
+
+    def refuse(path, content):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(storage, "write_bytes", refuse)
+    with pytest.raises(PermissionError), contextlib.closing(found):
+        found.look(1, 1, np.zeros(1))
+    found.close()

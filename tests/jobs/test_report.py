@@ -1,6 +1,7 @@
 """--mode=report: a run on one page that needs no other file."""
 
 import html.parser
+import itertools
 import json
 import re
 import shutil
@@ -104,7 +105,8 @@ def test_identifiers_are_each_for_one_thing(run):
     text = (run / "report.html").read_text()
     names = re.findall(r' id="([^"]+)"', text)
     assert len(names) == len(set(names))
-    assert set(re.findall(r'url\(#([^)]+)\)|xlink:href="#([^"]+)"', text)[0]) - {""} <= set(names)
+    used = itertools.chain(*re.findall(r'url\(#([^)]+)\)|xlink:href="#([^"]+)"', text))
+    assert set(used) - {""} <= set(names)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -106,6 +106,7 @@ def test_wandb_is_told_the_same_numbers_and_goes_on_with_its_run(tmp_path, monke
         writer = Writer(tmp_path, step - 10, ("wandb",), {"seed": 3})
         writer.scalars(step, {"loss": 0.5, "rate": float("nan")})
         writer.close()
+    assert [row["rate"] for row in lines(tmp_path)] == [None, None]
     assert fake.told == [
         {"training_step": 10, "loss": 0.5}, "finished",
         {"training_step": 20, "loss": 0.5}, "finished",
@@ -113,8 +114,10 @@ def test_wandb_is_told_the_same_numbers_and_goes_on_with_its_run(tmp_path, monke
     assert fake.runs[0]["config"] == {"seed": 3}
     assert fake.runs[0]["id"] == fake.runs[1]["id"]
     assert fake.runs[0]["resume"] == "allow"
+    (tmp_path / "wandb.json").unlink()  # a workdir made anew at the same place is another run
+    Writer(tmp_path, 0, ("wandb",), {"seed": 3}).close()
+    assert fake.runs[2]["id"] != fake.runs[0]["id"]
     assert not list(tmp_path.glob("events.*"))  # not asked for
-    assert [row["rate"] for row in lines(tmp_path)] == [None, None]
 
 
 def test_wandb_that_does_not_start_says_what_to_do(tmp_path, monkeypatch):

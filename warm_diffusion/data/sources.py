@@ -42,14 +42,18 @@ def short_name(spec: str) -> str:
     """A source for titles, without the folders that only one machine has.
 
     Example:
-      >>> short_name("photos+folder:/home/me/cifar10/train")
-      'photos+cifar10/train'
+      >>> short_name("photos+folder:cifar10/train+zip:/home/me/flowers.zip")
+      'photos+cifar10/train+flowers.zip'
     """
     parts = []
     for part in _JOIN.split(spec):
         kind, _, rest = part.partition(":")
         local = kind in ("folder", "zip", "npy", "lmdb")
-        parts.append("/".join(pathlib.PurePath(rest).parts[-2:]) if local else part)
+        if local:
+            place = pathlib.PurePath(rest)
+            parts.append(place.name or kind if place.is_absolute() else "/".join(place.parts[-2:]))
+        else:
+            parts.append(part)
     return "+".join(parts)
 
 

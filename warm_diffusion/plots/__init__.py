@@ -52,7 +52,7 @@ def spectrum(
     axes.set_ylim(bottom=floor)
     axes.set_xlabel("frequency (cycles per pixel)")
     axes.set_ylabel("variance of a DCT coefficient")
-    axes.set_title(title)
+    axes.set_title(style.plain(title))
     plain_log_ticks(axes.xaxis)
     axes.legend(title="solid: data after blur α\ndashed: noise floor β²", title_fontsize=8.5)
     return figure
@@ -101,7 +101,7 @@ def departure(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figur
         label="spectral departure: ln (power / forward power)",
     )  # fmt: skip
     _label_steps(above, steps)
-    above.set_title(title)
+    above.set_title(style.plain(title))
     for name, label, look, colour in (
         ("sliced_wasserstein", "sampler's states to forward states", "o-", style.BLUR),
         ("sliced_wasserstein_of_forward", "forward states to other forward states", "x--",
@@ -134,7 +134,7 @@ def heads(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figure:
         label="deblurrer's share of the step (root mean squares)",
     )  # fmt: skip
     _label_steps(above, steps)
-    above.set_title(title)
+    above.set_title(style.plain(title))
     below.semilogy([step["consistency"] for step in steps], "o-", color=style.INK)
     _label_steps(below, steps)
     plain_log_ticks(below.yaxis)
@@ -156,9 +156,9 @@ def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str) -> Figure:
     figure = Figure(figsize=(side * len(panels), side * height / width + 0.7), layout="constrained")
     for axes, (name, image) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.set_title(name, fontsize=9)
+        axes.set_title(style.plain(name), fontsize=9)
         axes.set_axis_off()
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(style.plain(title), fontsize=10)
     return figure
 
 
@@ -182,7 +182,7 @@ def labelled(canvas: np.ndarray, rows: Sequence[str], columns: Sequence[str], ti
     figure.figimage(canvas[..., 0] if grey else canvas, left, 8, cmap="gray", vmin=0, vmax=255)
 
     def write(x, y, text, **options):
-        figure.text(x / size[0], 1 - y / size[1], text, fontsize=8, **options)
+        figure.text(x / size[0], 1 - y / size[1], style.plain(text), fontsize=8, **options)
 
     for i, label in enumerate(columns):
         x = left + (i + 0.5) * (width + 2) / len(columns)
@@ -190,7 +190,7 @@ def labelled(canvas: np.ndarray, rows: Sequence[str], columns: Sequence[str], ti
     for i, label in enumerate(rows):
         y = top + (i + 0.5) * (height + 2) / len(rows)
         write(left - 5, y, label, ha="right", va="center")
-    figure.text(0.5, 1 - 6 / size[1], title, fontsize=9, ha="center", va="top")
+    figure.text(0.5, 1 - 6 / size[1], style.plain(title), fontsize=9, ha="center", va="top")
     return figure
 
 
@@ -218,7 +218,7 @@ def curves(
         plain_log_ticks(axes.yaxis)
     axes.xaxis.set_major_formatter(lambda value, _: _count(value))
     axes.set_xlabel(xlabel)
-    axes.set_title(title)
+    axes.set_title(style.plain(title))
     if len(lines) > 1:
         axes.legend()
     return figure

@@ -62,6 +62,11 @@ def level_colours(count: int) -> list[str]:
     return [to_hex(_LEVELS(x)) for x in np.linspace(0, 1, count)]
 
 
+def plain(text: str) -> str:
+    """Text that may hold names of files: its dollars are no mathematics."""
+    return text.replace("$", r"\$")
+
+
 def number(value: float) -> str:
     """A level with two digits and no exponent, for a tick."""
     return np.format_float_positional(value, precision=2, fractional=False, trim="-")

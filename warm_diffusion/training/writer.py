@@ -5,12 +5,12 @@ that tensorboardX would start ends that, and the run then waits for ever. On gs:
 this machine and copied there, whole, from time to time.
 """
 
-import hashlib
 import importlib.util
 import json
 import math
 import os
 import pathlib
+import secrets
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -142,7 +142,7 @@ class _Wandb:
             self._run = wandb.init(
                 project="warm_diffusion",
                 name=workdir.name,
-                id=hashlib.sha256(place.encode()).hexdigest()[:16],
+                id=_run_id(workdir / "wandb.json"),
                 resume="allow",
                 dir=place if storage.is_local(workdir) else tempfile.gettempdir(),
                 config=dict(configuration or {}),
@@ -164,6 +164,13 @@ class _Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _run_id(path: pathlib.Path) -> str:
+    """Drawn once for each workdir, and kept there."""
+    if not path.exists():
+        storage.write_json(path, {"id": secrets.token_hex(8)})
+    return storage.read_json(path)["id"]
 
 
 def _step_of(line: str) -> float:

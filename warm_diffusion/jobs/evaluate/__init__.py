@@ -43,6 +43,8 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
     run_config = training / "config.json"
     # Without it the configuration is the command line's alone: it must prove to be the run's.
     unproven = not run_config.exists()
+    if unproven and config.eval.report:
+        raise ValueError(f"eval.report reads {run_config}, which is not there: leave it out")
     steps = _steps_of_first(
         chosen_steps(
             which, training, last=config.training.num_steps, wait=wait, reports=evaluator.folder

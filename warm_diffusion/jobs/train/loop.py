@@ -133,12 +133,12 @@ class Loop:
                 clock.restart(step)
             stop = stop_request()
             last = bool(stop) or step == options.num_steps
-            if step // _LOOK_EVERY > (step - feed.steps) // _LOOK_EVERY:
-                self._look(step, metrics)
             if last or _due(step, options.log_every):
                 self._report(step, state, metrics, clock)
                 metrics = self._no_metrics()
                 clock.restart(step)
+            elif step // _LOOK_EVERY > (step - feed.steps) // _LOOK_EVERY:
+                self._look(step, metrics)
             save, draw = (
                 last or _due(step, options.checkpoint_every),
                 _due(step, options.sample_every),

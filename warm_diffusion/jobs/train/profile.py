@@ -34,11 +34,11 @@ class Profile:
         """Ends the trace, if one goes on, and writes it to the workdir."""
         if not self._local:
             return
-        jax.profiler.stop_trace()
-        folder = pathlib.Path(self._local.name)
-        for file in folder.rglob("*"):  # on gs:// as well, which the profiler does not know
-            if file.is_file():
-                storage.write_bytes(self._workdir / file.relative_to(folder), file.read_bytes())
-        self._local.cleanup()
-        self._local, self._window = None, ()
+        local, self._local, self._window = self._local, None, ()  # whatever fails, it has ended
+        with local as name:
+            jax.profiler.stop_trace()
+            folder = pathlib.Path(name)
+            for file in folder.rglob("*"):  # on gs:// as well, which the profiler does not know
+                if file.is_file():
+                    storage.write_bytes(self._workdir / file.relative_to(folder), file.read_bytes())
         say(f"profile  in {self._workdir / 'plugins'}: pip install tensorboard-plugin-profile")
