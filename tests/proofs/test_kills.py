@@ -117,7 +117,7 @@ def test_two_processes(tmp_path, kills):
 
     assert finished(both(tmp_path / "straight")) == [0, 0]
     expected = end_of(tmp_path / "straight", STEPS)
-    chance, killed, workdir, runs = random.Random(1), 0, tmp_path / "killed0", 1
+    chance, killed, workdir, runs, busy = random.Random(1), 0, tmp_path / "killed0", 1, 0
     while True:
         processes = both(workdir)
         if killed < kills:
@@ -133,5 +133,8 @@ def test_two_processes(tmp_path, kills):
                 break
             workdir, runs = tmp_path / f"killed{runs}", runs + 1
         else:
-            assert set(statuses) <= {-signal.SIGKILL, 75, 0}, statuses
-    print(f"\n{killed} kills of one of two, {runs} runs")
+            # When process 0 goes, JAX aborts the others; one that is busy cannot be quicker.
+            aborted = {-signal.SIGABRT} if processes[0].returncode == -signal.SIGKILL else set()
+            assert set(statuses) <= {-signal.SIGKILL, 75, 0} | aborted, statuses
+            busy += -signal.SIGABRT in statuses
+    print(f"\n{killed} kills of one of two, {runs} runs, {busy} ends by JAX's abort")
