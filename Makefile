@@ -35,7 +35,7 @@ demo: $(VENV)/installed
 	@echo "analysis   $(RUN)/analysis/spectrum.png, forward.png"
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -92,7 +92,12 @@ _LONGEST = (
     "jobs/test_processes.py",
     "jobs/test_train.py",
     "test_factory.py",
+    "jobs/test_reliability.py",
+    "test_tutorial.py",
     "jobs/test_export.py",
+    "jobs/test_feed.py",
+    "test_comparisons.py",
+    "test_aot.py",
 )
 
 
