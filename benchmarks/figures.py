@@ -11,23 +11,18 @@ import json
 import pathlib
 
 import numpy as np
-from PIL import Image
 
-from benchmarks import ablation, bnr_sweep, nfe_curve
-from configs import default
+from benchmarks import ablation, bnr_sweep, hero, nfe_curve
 from warm_diffusion import (
     dct,
-    factory,
     plots,
     pretrained,
     process,
     samplers,
-    schedules,
     spectra,
 )
-from warm_diffusion.data.images import grid, to_uint8
+from warm_diffusion.data.images import from_uint8, to_uint8
 from warm_diffusion.evaluation import pairs
-from warm_diffusion.jobs import analyze
 from warm_diffusion.plots import style
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -76,13 +71,6 @@ def departure(name: str, bnr: str):
     return plots.departure(np.asarray(told["frequency"]), told["steps"], title)
 
 
-def forward():
-    """Digits along the paper's path."""
-    images = factory.dataset(default.get_config()).images
-    title = "digits along blur-to-noise ratio 0.5"
-    return analyze.film_strips(images, schedules.constant_bnr(0.5), title)
-
-
 def spectrum():
     """Of the training data of the network for CIFAR-10, blurred and noisy along ratio 0.5."""
     data = pretrained.load(ROOT / "pretrained" / "cifar10_16").spectrum
@@ -95,43 +83,10 @@ def spectrum():
     return plots.spectrum(frequency, power, levels, title)
 
 
-def photograph() -> np.ndarray:
-    """scikit-learn's china.jpg at half size: a piece [96, 96, 3] in [-1, 1]."""
-    from sklearn.datasets import load_sample_image
-
-    image = Image.fromarray(load_sample_image("china.jpg"))
-    half = np.asarray(image.resize([n // 2 for n in image.size], Image.LANCZOS))
-    return half[12:108, 55:151].astype(np.float32) / 127.5 - 1
-
-
-def forward_photo():
-    """A photograph along hot, warm and nearly cold paths."""
-    clean, betas = photograph()[None], (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
-    noise = samplers.initial_noise([0], clean.shape[1:])
-    ratios = {"hot: noise alone": 0.0, "warm: ratio 0.5": 0.5, "colder: ratio 5": 5.0}
-    rows = [
-        to_uint8(process.perturb(clean, noise, ratio * beta, beta) / np.sqrt(1 + beta**2))[0]
-        for ratio in ratios.values()
-        for beta in betas
-    ]
-    columns = [f"noise β {beta:g}" for beta in betas]
-    labels = [f"{name}" for name in ratios]
-    title = "A photograph under growing noise β, and blur of ratio x β pixels"
-    return plots.labelled(grid(np.stack(rows), len(betas)), labels, columns, title)
-
-
-def samples():
-    """Drawn by the network for CIFAR-10: the picture of its card, with seeds."""
-    canvas = np.asarray(Image.open(ROOT / "pretrained" / "cifar10_16" / "samples.png"))
-    rows = [f"seeds {first}-{first + 7}" for first in range(0, 64, 8)]
-    title = "CIFAR-10 at 16x16, ratio 0.5: one network of 0.7 M parameters"
-    return plots.labelled(canvas, rows, [], title)
-
-
 def restored():
     """A photograph blurred and noisy, its noise undone, and both."""
     alpha, beta = 1.0, 0.1
-    clean = photograph()[None]
+    clean = from_uint8(hero.photograph())[None]
     noise = samplers.initial_noise([0], clean.shape[1:])
     y = process.perturb(clean, noise, alpha, beta)
     model = pretrained.load(ROOT / "pretrained" / "cifar10_16")
@@ -151,6 +106,8 @@ def restored():
 
 
 FIGURES = {
+    "hero.png": hero.hero,
+    "process.png": hero.strips,
     "sweep_digits.png": lambda: sweep("digits"),
     "sweep_cifar10_16.png": lambda: sweep("cifar10_16"),
     "ablation_digits.png": ablation_digits,
@@ -158,10 +115,7 @@ FIGURES = {
     "nfe_cifar10_16.png": lambda: nfe("cifar10_16"),
     "departure_digits_bnr10.png": lambda: departure("digits", "10"),
     "departure_cifar10_16_bnr0.5.png": lambda: departure("cifar10_16", "0.5"),
-    "forward.png": forward,
-    "forward_photo.png": forward_photo,
     "spectrum.png": spectrum,
-    "samples.png": samples,
     "restoration.png": restored,
 }
 

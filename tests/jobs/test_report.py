@@ -37,6 +37,16 @@ def run(app, trained, tmp_path_factory):
     return folder
 
 
+def test_pictures_of_both_folders_are_shown(app, run, tmp_path):
+    other = tmp_path / "elsewhere"
+    shutil.copytree(run / "analysis", other / "analysis")
+    app.run("--mode=report", f"--checkpoint={run}", f"--workdir={other}", tiny=False)
+    text = (other / "report.html").read_text()
+    for name in ("Forward process", "Sampling: states"):
+        found = re.findall(rf"{name}[^<]*: (run|elsewhere)<", text)
+        assert set(found) == {"run", "elsewhere"}
+
+
 class Page(html.parser.HTMLParser):
     """Text and tags; fails on an end that has no start."""
 

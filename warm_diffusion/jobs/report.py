@@ -189,8 +189,8 @@ def _analysis(places) -> tuple[list[str], dict[str, bytes]]:
                 figures.append(style.svg(figure, f"{folder} {draw.__name__}"))
         for name, title in _PICTURES.items():
             if (folder / name).exists():
-                told = f"{title} ({folder.name})" if title in pictures else title
-                pictures[told] = (folder / name).read_bytes()
+                shown = f"{title}: {place.name}" if len(places) > 1 else title
+                pictures[shown] = (folder / name).read_bytes()
     return figures, pictures
 
 

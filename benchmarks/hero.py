@@ -1,14 +1,8 @@
-"""Draws the README's figure: the forward process, samples, a restored photograph.
-
-docs/images/hero.png is the whole, docs/images/process.png its left half alone.
-
-    python docs/hero.py                                   # with pretrained/cifar10_16, a minute
-    python docs/hero.py --restorer=pretrained/photos      # another network for the photograph
+"""The README's figure (hero.png) and its left half alone (process.png), for `benchmarks.figures`.
 
 The photograph is scikit-learn's china.jpg at half size; seeds are 0 to 23, not chosen.
 """
 
-import argparse
 import pathlib
 
 import jax
@@ -21,7 +15,7 @@ from warm_diffusion import pretrained, process
 from warm_diffusion.data.images import from_uint8, to_uint8
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "docs/images"
+NETWORK = ROOT / "pretrained/cifar10_16"
 
 NOISE = (0.05, 0.15, 0.4, 1.2)  # beta of each column
 RATIO = 10.0  # alpha of each column is ten times that: blur that can be seen
@@ -48,9 +42,8 @@ def forward(clean: np.ndarray) -> dict[str, list[np.ndarray]]:
     return rows
 
 
-def restored(clean: np.ndarray, folder: str) -> list[tuple[str, np.ndarray]]:
+def restored(clean: np.ndarray, model: pretrained.Model) -> list[tuple[str, np.ndarray]]:
     """The photograph with blur and noise, restored by a network, and clean."""
-    model = pretrained.load(folder)
     x0, beta = from_uint8(clean)[None], GREY_LEVELS / 127.5
     y = process.perturb(x0, jax.random.normal(jax.random.key(1), x0.shape), BLUR, beta)
     mean = model.denoise(y, BLUR, beta).clean
@@ -84,37 +77,30 @@ def draw_forward(figure, clean: np.ndarray) -> None:
 
 def new_figure(width: float) -> Figure:
     """A white figure, readable on a dark page, without room between its parts."""
-    figure = Figure(figsize=(width, 5.3), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, 5.3), layout="constrained", facecolor="white", dpi=100)
     figure.get_layout_engine().set(h_pad=0.02, w_pad=0.02, hspace=0.0, wspace=0.0)
     return figure
 
 
-def main() -> None:
-    """Draws the figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sampler", default=str(ROOT / "pretrained/cifar10_16"))
-    parser.add_argument("--restorer", default=str(ROOT / "pretrained/cifar10_16"))
-    options = parser.parse_args()
-    clean = photograph()
-    half = new_figure(6)
-    draw_forward(half, clean)
-    half.savefig(FOLDER / "process.png", dpi=100)
+def strips() -> Figure:
+    """The forward process alone."""
+    figure = new_figure(6)
+    draw_forward(figure, photograph())
+    return figure
+
+
+def hero() -> Figure:
+    """The forward process, samples, a restored photograph."""
+    clean, model = photograph(), pretrained.load(NETWORK)
     figure = new_figure(12)
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1), wspace=0.03)
     draw_forward(left, clean)
     above, below = right.subfigures(2, 1, height_ratios=(1.12, 1))
     title = "One small network draws images (16x16, CIFAR-10) …"
     above.suptitle(title, fontsize=12, weight="bold")
-    samples = pretrained.load(options.sampler).sample(range(24))
-    for axes, image in zip(above.subplots(3, 8).flat, samples, strict=True):
+    for axes, image in zip(above.subplots(3, 8).flat, model.sample(range(24)), strict=True):
         show(axes, image)
     below.suptitle("… and restores a photograph", fontsize=12, weight="bold")
-    for axes, (title, image) in zip(
-        below.subplots(1, 3), restored(clean, options.restorer), strict=True
-    ):
+    for axes, (title, image) in zip(below.subplots(1, 3), restored(clean, model), strict=True):
         show(axes, image, title)
-    figure.savefig(FOLDER / "hero.png", dpi=100)
-
-
-if __name__ == "__main__":
-    main()
+    return figure
