@@ -10,10 +10,11 @@ part's own. The most wanted come first; what --seconds leaves no time for is nam
     numbers     DCT against float64; bfloat16 and default precision against full float32; the same
                 samples from the same seeds
     training    the paper's CIFAR-10 network by batch and type, FFHQ's at 64x64: images/s,
-                utilisation of the chip's peak, memory, compile time cold (the parts share a new
-                folder of compiled programs) and warm (`compiled_before`)
+                utilisation of the chip's peak, memory, compile time (the parts share a new folder
+                of compiled programs, so `profile`, which runs the first's once more, tells how long
+                it takes when it is kept); the slowest operations of a step
     the rest    sampler at 18 and 35 network calls, Inception features, what a checkpoint keeps
-                training waiting, the slowest operations of a step
+                training waiting
     EDM         with a checkout of NVlabs/edm and PyTorch: its own step and sampler in turns with
                 ours, and the ratios
 
@@ -30,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 
+_SLOWEST = 5  # operations of a profile in the table; the JSON file has more
 _LEAST_SECONDS = 15.0  # a part that has less is not begun
 
 
@@ -113,7 +115,10 @@ def line(name: str, figures: dict) -> str:
     told = []
     for key, value in figures.items():
         if key == "slowest":
-            told += [f"\n{'':<26} {row['milliseconds']:.3g} ms {row['name'][:90]}" for row in value]
+            told += [
+                f"\n{'':<26} {row['milliseconds']:.3g} ms {row['name'][:90]}"
+                for row in value[:_SLOWEST]
+            ]
         elif isinstance(value, dict):
             value = value.get("median", value.get("total", value.get("device")))
             told += [f"{key} {value:.4g}"] if value is not None else []

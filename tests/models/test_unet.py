@@ -226,19 +226,44 @@ def test_in_training_a_bfloat16_convolution_gives_its_kernel_a_float32_gradient(
     assert np.abs(rounded - expected["kernel"]).max() > 0  # the test can tell
 
 
-def test_in_a_bfloat16_network_every_norm_puts_out_float32():
-    network, variables, _ = small(dtype=jnp.bfloat16)
+def test_the_norm_is_that_of_flax_and_so_is_its_gradient():
+    # flax's with the same groups, then SiLU; a mean far from 0 would show a fast variance.
+    x = 3 * jax.random.normal(jax.random.key(0), (2, 6, 5, 12)) + 30
+    variables = {"params": {"scale": jnp.linspace(0.5, 2, 12), "bias": jnp.linspace(-1, 1, 12)}}
+    flax_norm = nn.GroupNorm(3, epsilon=1e-6, use_fast_variance=False)
 
-    def outputs(x):
-        def is_norm(module, _):
-            return isinstance(module, nn.GroupNorm)
+    def values_and_gradients(function):
+        def objective(variables, x):
+            values = function(variables, x)
+            return jnp.sum(values**2 * jnp.cos(x)), values
 
-        found = network.apply(variables, x, ONES, ONES, capture_intermediates=is_norm)
-        return found[1]["intermediates"]
+        return jax.jit(jax.grad(objective, (0, 1), has_aux=True))(variables, x)
 
-    norms = jax.tree.leaves(jax.eval_shape(outputs, X))
-    assert len(norms) > 10
-    assert {norm.dtype for norm in norms} == {np.dtype("float32")}
+    for activate in (True, False):
+        got = values_and_gradients(unet.Norm(activate).apply)
+        expected = values_and_gradients(
+            lambda v, x, silu=activate: (nn.silu if silu else jnp.asarray)(flax_norm.apply(v, x))
+        )
+        for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5 * np.abs(other).max())
+
+
+def test_a_bfloat16_norm_computes_in_float32_and_rounds_once():
+    # A mean of 100 leaves bfloat16 two digits: a norm that computed in it would be far off.
+    x = (jax.random.normal(jax.random.key(0), (2, 8, 8, 12)) + 100).astype(jnp.bfloat16)
+    variables = {"params": {"scale": jnp.ones(12), "bias": jnp.zeros(12)}}
+    got = unet.Norm().apply(variables, x)
+    expected = unet.Norm().apply(variables, x.astype(jnp.float32))
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got, expected.astype(jnp.bfloat16))
+
+
+def test_a_norm_keeps_its_input_alone_for_the_gradient():
+    x = jnp.ones((2, 8, 8, 12), jnp.bfloat16)
+    variables = {"params": {"scale": jnp.ones(12), "bias": jnp.zeros(12)}}
+    _, gradient = jax.vjp(lambda x: unet.Norm().apply(variables, x), x)
+    large = [leaf for leaf in jax.tree.leaves(gradient) if leaf.size >= x.size]
+    assert [leaf.dtype for leaf in large] == [jnp.bfloat16]
 
 
 def test_in_a_bfloat16_network_softmax_is_computed_in_float32():

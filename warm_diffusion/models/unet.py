@@ -18,19 +18,49 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 _SKIP_SCALE = 0.5**0.5  # keeps the variance of the sum of two branches
 _MAX_GROUPS, _MIN_GROUP_SIZE, _NORM_EPS = 32, 4, 1e-6
 
 
-def _norm(x: jax.Array, name: str) -> jax.Array:
-    # EDM's number wherever that divides the channels, else the next that does.
-    groups = math.gcd(x.shape[-1], max(1, min(_MAX_GROUPS, x.shape[-1] // _MIN_GROUP_SIZE)))
+@functools.partial(
+    jax.checkpoint, static_argnums=(3, 4), policy=jax.checkpoint_policies.save_only_these_names("n")
+)
+def _normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, activate: bool):
+    """Group norm in float32, then SiLU if asked, in the type of x.
+
+    What the gradient needs is computed anew from x: kept, it would be several float32 arrays for
+    one of x's type, and a training step's time is that of moving such arrays.
+    """
+    batch, height, width, channels = x.shape
+    values = x.astype(jnp.float32)
+
+    def mean(values):  # over positions first, which leaves little to regroup
+        each = values.mean(axis=(1, 2)).reshape(batch, groups, -1).mean(axis=-1)
+        return jnp.repeat(each, channels // groups, axis=-1)[:, None, None]
+
+    centre = checkpoint_name(mean(values), "n")
     # The fast variance E[x^2] - E[x]^2 can turn negative where the mean is large.
-    norm = nn.GroupNorm(
-        groups, epsilon=_NORM_EPS, dtype=jnp.float32, use_fast_variance=False, name=name
-    )
-    return norm(x)
+    variance = checkpoint_name(mean((values - centre) ** 2), "n")
+    scale, bias = scale[None, None, None], bias[None, None, None]
+    values = (values - centre) * (scale * jax.lax.rsqrt(variance + _NORM_EPS)) + bias
+    return (nn.silu(values) if activate else values).astype(x.dtype)
+
+
+class Norm(nn.Module):
+    """Group norm with EDM's number of groups, and SiLU after it unless `activate` is off."""
+
+    activate: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        # EDM's number wherever that divides the channels, else the next that does.
+        groups = math.gcd(channels, max(1, min(_MAX_GROUPS, channels // _MIN_GROUP_SIZE)))
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+        return _normalise(x, scale, bias, groups, self.activate)
 
 
 def scaled_init(gain: float) -> nn.initializers.Initializer:
@@ -151,9 +181,9 @@ class Block(nn.Module):
         skip = x
         if self.resample or x.shape[-1] != self.features:
             skip = conv("skip", kernel_size=1, resample=self.resample)(x)
-        x = conv("conv0", resample=self.resample)(nn.silu(_norm(x, "norm0")))
+        x = conv("conv0", resample=self.resample)(Norm(name="norm0")(x))
         shift = nn.Dense(self.features, kernel_init=scaled_init(1.0), name="affine")(embedding)
-        x = nn.silu(_norm(x + shift[:, None, None].astype(self.dtype), "norm1"))
+        x = Norm(name="norm1")(x + shift[:, None, None].astype(self.dtype))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = (conv("conv1", gain=0.0)(x) + skip) * _SKIP_SCALE
         return self._attend(x, train) if self.attention else x
@@ -163,7 +193,7 @@ class Block(nn.Module):
         shared = dict(kernel_size=1, dtype=self.dtype, train=train)
         qkv = Conv(3 * channels, gain=0.2**0.5, name="qkv", **shared)
         # EDM interleaves the three: output channel 3 c + (0, 1, 2) is query, key, value of c.
-        qkv = qkv(_norm(x, "norm2")).reshape(batch, height * width, channels, 3)
+        qkv = qkv(Norm(False, name="norm2")(x)).reshape(batch, height * width, channels, 3)
         query, key, value = (qkv[..., i] for i in range(3))
         logits = jnp.einsum(
             "bqc,bkc->bqk", query, key / channels**0.5, preferred_element_type=jnp.float32
@@ -329,7 +359,7 @@ class UNet(nn.Module):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
                 block = self._block(f"dec_{size}_block{index}", features, attention=attend)
                 x = block(x, embedding, train)
-        x = nn.silu(_norm(x, f"dec_{size}_aux_norm"))
+        x = Norm(name=f"dec_{size}_aux_norm")(x)
         conv = functools.partial(Conv, dtype=self.dtype, train=train)
         out = conv(self.heads * self.channels, gain=0.0, name=f"dec_{size}_aux_conv")
         return out(x).astype(jnp.float32)
