@@ -8,7 +8,7 @@
 Each variant changes what VARIANTS names of the configuration given (its ratio holds for those that
 have one) and is trained on as many images, from the same seeds, on the same images in the same
 order, as every other; then drawn from with the same seeds by each solver. Writes OUT/table.md,
-OUT/summary.json and OUT/ablation.png after every training anew; start again to continue.
+OUT/summary.json and OUT/ablation.png after every training anew, and OUT/images; start again to continue.
 
 `cold` starts from blurred training images, which flatters it, and has no multistep solver.
 """
@@ -85,7 +85,8 @@ def ablate(options) -> None:
                 rows = [
                     {**key, "bnr": each.schedule.bnr, **row, **trained.facts}
                     for row in comparison.evaluate(
-                        trained, by_solver, judge, data, timer, options.samples, compiled
+                        trained, by_solver, judge, data, timer, options.samples, compiled,
+                        out / "images" / f"{name}_{seed}",
                     )
                 ]  # fmt: skip
             results.add(rows)
@@ -98,7 +99,8 @@ def ablate(options) -> None:
                 )
             write(out, results.rows, judge.names, timer, title)
     write(out, results.rows, judge.names, timer, title)
-    print((out / "table.md").read_text())
+    if results.rows:
+        print((out / "table.md").read_text())
     print(timer.report())
 
 

@@ -10,7 +10,7 @@
 trains at BNR 0, 0.1, 0.3, 0.5, 0.65, 1, 2 and 10 from equal seeds, on the same images in the same
 order, and the any_bnr network likewise; draws the same seeds with each solver (heun:5 is 9 network
 calls, multistep:18 18, heun:18 35) and writes OUT/table.md, OUT/summary.json and OUT/sweep.png,
-after every training anew. The any_bnr network is drawn from at --any_ratios. Start again to
+after every training anew, and OUT/images. The any_bnr network is drawn from at --any_ratios. Start again to
 continue.
 """
 
@@ -67,7 +67,8 @@ def sweep(options) -> None:
                 {"network": network, "bnr": at, "seed": seed, **row, **trained.facts}
                 for at in ([ratio] if network == "fixed" else any_ratios)
                 for row in comparison.evaluate(
-                    trained, drawer.at(at), judge, data, timer, options.samples, compiled
+                    trained, drawer.at(at), judge, data, timer, options.samples, compiled,
+                    out / "images" / f"{network}_{at:g}_{seed}",
                 )
             ]
         results.add(rows)
@@ -79,7 +80,8 @@ def sweep(options) -> None:
             )  # fmt: skip
         write(out, results.rows, judge.names, timer, title)
     write(out, results.rows, judge.names, timer, title)
-    print((out / "table.md").read_text())
+    if results.rows:
+        print((out / "table.md").read_text())
     print(timer.report())
 
 

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from benchmarks.judge import Judge
 from warm_diffusion import devices, drawing, factory, samplers, schedules, settings
 from warm_diffusion.data import Dataset, batch_indices
+from warm_diffusion.data.images import grid, save_png
 from warm_diffusion.training.state import Batch, TrainMetrics, choose_average
 
 
@@ -207,8 +208,10 @@ def evaluate(
     timer: Timer,
     samples: int,
     compiled: set,
+    pictures: pathlib.Path,
 ) -> Iterator[dict]:
-    """A row a solver: its distances. `compiled` remembers which samplers have run before."""
+    """A row a solver: its distances. `compiled` remembers which samplers have run before; the
+    first images of each go to files whose names begin as `pictures`."""
     for (solver, num_steps), sampler in by_solver.items():
         if (solver, num_steps) not in compiled:  # one batch, not to count compiling as sampling
             with timer.of("compiling"):
@@ -221,6 +224,9 @@ def evaluate(
         seconds = time.monotonic() - began
         with timer.of("distances"):
             found = judge(images)
+        pictures.parent.mkdir(exist_ok=True)
+        name = f"{pictures.name}_{solver}_{sampler.num_calls}.png"
+        save_png(pictures.with_name(name), grid(images[:64], min_side=32))
         yield {
             "solver": solver,
             "num_steps": num_steps,
