@@ -8,7 +8,7 @@
 Each variant changes what VARIANTS names of the configuration given (its ratio holds for those that
 have one) and is trained on as many images, from the same seeds, on the same images in the same
 order, as every other; then drawn from with the same seeds by each solver. Writes OUT/table.md,
-OUT/summary.json and OUT/ablation.png after every training anew, and OUT/images; start again to continue.
+OUT/summary.json, OUT/ablation.png and OUT/images after every training; start again to continue.
 
 `cold` starts from blurred training images, which flatters it, and has no multistep solver.
 """

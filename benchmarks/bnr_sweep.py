@@ -9,8 +9,8 @@
 
 trains at BNR 0, 0.1, 0.3, 0.5, 0.65, 1, 2 and 10 from equal seeds, on the same images in the same
 order, and the any_bnr network likewise; draws the same seeds with each solver (heun:5 is 9 network
-calls, multistep:18 18, heun:18 35) and writes OUT/table.md, OUT/summary.json and OUT/sweep.png,
-after every training anew, and OUT/images. The any_bnr network is drawn from at --any_ratios. Start again to
+calls, multistep:18 18, heun:18 35) and writes OUT/table.md, OUT/summary.json, OUT/sweep.png and
+OUT/images after every training. The any_bnr network is drawn from at --any_ratios. Start again to
 continue.
 """
 
@@ -67,7 +67,13 @@ def sweep(options) -> None:
                 {"network": network, "bnr": at, "seed": seed, **row, **trained.facts}
                 for at in ([ratio] if network == "fixed" else any_ratios)
                 for row in comparison.evaluate(
-                    trained, drawer.at(at), judge, data, timer, options.samples, compiled,
+                    trained,
+                    drawer.at(at),
+                    judge,
+                    data,
+                    timer,
+                    options.samples,
+                    compiled,
                     out / "images" / f"{network}_{at:g}_{seed}",
                 )
             ]

@@ -226,6 +226,26 @@ def test_in_training_a_bfloat16_convolution_gives_its_kernel_a_float32_gradient(
     assert np.abs(rounded - expected["kernel"]).max() > 0  # the test can tell
 
 
+@pytest.mark.parametrize(
+    ("platform", "expected"), [("cuda", "bf16"), ("tpu", "f32"), ("cpu", "f32")]
+)
+def test_a_gpu_computes_bfloat16_kernel_gradients_without_float32_factors(platform, expected):
+    # cuDNN knows no other way: a float32 result makes XLA compute with float32 factors.
+    conv = unet.Conv(7, dtype=jnp.bfloat16, train=True)
+    params = {"kernel": jnp.ones((3, 3, 4, 7)), "bias": jnp.zeros(7)}
+    x = jnp.ones((3, 6, 5, 4), jnp.bfloat16)
+
+    def objective(params):
+        return jnp.sum(conv.apply({"params": params}, x).astype(jnp.float32))
+
+    lowered = jax.jit(jax.grad(objective)).trace(params).lower(lowering_platforms=(platform,))
+    (line,) = [
+        line for line in lowered.as_text().splitlines()
+        if "stablehlo.convolution" in line and "-> tensor<3x3x4x7x" in line
+    ]  # fmt: skip
+    assert line.split("-> tensor<3x3x4x7x")[1].startswith(f"{expected}>")
+
+
 def test_the_norm_is_that_of_flax_and_so_is_its_gradient():
     # flax's with the same groups, then SiLU; a mean far from 0 would show a fast variance.
     x = 3 * jax.random.normal(jax.random.key(0), (2, 6, 5, 12)) + 30
