@@ -21,7 +21,8 @@ every method restores the same images:
 Tuned: the best PSNR at that pair over a grid, on `--tune`. Those of skimage and BM3D know the blur
 (and BM3D the noise), and get the images padded by reflection, the blur's own border, all on one
 sheet: what they estimate or match they may take from all of them. The network's rows: the posterior
-mean with known levels and with levels read off each image, the flow and samples.
+mean with known levels and with levels read off each image (on `photos` also off the photograph that
+it is a tile of, as --mode=restore reads them), the flow and samples.
 Writes OUT/restoration.json; prints a table.
 """
 
@@ -51,8 +52,8 @@ _PAD = 12
 # --- images --------------------------------------------------------------------------------------
 
 
-def photograph_tiles(size: int, test: bool) -> np.ndarray:
-    """Tiles at half size of scikit-learn's photographs (test), or of scikit-image's."""
+def photographs(test: bool) -> list[np.ndarray]:
+    """scikit-learn's photographs (test), or three of scikit-image's, at half size."""
     from PIL import Image
 
     if test:
@@ -63,24 +64,32 @@ def photograph_tiles(size: int, test: bool) -> np.ndarray:
         from skimage import data
 
         images = [getattr(data, name)() for name in ("astronaut", "chelsea", "coffee")]
-    tiles = []
-    for image in images:
-        half = Image.fromarray(image).resize([n // 2 for n in image.shape[1::-1]], Image.LANCZOS)
-        half = np.asarray(half)
-        for top in range(0, half.shape[0] - size + 1, size):
-            tiles += [
-                half[top : top + size, left : left + size]
-                for left in range(0, half.shape[1] - size + 1, size)
-            ]
-    return np.stack(tiles)
+    return [
+        np.asarray(
+            Image.fromarray(image).resize([n // 2 for n in image.shape[1::-1]], Image.LANCZOS)
+        )
+        for image in images
+    ]
 
 
-def load(spec: str, size: int, count: int, test: bool) -> np.ndarray:
-    """[count, size, size, 3] in [-1, 1], drawn at random."""
-    rng = np.random.default_rng(0)
+def photograph_tiles(size: int, test: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Tiles of the photographs, and of which each is one."""
+    tiles, owners = [], []
+    for number, image in enumerate(photographs(test)):
+        for top in range(0, image.shape[0] - size + 1, size):
+            for left in range(0, image.shape[1] - size + 1, size):
+                tiles.append(image[top : top + size, left : left + size])
+                owners.append(number)
+    return np.stack(tiles), np.array(owners)
+
+
+def load(spec: str, size: int, count: int, test: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """[count, size, size, 3] in [-1, 1], drawn at random; of tiles the number of the photograph."""
+    rng, owners = np.random.default_rng(0), None
     if spec == "photos":
-        images = photograph_tiles(size, test)
-        images = images[rng.permutation(len(images))[:count]]
+        images, owners = photograph_tiles(size, test)
+        chosen = rng.permutation(len(images))[:count]
+        images, owners = images[chosen], owners[chosen]
     else:
         from PIL import Image
 
@@ -92,6 +101,10 @@ def load(spec: str, size: int, count: int, test: bool) -> np.ndarray:
                 for i in chosen
             ]
         )
+    return to_floats(images), owners
+
+
+def to_floats(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / 127.5 - 1
 
 
@@ -170,7 +183,7 @@ def block_matching(alpha: float, beta: float):
     def in_grey(z):
         import bm3d
 
-        return bm3d.bm3d_deblurring(z, beta / 2, kernel(alpha))
+        return bm3d.bm3d_deblurring(z[..., None], beta / 2, kernel(alpha)).reshape(z.shape)
 
     method = in_colour if alpha == 0 else by_channel(in_grey)
     return lambda y: on_one_sheet(method, y)
@@ -239,6 +252,10 @@ class Network:
 
         self.mean, self.restore, self.estimate = mean, restore, estimate
 
+    def blind(self, y, alpha, beta) -> jax.Array:
+        """The mean at levels that were read off: at least the noise of 8 bits."""
+        return self.mean(y, alpha, jnp.maximum(beta, 1 / 127.5 / 12**0.5))
+
 
 def scores(restored: np.ndarray, images: np.ndarray) -> dict[str, float]:
     return {
@@ -247,7 +264,7 @@ def scores(restored: np.ndarray, images: np.ndarray) -> dict[str, float]:
     }
 
 
-def at_levels(network, wiener, images, tuning, alpha, beta, wanted) -> dict:
+def at_levels(network, wiener, images, owners, tuning, alpha, beta, wanted) -> dict:
     """The methods wanted at one pair of levels."""
     y = degrade(images, alpha, beta)
     rows, chosen = {"input": scores(y, images)}, {}
@@ -265,9 +282,11 @@ def at_levels(network, wiener, images, tuning, alpha, beta, wanted) -> dict:
     y = jnp.asarray(y)
     rows["mean"] = scores(network.mean(y, alpha, beta), images)
     found = network.estimate(y)
-    least = 1 / 127.5 / 12**0.5
-    blind = network.mean(y, found[0], jnp.maximum(found[1], least))
-    rows["mean, blind"] = scores(blind, images)
+    rows["mean, blind"] = scores(network.blind(y, *found), images)
+    if owners is not None:
+        wholes = [degrade(to_floats(image)[None], alpha, beta) for image in photographs(test=True)]
+        read = np.array([network.estimate(whole) for whole in wholes])[owners, :, 0]
+        rows["mean, blind by photograph"] = scores(network.blind(y, *read.T), images)
     key = jax.random.key(0)
     rows["flow, 9 calls"] = scores(network.restore(y, alpha, beta, key, 9, 0.0), images)
     rows["sample, 9 calls"] = scores(network.restore(y, alpha, beta, key, 9, 1.0), images)
@@ -309,10 +328,10 @@ def by_calls(network, images, alpha: float, beta: float, calls) -> list[dict]:
 def main(arguments: argparse.Namespace) -> None:
     out = pathlib.Path(arguments.out)
     model = pretrained.load(arguments.checkpoint)
-    images = load(arguments.test, arguments.size, arguments.count, test=True)
-    tuning = load(arguments.tune, arguments.size, arguments.tune_count, test=False)
-    own = arguments.test == "photos"
-    spectra_of = images if own else load(arguments.tune, arguments.size, 2000, test=False)
+    images, owners = load(arguments.test, arguments.size, arguments.count, test=True)
+    tuning, _ = load(arguments.tune, arguments.size, arguments.tune_count, test=False)
+    own = owners is not None
+    spectra_of = images if own else load(arguments.tune, arguments.size, 2000, test=False)[0]
     network, wiener = Network(model), ColourWiener(spectra_of)
     report = {
         "arguments": vars(arguments), "machine": machine(), "images": len(images),
@@ -322,7 +341,7 @@ def main(arguments: argparse.Namespace) -> None:
     for alpha, beta in LEVELS:
         began = time.monotonic()
         report["levels"].append(
-            at_levels(network, wiener, images, tuning, alpha, beta, arguments.methods)
+            at_levels(network, wiener, images, owners, tuning, alpha, beta, arguments.methods)
         )
         rows = report["levels"][-1]["rows"]
         told = "  ".join(f"{name} {row['psnr']:.2f}" for name, row in rows.items())

@@ -26,7 +26,7 @@ model = pretrained.load("{name}")  # the path of this folder
 images = model.sample(range(16))  # uint8 {example}
 ```
 
-`python main.py --mode=sample --checkpoint={name} --workdir=OUT` writes PNG files.
+`python main.py --mode=sample --checkpoint={name} --workdir=OUT` writes PNG files.{restores}
 
 ## Training
 
@@ -40,6 +40,10 @@ images = model.sample(range(16))  # uint8 {example}
 
 It draws what its training images look like, at their size, with their biases and no others.
 """
+
+_RESTORES = """ Trained at every
+ratio of blur to noise, it restores photographs that are both, of any size:
+`python main.py --mode=restore --checkpoint={name} --input=PHOTOS --workdir=OUT`."""
 
 
 def files(name: str, config: dict, samples: np.ndarray, caption: str) -> dict[str, bytes]:
@@ -62,6 +66,7 @@ def files(name: str, config: dict, samples: np.ndarray, caption: str) -> dict[st
         schedule=f"{schedule['name']}({numbers})",
         picture=picture,
         example=[16, *shape],
+        restores=_RESTORES.format(name=name) if schedule["name"] == "any_bnr" else "",
         training=_training(name, info),
         evaluation=_evaluation(info.get("evaluation", [])),
     )
