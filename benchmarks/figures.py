@@ -89,7 +89,7 @@ def restored():
     clean = from_uint8(hero.photograph())[None]
     noise = samplers.initial_noise([0], clean.shape[1:])
     y = process.perturb(clean, noise, alpha, beta)
-    model = pretrained.load(ROOT / "pretrained" / "cifar10_16")
+    model = pretrained.load(hero.RESTORES)
     versions = {
         "blurred and noisy": y,
         "noise alone undone (α = 0)": model.denoise(y, 0.0, beta).clean,

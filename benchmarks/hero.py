@@ -15,7 +15,7 @@ from warm_diffusion import pretrained, process
 from warm_diffusion.data.images import from_uint8, to_uint8
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-NETWORK = ROOT / "pretrained/cifar10_16"
+DRAWS, RESTORES = ROOT / "pretrained/cifar10_16", ROOT / "pretrained/photos"
 
 NOISE = (0.05, 0.15, 0.4, 1.2)  # beta of each column
 RATIO = 10.0  # alpha of each column is ten times that: blur that can be seen
@@ -91,7 +91,7 @@ def strips() -> Figure:
 
 def hero() -> Figure:
     """The forward process, samples, a restored photograph."""
-    clean, model = photograph(), pretrained.load(NETWORK)
+    clean, model = photograph(), pretrained.load(DRAWS)
     figure = new_figure(12)
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1), wspace=0.03)
     draw_forward(left, clean)
@@ -100,7 +100,8 @@ def hero() -> Figure:
     above.suptitle(title, fontsize=12, weight="bold")
     for axes, image in zip(above.subplots(3, 8).flat, model.sample(range(24)), strict=True):
         show(axes, image)
-    below.suptitle("… and restores a photograph", fontsize=12, weight="bold")
-    for axes, (title, image) in zip(below.subplots(1, 3), restored(clean, model), strict=True):
+    below.suptitle("… and another restores photographs", fontsize=12, weight="bold")
+    images = restored(clean, pretrained.load(RESTORES))
+    for axes, (title, image) in zip(below.subplots(1, 3), images, strict=True):
         show(axes, image, title)
     return figure
