@@ -264,10 +264,11 @@ def scores(restored: np.ndarray, images: np.ndarray) -> dict[str, float]:
     }
 
 
-def at_levels(network, wiener, images, owners, tuning, alpha, beta, wanted) -> dict:
-    """The methods wanted at one pair of levels."""
+def at_levels(network, wiener, images, wholes, owners, tuning, alpha, beta, wanted) -> dict:
+    """The methods wanted at one pair of levels; `owners` says of which of the photographs `wholes`
+    each image is a tile."""
     y = degrade(images, alpha, beta)
-    rows, chosen = {"input": scores(y, images)}, {}
+    rows, chosen, of_photographs = {"input": scores(y, images)}, {}, []
     rows["Wiener"] = scores(wiener(y, alpha, beta), images)
     methods = {"unsupervised": unsupervised(alpha, beta)} if alpha > 0 else {}
     for name, (method, grid) in TUNED.items():
@@ -283,10 +284,11 @@ def at_levels(network, wiener, images, owners, tuning, alpha, beta, wanted) -> d
     rows["mean"] = scores(network.mean(y, alpha, beta), images)
     found = network.estimate(y)
     rows["mean, blind"] = scores(network.blind(y, *found), images)
-    if owners is not None:
-        wholes = [degrade(to_floats(image)[None], alpha, beta) for image in photographs(test=True)]
-        read = np.array([network.estimate(whole) for whole in wholes])[owners, :, 0]
-        rows["mean, blind by photograph"] = scores(network.blind(y, *read.T), images)
+    if wholes:
+        read = np.array([network.estimate(degrade(whole[None], alpha, beta)) for whole in wholes])
+        of_photographs = read[:, :, 0].tolist()
+        blind = network.blind(y, *read[owners, :, 0].T)
+        rows["mean, blind by photograph"] = scores(blind, images)
     key = jax.random.key(0)
     rows["flow, 9 calls"] = scores(network.restore(y, alpha, beta, key, 9, 0.0), images)
     rows["sample, 9 calls"] = scores(network.restore(y, alpha, beta, key, 9, 1.0), images)
@@ -294,6 +296,7 @@ def at_levels(network, wiener, images, owners, tuning, alpha, beta, wanted) -> d
         name: [float(q) for q in np.quantile(np.asarray(values), (0.1, 0.5, 0.9))]
         for name, values in zip(("alpha", "beta"), found, strict=True)
     }
+    estimates["photographs"] = of_photographs
     return {"alpha": alpha, "beta": beta, "rows": rows, "tuned": chosen, "estimates": estimates}
 
 
@@ -332,6 +335,7 @@ def main(arguments: argparse.Namespace) -> None:
     tuning, _ = load(arguments.tune, arguments.size, arguments.tune_count, test=False)
     own = owners is not None
     spectra_of = images if own else load(arguments.tune, arguments.size, 2000, test=False)[0]
+    wholes = [to_floats(image) for image in photographs(test=True)] if own else []
     network, wiener = Network(model), ColourWiener(spectra_of)
     report = {
         "arguments": vars(arguments), "machine": machine(), "images": len(images),
@@ -341,7 +345,9 @@ def main(arguments: argparse.Namespace) -> None:
     for alpha, beta in LEVELS:
         began = time.monotonic()
         report["levels"].append(
-            at_levels(network, wiener, images, owners, tuning, alpha, beta, arguments.methods)
+            at_levels(
+                network, wiener, images, wholes, owners, tuning, alpha, beta, arguments.methods
+            )
         )
         rows = report["levels"][-1]["rows"]
         told = "  ".join(f"{name} {row['psnr']:.2f}" for name, row in rows.items())

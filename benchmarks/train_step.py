@@ -112,7 +112,11 @@ def random_batch(config: ConfigDict, shape: tuple[int, int, int]) -> Batch:
 
 
 def gigaflop(config: ConfigDict, shape: tuple[int, int, int], params, batch: Batch) -> float:
-    """XLA's count for one image's loss and gradient, nothing computed twice."""
+    """XLA's count for one image's loss and gradient, nothing computed twice but the norms.
+
+    Raises:
+      ValueError: JAX_PLATFORMS leaves out the CPU, whose compiler counts.
+    """
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.remat = False
@@ -122,7 +126,10 @@ def gigaflop(config: ConfigDict, shape: tuple[int, int, int], params, batch: Bat
     gradient = jax.grad(lambda params, keys, image: loss(params, keys, image).total.mean())
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     # Of a GPU's program, whatever is here; the host counts, for only its compiler does.
-    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    try:
+        host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    except RuntimeError as error:
+        raise ValueError(f"JAX_PLATFORMS must name cpu as well, to count FLOP ({error})") from error
     traced = jax.jit(gradient, in_shardings=host).trace(params, keys, image)
     return traced.lower(lowering_platforms=("cuda",)).cost_analysis()["flops"] / 1e9
 

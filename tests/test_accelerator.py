@@ -93,6 +93,4 @@ def test_all_parts_run_on_a_cpu_with_tiny_networks(tmp_path):
     assert {name: part["error"] for name, part in parts.items() if "error" in part} == {}
     lines = (tmp_path / "tiny.txt").read_text().splitlines()
     assert all(any(line.startswith(name) for line in lines) for name in parts)
-    assert (
-        parts["profile"]["compiled_again_seconds"] < parts["cifar10_bfloat16_8"]["compile_seconds"]
-    )
+    assert parts["profile"]["compile_seconds"] < parts["cifar10_bfloat16_8"]["compile_seconds"]

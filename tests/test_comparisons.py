@@ -77,6 +77,8 @@ def test_a_sweep_in_two_sittings_has_the_rows_of_one(tmp_path, capsys):
     bnr_sweep.sweep(options(tmp_path / "two"))
     assert rows(tmp_path / "one") == rows(tmp_path / "two")
     assert sorted(rows(tmp_path / "two")) == [(0.0, 0, "euler"), (2.0, 0, "euler")]
+    pictures = sorted(path.name for path in (tmp_path / "two" / "images").iterdir())
+    assert pictures == ["fixed_0_0_euler_2.png", "fixed_2_0_euler_2.png"]
     capsys.readouterr()
     bnr_sweep.sweep(options(tmp_path / "two"))  # nothing left to train
     assert "trained" not in capsys.readouterr().out

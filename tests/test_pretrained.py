@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from tests.core.closed_forms import dct, eigenvalues, idct, transfer
-from warm_diffusion import architecture, pretrained, samplers, schedules
+from warm_diffusion import architecture, card, pretrained, samplers, schedules
 from warm_diffusion.data.images import to_uint8
 from warm_diffusion.data.statistics import Statistics
 
@@ -120,6 +120,31 @@ def test_the_lines_of_the_card_load_the_model(saved, monkeypatch):
     exec(compile(code, "README.md", "exec"), names)
     assert names["images"].shape == (16, 8, 8, 1)
     assert names["images"].dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "name", ["digits", "photos", pytest.param("cifar10_16", marks=pytest.mark.long)]
+)
+def test_the_lines_of_a_shipped_card_run(name, monkeypatch):
+    folder = pathlib.Path(pretrained.__file__).parents[1] / "pretrained" / name
+    monkeypatch.chdir(folder.parent)
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    images = names["clean" if name == "photos" else "images"]
+    assert images.shape == (16, *names["model"].image_shape)
+    assert np.all(np.isfinite(images))
+
+
+def test_the_card_of_a_run_that_was_stopped_trains_as_many_steps(saved):
+    config = json.loads((saved / "config.json").read_text())
+    configuration = {"data": {"source": "digits"}, "training": {"num_steps": 9, "batch_size": 2}}
+    for step, expected in ((9, "RUN\n"), (4, "RUN --config.training.num_steps=4\n")):
+        info = {"configuration": configuration, "step": step, "weights_sha256": "0" * 64}
+        found = card.files("m", config | {"info": info}, np.zeros(0), "", draws=True)
+        assert f"python main.py --config=m/config.json --workdir={expected}" in str(
+            found["README.md"], "utf8"
+        )
 
 
 def test_a_folder_that_holds_something_is_left_alone(saved, model):

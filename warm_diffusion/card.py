@@ -10,23 +10,17 @@ from warm_diffusion.data.images import grid, png
 
 _CARD = """---
 library_name: warm_diffusion
-tags: [image-generation, diffusion, jax, warm-diffusion]
+tags: [{tags}, diffusion, jax, warm-diffusion]
 ---
 
 # {name}
 
-A blur-noise diffusion model ([Warm Diffusion](https://arxiv.org/abs/2511.16904)) of {shape} images:
-{network}, {parameters:,} parameters, path `{schedule}`.
+A blur-noise diffusion model ([Warm Diffusion](https://arxiv.org/abs/2511.16904)) {of}
+{shape} images: {network}, {parameters:,} parameters, path `{schedule}`.
 {picture}
 ## Use
 
-```python
-from warm_diffusion import pretrained
-model = pretrained.load("{name}")  # the path of this folder
-images = model.sample(range(16))  # uint8 {example}
-```
-
-`python main.py --mode=sample --checkpoint={name} --workdir=OUT` writes PNG files.{restores}
+{use}
 
 ## Training
 
@@ -38,16 +32,47 @@ images = model.sample(range(16))  # uint8 {example}
 
 ## Limits
 
-It draws what its training images look like, at their size, with their biases and no others.
+{limits}
 """
 
-_RESTORES = """ Trained at every
-ratio of blur to noise, it restores photographs that are both, of any size:
-`python main.py --mode=restore --checkpoint={name} --input=PHOTOS --workdir=OUT`."""
+# What depends on whether the path ends in noise, which images can be drawn from.
+_DRAWS = {
+    "tags": "image-generation",
+    "of": "of",
+    "use": """```python
+from warm_diffusion import pretrained
+model = pretrained.load("{name}")  # the path of this folder
+images = model.sample(range(16))  # uint8 {example}
+```
+
+`python main.py --mode=sample --checkpoint={name} --workdir=OUT` writes PNG files.""",
+    "limits": "It draws what its training images look like, at their size, with their biases and "
+    "no others.",
+}
+_RESTORES = {
+    "tags": "image-restoration",
+    "of": "that undoes blur and noise, trained on",
+    "use": """```python
+import numpy as np
+from warm_diffusion import pretrained
+model = pretrained.load("{name}")  # the path of this folder
+images = np.zeros({example})  # yours, in [-1, 1]; of other sizes as well
+clean = model.denoise(images, alpha=1.0, beta=0.1).clean  # at their blur and noise
+```
+
+`python main.py --mode=restore --checkpoint={name} --input=PHOTOS --workdir=OUT` reads off both
+levels. The network cannot draw images from noise: its path ends in blurred ones.""",
+    "limits": "The blur is Gaussian and the same everywhere, the noise white and Gaussian: motion "
+    "blur, defocus and the blocks of JPEG are other things. What it adds to an image looks like "
+    "its training images.",
+}
 
 
-def files(name: str, config: dict, samples: np.ndarray, caption: str) -> dict[str, bytes]:
-    """README.md, and samples.png where there are some, for a model folder's config.json."""
+def files(
+    name: str, config: dict, samples: np.ndarray, caption: str, *, draws: bool
+) -> dict[str, bytes]:
+    """README.md, and samples.png where there are some, for a model folder's config.json; `draws`
+    says whether images can be drawn from noise."""
     found, picture = {}, ""
     if len(samples):
         found["samples.png"] = png(grid(samples, min_side=48))
@@ -65,8 +90,10 @@ def files(name: str, config: dict, samples: np.ndarray, caption: str) -> dict[st
         parameters=config["parameters"],
         schedule=f"{schedule['name']}({numbers})",
         picture=picture,
-        example=[16, *shape],
-        restores=_RESTORES.format(name=name) if schedule["name"] == "any_bnr" else "",
+        **{
+            part: text.format(name=name, example=[16, *shape])
+            for part, text in (_DRAWS if draws else _RESTORES).items()
+        },
         training=_training(name, info),
         evaluation=_evaluation(info.get("evaluation", [])),
     )
@@ -88,10 +115,14 @@ def _training(name: str, info: dict) -> str:
         steps = f"{info['step']:,} steps of {run['training']['batch_size']}"
         rows["images seen"] = f"{info['images_seen']:,} ({steps})"
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    stopped = info.get("step", run["training"]["num_steps"])
+    again = f"python main.py --config={name}/config.json --workdir=RUN"
+    if stopped != run["training"]["num_steps"]:
+        again += f" --config.training.num_steps={stopped}"
     return (
         f"| | |\n| --- | --- |\n{table}\n\nEvery setting is in `config.json` under "
         f"`info.configuration`; this trains it again:\n\n"
-        f"```sh\npython main.py --config={name}/config.json --workdir=RUN\n```"
+        f"```sh\n{again}\n```"
     )
 
 

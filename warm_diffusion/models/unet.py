@@ -7,7 +7,7 @@ zero. So with one head, or at initialisation, the network is EDM's.
 
 Layers carry EDM's names (`enc_32x32_block0`, ...), which makes its weights loadable
 (`edm.py`). Norms and softmax are always float32; `dtype` is that of the convolutions.
-Gradients of weights come out in float32 all the same, on a GPU rounded to bfloat16 once.
+Gradients of weights come out in float32 all the same; on NVIDIA's GPUs rounded to bfloat16.
 """
 
 import functools
@@ -106,7 +106,8 @@ def _convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
 # in bfloat16: of hundreds of addends the last ones are lost. This one keeps the accumulator's
 # float32; it allows no forward mode, so it is for training only. cuDNN has no product of bfloat16
 # with a float32 result: XLA makes both factors float32 (on an H200 118 of the 270 ms that a step of
-# CIFAR-10's network took). There the accumulator, float32 as well, is rounded once.
+# CIFAR-10's network took). There each device rounds its accumulator, float32 as well, to bfloat16,
+# and several add up in bfloat16.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve_in_training(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     return _convolve(x, kernel, padding)
@@ -128,7 +129,7 @@ def _backward(padding: int, saved: tuple, gradient: jax.Array) -> tuple[jax.Arra
 
     exact = functools.partial(sums, dtype=kernel.dtype)
     rounded = functools.partial(sums, dtype=x.dtype)
-    of_kernel = jax.lax.platform_dependent(x, gradient, cuda=rounded, rocm=rounded, default=exact)
+    of_kernel = jax.lax.platform_dependent(x, gradient, cuda=rounded, default=exact)
     return of_x, of_kernel
 
 
