@@ -290,7 +290,9 @@ def at_levels(network, wiener, images, wholes, owners, tuning, alpha, beta, want
         blind = network.blind(y, *read[owners, :, 0].T)
         rows["mean, blind by photograph"] = scores(blind, images)
     key = jax.random.key(0)
-    rows["flow, 9 calls"] = scores(network.restore(y, alpha, beta, key, 9, 0.0), images)
+    for calls in (4, 9):
+        flow = network.restore(y, alpha, beta, key, calls, 0.0)
+        rows[f"flow, {calls} calls"] = scores(flow, images)
     rows["sample, 9 calls"] = scores(network.restore(y, alpha, beta, key, 9, 1.0), images)
     estimates = {
         name: [float(q) for q in np.quantile(np.asarray(values), (0.1, 0.5, 0.9))]
