@@ -136,6 +136,19 @@ def test_the_lines_of_a_shipped_card_run(name, monkeypatch):
     assert np.all(np.isfinite(images))
 
 
+def test_a_network_whose_path_ends_in_images_is_shown_restoring(saved):
+    config = json.loads((saved / "config.json").read_text())
+    draws, restores = (
+        str(card.files("m", config, np.zeros(0), "", draws=draws)["README.md"], "utf8")
+        for draws in (True, False)
+    )
+    assert "model.sample(" in draws
+    assert "--mode=restore" not in draws
+    assert "model.denoise(" in restores
+    assert "--mode=restore --checkpoint=m " in restores
+    assert "--mode=sample" not in restores
+
+
 def test_the_card_of_a_run_that_was_stopped_trains_as_many_steps(saved):
     config = json.loads((saved / "config.json").read_text())
     configuration = {"data": {"source": "digits"}, "training": {"num_steps": 9, "batch_size": 2}}
