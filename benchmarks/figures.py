@@ -3,7 +3,7 @@
     python -m benchmarks.figures                     # all; a minute on a CPU
     python -m benchmarks.figures sweep_digits.png    # some
 
-Nothing is trained or measured here but the photograph's restoration.
+Nothing is trained or measured here; samples are drawn and a photograph is restored.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import pathlib
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks import ablation, bnr_sweep, hero, nfe_curve
 from warm_diffusion import (
@@ -83,6 +84,22 @@ def spectrum():
     return plots.spectrum(frequency, power, levels, title)
 
 
+@style.styled
+def ratios():
+    """The same seeds along hot, warm and nearly cold paths, by the network of every ratio."""
+    model = pretrained.load(hero.DRAWS)
+    rows = {0.0: "hot: 0", 0.5: "warm: 0.5", 2.0: "2", 10.0: "nearly cold: 10"}
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    grid = figure.subplots(len(rows), 12)
+    for axes, (ratio, label) in zip(grid, rows.items(), strict=True):
+        for one, image in zip(axes, model.sample(range(12), bnr=ratio), strict=True):
+            hero.show(one, image)
+        axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        axes[0].yaxis.label.set(color=style.ratio_colour(ratio), fontweight="bold")
+    figure.suptitle("CIFAR-10 at 16x16: one network, the same seeds, four blur-to-noise ratios")
+    return figure
+
+
 def restored():
     """A photograph blurred and noisy, its noise undone, and both."""
     alpha, beta = 1.0, 0.1
@@ -115,6 +132,7 @@ FIGURES = {
     "nfe_cifar10_16.png": lambda: nfe("cifar10_16"),
     "departure_digits_bnr10.png": lambda: departure("digits", "10"),
     "departure_cifar10_16_bnr0.5.png": lambda: departure("cifar10_16", "0.5"),
+    "ratios_cifar10_16.png": ratios,
     "spectrum.png": spectrum,
     "restoration.png": restored,
 }
