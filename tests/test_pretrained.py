@@ -138,10 +138,14 @@ def test_the_lines_of_a_shipped_card_run(name, monkeypatch):
 
 def test_a_network_whose_path_ends_in_images_is_shown_restoring(saved):
     config = json.loads((saved / "config.json").read_text())
-    draws, restores = (
-        str(card.files("m", config, np.zeros(0), "", draws=draws)["README.md"], "utf8")
-        for draws in (True, False)
+    any_bnr = config | {"schedule": config["schedule"] | {"name": "any_bnr"}}
+    draws, restores, starts = (
+        str(card.files("m", each, np.zeros(0), "", draws=draws)["README.md"], "utf8")
+        for each, draws in ((any_bnr, True), (any_bnr, False), (config, False))
     )
+    assert "model.sample(" not in starts
+    assert "starts from training\nimages" in starts
+    assert "--mode=restore" not in starts
     assert "model.sample(" in draws
     assert "--mode=restore" not in draws
     assert "model.denoise(" in restores

@@ -35,7 +35,7 @@ A blur-noise diffusion model ([Warm Diffusion](https://arxiv.org/abs/2511.16904)
 {limits}
 """
 
-# What depends on whether the path ends in noise, which images can be drawn from.
+# What depends on whether the path ends in noise that hides the image, which images are drawn from.
 _DRAWS = {
     "tags": "image-generation",
     "of": "of",
@@ -61,10 +61,19 @@ clean = model.denoise(images, alpha=1.0, beta=0.1).clean  # at their blur and no
 ```
 
 `python main.py --mode=restore --checkpoint={name} --input=PHOTOS --workdir=OUT` reads off both
-levels. The network cannot draw images from noise: its path ends in blurred ones.""",
+levels. The network cannot draw images from noise: its path ends where the image still shows.""",
     "limits": "The blur is Gaussian and the same everywhere, the noise white and Gaussian: motion "
     "blur, defocus and the blocks of JPEG are other things. What it adds to an image looks like "
     "its training images.",
+}
+_STARTS = _DRAWS | {
+    "use": """`python main.py --mode=sample --checkpoint={name} --workdir=OUT` starts from training
+images, for its path ends where the image still shows, and writes PNG files.
+
+```python
+from warm_diffusion import pretrained
+model = pretrained.load("{name}")  # the path of this folder; model.denoise is the network
+```""",
 }
 
 
@@ -82,6 +91,8 @@ def files(
         )
     network, info, shape = config["network"], config["info"], config["image_shape"]
     schedule = config["schedule"]
+    restores = schedule["name"] == "any_bnr"
+    parts = _DRAWS if draws else _RESTORES if restores else _STARTS
     numbers = ", ".join(f"{key}={value}" for key, value in schedule.items() if key != "name")
     text = _CARD.format(
         name=name,
@@ -90,10 +101,7 @@ def files(
         parameters=config["parameters"],
         schedule=f"{schedule['name']}({numbers})",
         picture=picture,
-        **{
-            part: text.format(name=name, example=[16, *shape])
-            for part, text in (_DRAWS if draws else _RESTORES).items()
-        },
+        **{part: text.format(name=name, example=[16, *shape]) for part, text in parts.items()},
         training=_training(name, info),
         evaluation=_evaluation(info.get("evaluation", [])),
     )

@@ -7,7 +7,8 @@ zero. So with one head, or at initialisation, the network is EDM's.
 
 Layers carry EDM's names (`enc_32x32_block0`, ...), which makes its weights loadable
 (`edm.py`). Norms and softmax are always float32; `dtype` is that of the convolutions.
-Gradients of weights come out in float32 all the same; on NVIDIA's GPUs rounded to bfloat16.
+Gradients of weights come out in float32 all the same; those of kernels are rounded to bfloat16
+before on NVIDIA's GPUs.
 """
 
 import functools
