@@ -375,7 +375,7 @@ def save(
     check_new(folder)
     draws = not model.schedule.needs_start
     if samples is None:
-        samples = model.sample(range(64)) if draws else np.zeros((0,))
+        samples = model.sample(range(64)) if draws else np.zeros(0)
     params = jax.tree.map(np.asarray, model.params)
     arrays, statistics = weights.flatten(params), model.architecture.statistics
     if statistics is not None:
@@ -392,8 +392,7 @@ def save(
         "info": info,
     }
     content = {
-        **card.files(folder.name, config, samples, caption, draws=draws),
-        **files,
+        **(card.files(folder.name, config, samples, caption, draws=draws) | dict(files)),
         "model.safetensors": weights.to_bytes(arrays),
         "config.json": storage.to_json(config),  # last: without it no folder passes for a model
     }

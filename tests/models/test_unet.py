@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from warm_diffusion import denoiser, samplers, schedules
-from warm_diffusion.models import ddpmpp, from_edm, ncsnpp, unet, weights
+from warm_diffusion.models import ddpmpp, from_edm, layers, ncsnpp, weights
 
 NETWORKS = {"ddpmpp": ddpmpp, "ncsnpp": ncsnpp}
 SMALL = dict(
@@ -210,7 +210,7 @@ def test_in_training_a_bfloat16_convolution_gives_its_kernel_a_float32_gradient(
     back = jnp.asarray(rng.integers(-8, 9, (3, 6, 5, 7)), jnp.float32)
 
     def gradients(dtype):
-        conv = unet.Conv(7, dtype=dtype, train=True)
+        conv = layers.Conv(7, dtype=dtype, train=True)
         params = {"kernel": jnp.ones((3, 3, 4, 7)), "bias": jnp.zeros(7)}
 
         def objective(params, x):
@@ -231,7 +231,7 @@ def test_in_training_a_bfloat16_convolution_gives_its_kernel_a_float32_gradient(
 )
 def test_a_gpu_computes_bfloat16_kernel_gradients_without_float32_factors(platform, expected):
     # cuDNN knows no other way: a float32 result makes XLA compute with float32 factors.
-    conv = unet.Conv(7, dtype=jnp.bfloat16, train=True)
+    conv = layers.Conv(7, dtype=jnp.bfloat16, train=True)
     params = {"kernel": jnp.ones((3, 3, 4, 7)), "bias": jnp.zeros(7)}
     x = jnp.ones((3, 6, 5, 4), jnp.bfloat16)
 
@@ -260,7 +260,7 @@ def test_the_norm_is_that_of_flax_and_so_is_its_gradient():
         return jax.jit(jax.grad(objective, (0, 1), has_aux=True))(variables, x)
 
     for activate in (True, False):
-        got = values_and_gradients(unet.Norm(activate).apply)
+        got = values_and_gradients(layers.Norm(activate).apply)
         expected = values_and_gradients(
             lambda v, x, silu=activate: (nn.silu if silu else jnp.asarray)(flax_norm.apply(v, x))
         )
@@ -272,8 +272,8 @@ def test_a_bfloat16_norm_computes_in_float32_and_rounds_once():
     # A mean of 100 leaves bfloat16 two digits: a norm that computed in it would be far off.
     x = (jax.random.normal(jax.random.key(0), (2, 8, 8, 12)) + 100).astype(jnp.bfloat16)
     variables = {"params": {"scale": jnp.ones(12), "bias": jnp.zeros(12)}}
-    got = unet.Norm().apply(variables, x)
-    expected = unet.Norm().apply(variables, x.astype(jnp.float32))
+    got = layers.Norm().apply(variables, x)
+    expected = layers.Norm().apply(variables, x.astype(jnp.float32))
     assert got.dtype == jnp.bfloat16
     np.testing.assert_array_equal(got, expected.astype(jnp.bfloat16))
 
@@ -281,7 +281,7 @@ def test_a_bfloat16_norm_computes_in_float32_and_rounds_once():
 def test_a_norm_keeps_its_input_alone_for_the_gradient():
     x = jnp.ones((2, 8, 8, 12), jnp.bfloat16)
     variables = {"params": {"scale": jnp.ones(12), "bias": jnp.zeros(12)}}
-    _, gradient = jax.vjp(lambda x: unet.Norm().apply(variables, x), x)
+    _, gradient = jax.vjp(lambda x: layers.Norm().apply(variables, x), x)
     large = [leaf for leaf in jax.tree.leaves(gradient) if leaf.size >= x.size]
     assert [leaf.dtype for leaf in large] == [jnp.bfloat16]
 

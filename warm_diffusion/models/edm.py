@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from warm_diffusion.models.unet import UNet, scaled_init
+from warm_diffusion.models.layers import scaled_init
+from warm_diffusion.models.unet import UNet
 from warm_diffusion.models.weights import init_params
 
 _FOURIER = "map_noise.freqs"  # NCSN++ has it, DDPM++ has not
