@@ -161,8 +161,9 @@ class RatioSamplers:
         def draw(params, seeds, ratio, how):
             return drawing.draw(trainer.built, params, seeds, self._path(ratio), how)
 
-        self._draw = jax.jit(
+        self._draw = devices.jit(
             draw,
+            trainer.mesh,
             static_argnums=(3,),
             in_shardings=(everywhere, split, everywhere),
             out_shardings=everywhere,

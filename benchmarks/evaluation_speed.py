@@ -15,10 +15,10 @@ import statistics
 import time
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from benchmarks import train_step
+from warm_diffusion import devices
 from warm_diffusion.evaluation import distances, inception, inception_layers
 
 SIZE = 32
@@ -111,7 +111,7 @@ def feature_rows(batch: int, repeats: int) -> list[dict]:
     """Images per second: medians, and the range over repeats."""
     params = inception.params_from_arrays(random_arrays())
     images = np.random.default_rng(1).integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8)
-    jitted = jax.jit(inception.features)
+    jitted = devices.jit(inception.features)
     functions = {"Inception features, jax": lambda: np.asarray(jitted(params, images))}
     if importlib.util.find_spec("torch"):
         in_torch = torch_features(params)

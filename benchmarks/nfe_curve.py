@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from benchmarks.judge import Judge
 from benchmarks.train_step import machine
 from configs import default, saved
-from warm_diffusion import factory, plots, pretrained, samplers, schedules, settings
+from warm_diffusion import devices, factory, plots, pretrained, samplers, schedules, settings
 from warm_diffusion.data.images import to_uint8
 from warm_diffusion.data.sources import short_name
 from warm_diffusion.plots import style
@@ -86,7 +86,7 @@ class Network:
             return schedules.spectral_grid(path, self.model.spectrum, steps, solver)
         return jnp.asarray([float(time) for time in grid.split(",")])
 
-    @functools.partial(jax.jit, static_argnums=(0, 5, 6))
+    @functools.partial(devices.jit, static_argnums=(0, 5, 6))
     def _draw(self, params, seeds, times, ratio, solver, from_noise):
         return samplers.sample(
             self.model.architecture.seed_denoiser(params, seeds),

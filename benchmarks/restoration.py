@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.train_step import machine
-from warm_diffusion import dct, oracle, pretrained, process, restoration, samplers, storage
+from warm_diffusion import dct, devices, oracle, pretrained, process, restoration, samplers, storage
 from warm_diffusion.data.sources import open_source
 from warm_diffusion.evaluation import pairs
 
@@ -235,11 +235,11 @@ class Network:
         self.model = model
         same = model.image_shape
 
-        @jax.jit
+        @devices.jit
         def mean(y, alpha, beta):
             return model.denoise(y, alpha, beta).clean
 
-        @functools.partial(jax.jit, static_argnames=("num_steps", "stochastic"))
+        @functools.partial(devices.jit, static_argnames=("num_steps", "stochastic"))
         def restore(y, alpha, beta, key, num_steps, stochastic):
             return restoration.restore(
                 model.denoise, y, alpha, beta, num_steps=num_steps, key=key, stochastic=stochastic

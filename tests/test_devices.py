@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
@@ -43,3 +44,51 @@ def test_a_mesh_that_mixes_processes_is_refused(processes):
 )
 def test_a_batch_is_so_many_images_per_device_and_no_more_than_are_needed(count, expected):
     assert devices.global_batch(64, AbstractMesh((8,), ("data",)), count) == expected
+
+
+def gradient_of_a_kernel(x, gradient):
+    def convolve(kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    return jax.vjp(convolve, jnp.zeros((3, 3, *x.shape[3:], *x.shape[3:])))[1](gradient)[0]
+
+
+@pytest.fixture
+def options(monkeypatch):
+    """Those of `devices.jit`, found anew, without what this process's XLA_FLAGS say."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    devices.compiler_options.cache_clear()
+    yield devices.compiler_options
+    devices.compiler_options.cache_clear()
+
+
+def test_on_a_cpu_no_library_convolves_and_numbers_are_the_same(options):
+    x, gradient = jax.random.normal(jax.random.key(0), (2, 16, 16, 16, 64))
+    ours, plain = (
+        jit(gradient_of_a_kernel).lower(x, gradient).compile() for jit in (devices.jit, jax.jit)
+    )
+    np.testing.assert_allclose(ours(x, gradient), plain(x, gradient), rtol=1e-5, atol=1e-2)
+    if "ynn_fusion" not in plain.as_text():
+        pytest.skip("this XLA leaves no convolution to a library of itself")
+    assert "ynn_fusion" not in ours.as_text()
+
+
+def test_other_devices_have_no_options(options):
+    assert options("cpu")
+    assert options("gpu") is None
+    assert options("tpu") is None
+
+
+def test_what_the_user_says_in_xla_flags_counts(options, monkeypatch):
+    monkeypatch.setenv(
+        "XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
+    )
+    assert options("cpu") is None
+
+
+def test_an_xla_without_the_option_compiles_without_it(options, monkeypatch):
+    monkeypatch.setattr(devices, "_CPU_OPTIONS", {"xla_cpu_no_such_option": ""})
+    x, gradient = jnp.ones((2, 1, 4, 4, 8))
+    assert devices.jit(gradient_of_a_kernel)(x, gradient).shape == (3, 3, 8, 8)

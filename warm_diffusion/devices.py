@@ -1,6 +1,12 @@
-"""Arrays on all devices: one mesh axis `data`; batches split, state everywhere or split as well."""
+"""Programs and arrays on all devices.
 
+The mesh has one axis, `data`; batches are split, the state is everywhere or split as well.
+"""
+
+import functools
 import math
+import os
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -8,6 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 STATE_SHARDINGS = ("replicated", "fsdp")
 _SMALL = 2**12  # numbers: smaller arrays are everywhere, for messages have a price of their own
+# On a CPU jax 0.10 and 0.11 leave convolutions to a library, YNNPACK, that takes 1.3 (training) to
+# 2 times (sampling) as long as XLA's own form of them (docs/performance.md).
+_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 def make_mesh(count: int | None = None) -> Mesh:
@@ -17,6 +26,31 @@ def make_mesh(count: int | None = None) -> Mesh:
     # Each process holds a consecutive part of a batch, see `process_slice`.
     chosen = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(chosen), ("data",))
+
+
+def jit(function: Callable, mesh: Mesh | None = None, **options):
+    """`jax.jit` for programs that call a network, with the compiler's options for their devices.
+
+    Args:
+      function: to compile.
+      mesh: the devices; None: JAX's default ones.
+      options: of `jax.jit`.
+    """
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return jax.jit(function, compiler_options=compiler_options(platform), **options)
+
+
+@functools.cache
+def compiler_options(platform: str) -> dict[str, str] | None:
+    """Options for a platform; None where the user has chosen in XLA_FLAGS or XLA has none such."""
+    if platform != "cpu" or any(name in os.environ.get("XLA_FLAGS", "") for name in _CPU_OPTIONS):
+        return None
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        try:
+            jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS).lower().compile()
+        except jax.errors.JaxRuntimeError:
+            return None
+    return _CPU_OPTIONS
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -179,7 +179,9 @@ def program(
     image = jax.ShapeDtypeStruct((batch_size, *architecture.image_shape), np.dtype("float32"))
     arguments = architecture.abstract_params, seeds, image if schedule.needs_start else None
     everywhere, split = devices.replicated(mesh), devices.split(mesh)
-    jitted = jax.jit(function, in_shardings=(None, split, split), out_shardings=everywhere)
+    jitted = devices.jit(
+        function, mesh, in_shardings=(None, split, split), out_shardings=everywhere
+    )
     jitted.eval_shape(*arguments)  # what does not fit shows here, before any training
     return jitted, arguments
 

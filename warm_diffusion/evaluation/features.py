@@ -21,7 +21,6 @@ import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -131,8 +130,9 @@ def _pixels(images: np.ndarray) -> Features:
 def inception_program(mesh: Mesh) -> tuple[Callable, int]:
     """The jitted (params, images) -> (features, logits) over a mesh, and the images it takes."""
     everywhere, split = devices.replicated(mesh), devices.split(mesh)
-    network = jax.jit(
+    network = devices.jit(
         inception.features_and_logits,
+        mesh,
         in_shardings=(everywhere, split),
         out_shardings=everywhere,
     )

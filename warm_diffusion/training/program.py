@@ -41,8 +41,9 @@ def jitted(step: Callable, mesh: Mesh, *, resident: bool, steps: int) -> Callabl
 
     everywhere, split = devices.replicated(mesh), devices.split(mesh, axis=min(steps - 1, 1))
     stored = (everywhere,) if resident else ()
-    return jax.jit(
+    return devices.jit(
         step if steps == 1 else several,
+        mesh,
         donate_argnums=(0, 1),
         # None: as it is given
         in_shardings=(None, everywhere, *stored, split, everywhere, everywhere),

@@ -130,7 +130,7 @@ def _reference(config: ConfigDict, data: Dataset, count: int) -> tuple[np.ndarra
 def _run(config: ConfigDict, built: Architecture, params, sampler: Sampler, data: Dataset, levels):
     """States [num_steps + 1, N, H, W, C], each step's heads, and strips of a few seeds."""
 
-    @jax.jit
+    @devices.jit
     def look(params, seeds, x, start, end):
         denoise = built.seed_denoiser(
             params, seeds, label=config.sampling.label, guidance=config.sampling.guidance

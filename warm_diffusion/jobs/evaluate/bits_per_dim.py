@@ -53,7 +53,9 @@ def measure(
             denoise, images, path, key=keys, trace=options.likelihood_trace
         )
 
-    run = jax.jit(bits, in_shardings=(everywhere, *[split_over] * 3), out_shardings=everywhere)
+    run = devices.jit(
+        bits, mesh, in_shardings=(everywhere, *[split_over] * 3), out_shardings=everywhere
+    )
     batch = devices.global_batch(config.sampling.batch_size, mesh, count)
     weights = devices.put_replicated(model.params, mesh)
     values = []

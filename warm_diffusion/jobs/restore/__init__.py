@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from warm_diffusion import page, plots, pretrained, restoration, storage
+from warm_diffusion import devices, page, plots, pretrained, restoration, storage
 from warm_diffusion.console import progress, say, say_weights
 from warm_diffusion.data.images import png, save_png, to_uint8
 from warm_diffusion.evaluation import pairs
@@ -225,11 +225,11 @@ def _versions(
 def _compiled(model: pretrained.Model, num_steps: int):
     """The posterior mean and a sample as functions that compile once for each size."""
 
-    @jax.jit
+    @devices.jit
     def mean(params, y, alpha, beta):
         return model.architecture.denoiser(params)(y, alpha, beta).clean
 
-    @jax.jit
+    @devices.jit
     def sample(params, y, alpha, beta, key):
         denoise = model.architecture.denoiser(params)
         return restoration.restore(

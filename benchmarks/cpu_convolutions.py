@@ -1,0 +1,116 @@
+"""How fast is it on this CPU, with XLA's own convolutions and with those of its library, YNNPACK?
+
+    python -m benchmarks.cpu_convolutions --config=configs/digits.py --config.data.resolution=8 \
+        --config.data.channels=1
+    python -m benchmarks.cpu_convolutions --config=configs/cifar10.py \
+        --config.training.batch_size=4 --config.sampling.num_steps=2 [--edm=PATH]
+
+Training step and sampler, in turns in one process; a ratio is the median, over the rounds, of the
+ratio within a round, and above 1 says that the row is faster than the first:
+
+    library    what XLA chooses by itself (jax 0.10 and 0.11: YNNPACK)
+    own        what this project chooses (`devices.jit`)
+    edm        with a checkout of NVlabs/edm, EDM's in PyTorch on as many threads as it takes
+
+XLA_FLAGS must not name the option: it would hold for both.
+"""
+
+import statistics
+import sys
+import time
+from unittest import mock
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from benchmarks import train_step, warm_overhead
+from warm_diffusion import devices, factory
+
+FLAGS = flags.FLAGS
+
+
+class Draw:
+    """The compiled sampler of random weights."""
+
+    def __init__(self, config: ConfigDict):
+        shape = (config.data.resolution, config.data.resolution, config.data.channels)
+        built, mesh = factory.architecture(config, shape), devices.make_mesh()
+        self.batch_size = config.training.batch_size
+        self._sampler = factory.sampler(config, built, mesh, batch_size=self.batch_size)
+        self._params = devices.put_replicated(built.init_params(jax.random.key(0)), mesh)
+        self._seeds = np.arange(self.batch_size, dtype=np.uint32)
+        self.seconds()  # compiles while the options hold
+
+    def seconds(self) -> float:
+        """Draws a batch and waits for it."""
+        began = time.perf_counter()
+        jax.block_until_ready(self._sampler.draw(self._params, self._seeds, None))
+        return time.perf_counter() - began
+
+
+class EdmDraw:
+    """EDM's sampler."""
+
+    def __init__(self, edm, num_steps: int):
+        self._edm, self._num_steps = edm, num_steps
+
+    def seconds(self) -> float:
+        """Draws a batch."""
+        return self._edm.draw_seconds(self._num_steps)
+
+
+def rows(config: ConfigDict, edm_path: str) -> dict[str, dict]:
+    """What is timed, by what it does and by row.
+
+    Raises:
+      ValueError: not on a CPU; XLA_FLAGS names the option.
+    """
+    if jax.default_backend() != "cpu" or devices.compiler_options("cpu") is None:
+        raise ValueError(
+            "this is about CPUs: set JAX_PLATFORMS=cpu and no xla_cpu_experimental_ynn_fusion_type "
+            "in XLA_FLAGS"
+        )
+    with mock.patch.object(devices, "compiler_options", return_value=None):
+        training = {"library": train_step.Step(config)}
+        sampling = {"library": Draw(config)}
+    training["own"], sampling["own"] = train_step.Step(config), Draw(config)
+    if edm_path:
+        from benchmarks.edm import Edm
+
+        training["edm"] = Edm(edm_path, config, half=False)
+        sampling["edm"] = EdmDraw(training["edm"], config.sampling.num_steps)
+    return {"training": training, "sampling": sampling}
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table."""
+    del argv
+    config, about = FLAGS.config, train_step.machine()
+    found = rows(config, FLAGS.edm)
+    batch = config.training.batch_size
+    print("  ".join(f"{key} {value}" for key, value in about.items()))
+    print(
+        f"batch {batch}, {config.model.dtype}, medians of {FLAGS.rounds} rounds (lowest, highest)"
+    )
+    report = {}
+    for what, each in found.items():
+        seconds = warm_overhead.measure(each, FLAGS.rounds)
+        report[what] = seconds
+        for name, times in seconds.items():
+            ratios = [a / b for a, b in zip(seconds["library"], times, strict=True)]
+            print(
+                f"{what:<9} {name:<8} {statistics.median(times):8.3f} s "
+                f"({min(times):.3f}, {max(times):.3f})  {batch / statistics.median(times):8.2f} "
+                f"images/s  {statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})"
+            )
+    train_step.write_json(FLAGS.out, {"machine": about, "command": sys.argv[1:], "seconds": report})
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", "configs/digits.py", "Any configuration.")
+    flags.DEFINE_integer("rounds", 10, "Steps and draws that are timed.", lower_bound=1)
+    flags.DEFINE_string("edm", "", "Checkout of github.com/NVlabs/edm.")
+    flags.DEFINE_string("out", "", "JSON file to write.")
+    train_step.run(main)
