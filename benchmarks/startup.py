@@ -1,6 +1,6 @@
 """How long a user waits: for the first training step, the first picture, an import, a network.
 
-`main.py` to its first training step and to 64 images of a shipped network on disk, each with an
+`main.py` to its first training step and to 64 images of the shipped networks on disk, each with an
 empty and with a filled cache of compiled programs; `import warm_diffusion` and `pretrained` beyond
 `import jax`; `pretrained.load`. What is compared runs one after the other, so that a busy machine
 slows both; medians are reported.
@@ -52,7 +52,10 @@ def main() -> None:
     parser.add_argument("--config", default=str(ROOT / "configs/digits.py"))
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    shown = ["--mode=sample", f"--checkpoint={ROOT / 'pretrained/cifar10_16'}"]
+    shown = {
+        name: ["--mode=sample", f"--checkpoint={ROOT / 'pretrained' / name}"]
+        for name in ("digits", "cifar10_16")
+    }
     steps = [f"--config={options.config}", "--config.training.num_steps=1"]
     load = (
         "import time; from warm_diffusion import pretrained; began = time.perf_counter(); "
@@ -69,7 +72,7 @@ def main() -> None:
             for state in ("cold", "warm"):
                 for what, flags, line in (
                     ("first_step", steps, "compile +first step"),
-                    ("first_picture", shown, "samples "),
+                    *((f"picture_{name}", flags, "samples ") for name, flags in shown.items()),
                 ):
                     note(f"{what}_{state}", app_seconds(pathlib.Path(cache), flags, line))
         alone = import_seconds("import jax")

@@ -1,5 +1,6 @@
 """Meshes and batches: what does not fit the devices is refused, and how it would fit is said."""
 
+import itertools
 from types import SimpleNamespace
 
 import jax
@@ -75,10 +76,20 @@ def test_on_a_cpu_no_library_convolves_and_numbers_are_the_same(options):
     assert "ynn_fusion" not in ours.as_text()
 
 
-def test_other_devices_have_no_options(options):
-    assert options("cpu")
-    assert options("gpu") is None
-    assert options("tpu") is None
+def test_other_devices_have_no_options(options, monkeypatch):
+    monkeypatch.setattr(jax, "jit", lambda function, **given: given)
+    for platform, seldom in itertools.product(("gpu", "tpu"), (False, True)):
+        mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+        assert devices.jit(None, mesh, seldom=seldom) == {"compiler_options": None}
+
+
+def test_what_runs_seldom_is_not_optimised_and_says_the_same(monkeypatch):
+    x, gradient = jax.random.normal(jax.random.key(0), (2, 2, 8, 8, 4))
+    found = devices.jit(gradient_of_a_kernel, seldom=True)(x, gradient)
+    np.testing.assert_allclose(found, jax.jit(gradient_of_a_kernel)(x, gradient), rtol=1e-4)
+    monkeypatch.setattr(jax, "jit", lambda function, **given: given["compiler_options"])
+    assert devices.jit(None, seldom=True)["xla_backend_optimization_level"] == 0
+    assert "xla_backend_optimization_level" not in (devices.jit(None) or {})
 
 
 def test_what_the_user_says_in_xla_flags_counts(options, monkeypatch):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from configs import default
-from warm_diffusion import factory, losses, samplers
+from warm_diffusion import devices, drawing, factory, losses, samplers
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Dataset, augmentation
 from warm_diffusion.data.images import from_uint8
@@ -212,6 +212,18 @@ def test_dropout_changes_what_the_network_says():
 def sample(config, params, built, seeds):
     sampler = factory.sampler(config, built, make_mesh(), batch_size=len(seeds))
     return np.asarray(sampler.draw(params, np.asarray(seeds, np.uint32), None)), sampler.num_calls
+
+
+def test_a_sampler_is_traced_once_by_its_checks_and_all_its_calls(monkeypatch):
+    traced, draw = [], drawing.draw
+    monkeypatch.setattr(drawing, "draw", lambda *a, **k: traced.append(0) or draw(*a, **k))
+    config = make_config(**{"sampling.num_steps": 2})
+    built = factory.architecture(config, SHAPE)
+    params = devices.put_replicated(random_params(built), make_mesh())
+    sampler = factory.sampler(config, built, make_mesh(), batch_size=2)
+    for seeds in ([4, 5], [6, 7]):
+        sampler.draw(params, np.asarray(seeds, np.uint32), None)
+    assert len(traced) == 1
 
 
 def test_a_seed_is_drawn_in_its_class_or_the_one_asked_for():

@@ -221,6 +221,9 @@ def needs_statistics(description: Mapping) -> bool:
 
 def _check_size(network: models.UNet, image_shape) -> None:
     """Raises ValueError where the network cannot halve such images."""
+    if tuple(image_shape[:2]) == (network.resolution, network.resolution):
+        models.init_params.eval_shape(network, jax.random.key(0))  # traced once for all uses
+        return
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     level = jax.ShapeDtypeStruct((1,), jnp.float32)
     jax.eval_shape(network.init, jax.eval_shape(lambda: jax.random.key(0)), image, level, level)

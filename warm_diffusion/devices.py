@@ -17,6 +17,7 @@ _SMALL = 2**12  # numbers: smaller arrays are everywhere, for messages have a pr
 # On a CPU jax 0.10 and 0.11 leave convolutions to a library, YNNPACK, that takes 1.3 (training) to
 # 2 times (sampling) as long as XLA's own form of them (docs/performance.md).
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+_CPU_OPTIONS_SELDOM = {"xla_backend_optimization_level": 0}
 
 
 def make_mesh(count: int | None = None) -> Mesh:
@@ -28,16 +29,20 @@ def make_mesh(count: int | None = None) -> Mesh:
     return Mesh(np.array(chosen), ("data",))
 
 
-def jit(function: Callable, mesh: Mesh | None = None, **options):
-    """`jax.jit` for programs that call a network, with the compiler's options for their devices.
+def jit(function: Callable, mesh: Mesh | None = None, *, seldom: bool = False, **options):
+    """`jax.jit` for large programs, with the compiler's options for their devices.
 
     Args:
       function: to compile.
       mesh: the devices; None: JAX's default ones.
+      seldom: it runs so seldom that the time to compile it is what counts.
       options: of `jax.jit`.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return jax.jit(function, compiler_options=compiler_options(platform), **options)
+    chosen = compiler_options(platform)
+    if seldom and platform == "cpu":
+        chosen = {**(chosen or {}), **_CPU_OPTIONS_SELDOM}
+    return jax.jit(function, compiler_options=chosen, **options)
 
 
 @functools.cache

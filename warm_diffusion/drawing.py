@@ -175,10 +175,16 @@ def program(
             return_trajectory=return_trajectory,
         )  # fmt: skip
 
-    seeds = jax.ShapeDtypeStruct((batch_size,), np.dtype("uint32"))
-    image = jax.ShapeDtypeStruct((batch_size, *architecture.image_shape), np.dtype("float32"))
-    arguments = architecture.abstract_params, seeds, image if schedule.needs_start else None
     everywhere, split = devices.replicated(mesh), devices.split(mesh)
+    # With the shardings that a call has, so that it need not be traced again.
+    params = jax.tree.map(
+        lambda leaf: leaf.update(sharding=everywhere), architecture.abstract_params
+    )
+    seeds = jax.ShapeDtypeStruct((batch_size,), np.uint32, sharding=split)
+    image = jax.ShapeDtypeStruct(
+        (batch_size, *architecture.image_shape), np.float32, sharding=split
+    )
+    arguments = params, seeds, image if schedule.needs_start else None
     jitted = devices.jit(
         function, mesh, in_shardings=(None, split, split), out_shardings=everywhere
     )

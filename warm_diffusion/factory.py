@@ -271,7 +271,8 @@ def initial_state(
 
     shapes = jax.eval_shape(make)
     shardings = devices.state_shardings(config.training.sharding, shapes, mesh)
-    return jax.jit(make, out_shardings=shardings), devices.abstract(shapes, shardings)
+    made = devices.jit(make, mesh, seldom=True, out_shardings=shardings)
+    return made, devices.abstract(shapes, shardings)
 
 
 def train_step(

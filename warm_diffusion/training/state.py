@@ -90,7 +90,8 @@ class Largest(clu_metrics.Metric):
 
     def merge(self, other: "Largest") -> "Largest":
         """Of both's."""
-        return Largest(jnp.maximum(self.value, other.value))
+        # Of the class it has: another would be another argument, and compile the step once more.
+        return self.replace(value=jnp.maximum(self.value, other.value))
 
     def compute(self) -> jax.Array:
         """The number."""
