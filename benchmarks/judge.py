@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from warm_diffusion import factory
+from warm_diffusion import devices, factory
 from warm_diffusion.data import Dataset, batch_indices
 from warm_diffusion.data.images import from_uint8
 from warm_diffusion.evaluation import distances, features, metrics
@@ -53,7 +53,7 @@ def _train_classifier(network: Classifier, data: Dataset, steps: int, batch: int
     optimizer = optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=1e-2)
     params = jax.jit(network.init)(jax.random.key(0), from_uint8(jnp.asarray(data.images[:1])))
 
-    @jax.jit
+    @devices.jit
     def step(params, state, images, labels):
         def loss(params):
             logits = network.apply(params, from_uint8(images))[1]
@@ -66,7 +66,7 @@ def _train_classifier(network: Classifier, data: Dataset, steps: int, batch: int
     for n in range(steps):
         chosen = seen[batch_indices(0, n, batch, len(seen))]
         params, state = step(params, state, data.images[chosen], data.labels[chosen])
-    apply = jax.jit(network.apply)
+    apply = devices.jit(network.apply)
     right = [
         np.argmax(apply(params, from_uint8(jnp.asarray(data.images[part])))[1], 1)
         == data.labels[part]
@@ -94,7 +94,7 @@ def classifier_features(data: Dataset, out: pathlib.Path, steps: int) -> feature
         np.savez(partial, accuracy=accuracy, **{name: np.asarray(a) for name, a in flat.items()})
         partial.replace(path)
     print(f"classifier accuracy {accuracy:.1%} on the tenth of the images it has not seen")
-    apply = jax.jit(lambda images: network.apply(params, from_uint8(images))[0])
+    apply = devices.jit(lambda images: network.apply(params, from_uint8(images))[0])
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return features.Extractor(
         "classifier", digest, 512, lambda images: features.Features(np.asarray(apply(images)))

@@ -15,7 +15,6 @@ shows the mean over --first_seeds. A solver's number of calls is what it really 
 """
 
 import argparse
-import functools
 import json
 import pathlib
 import time
@@ -69,6 +68,7 @@ class Network:
 
     def __init__(self, checkpoint: str, config: ConfigDict):
         self.model, self._config = pretrained.load(checkpoint, config.sampling.ema), config
+        self._compiled = devices.jit(self._draw, static_argnums=(4, 5))
 
     def path(self, ratio) -> schedules.Schedule:
         """Of a constant ratio; None: the configuration's own."""
@@ -86,7 +86,6 @@ class Network:
             return schedules.spectral_grid(path, self.model.spectrum, steps, solver)
         return jnp.asarray([float(time) for time in grid.split(",")])
 
-    @functools.partial(devices.jit, static_argnums=(0, 5, 6))
     def _draw(self, params, seeds, times, ratio, solver, from_noise):
         return samplers.sample(
             self.model.architecture.seed_denoiser(params, seeds),
@@ -103,7 +102,7 @@ class Network:
         ratio = None if ratio is None else np.float32(ratio)
         images = []
         for batch in (seeds[first : first + size] for first in range(0, len(seeds), size)):
-            drawn = self._draw(
+            drawn = self._compiled(
                 self.model.params, np.resize(batch, size), times, ratio, solver, from_noise
             )
             images.append(to_uint8(drawn)[: len(batch)])

@@ -1,6 +1,6 @@
 """How long a user waits: for the first training step, the first picture, an import, a network.
 
-`main.py` to its first training step and to 64 images of the shipped networks on disk, each with an
+`main.py` to its first training step and to 64 images of two shipped networks on disk, each with an
 empty and with a filled cache of compiled programs; `import warm_diffusion` and `pretrained` beyond
 `import jax`; `pretrained.load`. What is compared runs one after the other, so that a busy machine
 slows both; medians are reported.

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from configs import default
-from warm_diffusion import devices, drawing, factory, losses, samplers
+from warm_diffusion import devices, drawing, factory, losses, pretrained, samplers
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Dataset, augmentation
 from warm_diffusion.data.images import from_uint8
@@ -123,7 +123,7 @@ def test_slices_of_a_batch_give_the_gradient_of_the_batch():
     built, mesh = factory.architecture(config, SHAPE), make_mesh()
     make_state, _ = factory.initial_state(config, built, mesh)
     updates = []
-    for slices in (1, 4):
+    for slices, unroll in ((1, False), (4, False), (4, True)):
         step = make_train_step(
             factory.loss(config, built),
             jax.random.key(0),
@@ -131,12 +131,14 @@ def test_slices_of_a_batch_give_the_gradient_of_the_batch():
             ema_halflives=(100.0,),
             ema_rampup=0.0,
             grad_accumulation=slices,
+            unroll=unroll,
         )
         state = make_state().replace(tx=optax.sgd(1.0), opt_state=optax.sgd(1.0).init({}))
         before = state.params
         after, _ = jax.jit(step)(state, TrainMetrics.empty(), random_batch())
         updates.append(jax.tree.map(jnp.subtract, after.params, before))
-    assert largest_difference(*updates) < 1e-4
+    for sliced in updates[1:]:
+        assert largest_difference(updates[0], sliced) < 1e-4
 
 
 @pytest.mark.long
@@ -200,6 +202,19 @@ def test_each_step_has_a_dropout_mask_of_its_own():
     np.testing.assert_array_equal(watched.keys, [jax.random.key_data(key) for key in expected])
 
 
+@pytest.mark.parametrize("sharding", ["replicated", "fsdp"])
+def test_the_step_is_compiled_once(sharding):
+    config = make_config(**{"training.sharding": sharding, "training.batch_size": 8})
+    built, mesh = factory.architecture(config, SHAPE), make_mesh()
+    make_state, _ = factory.initial_state(config, built, mesh)
+    step, state = factory.train_step(config, built, mesh), make_state()
+    metrics = jax.jit(TrainMetrics.empty, out_shardings=devices.replicated(mesh))()
+    for _ in range(3):
+        images = devices.put_split(random_batch(), mesh)
+        state, metrics = step(state, metrics, images, np.uint32(3), np.float32(0))
+    assert step._cache_size() == 1
+
+
 def test_dropout_changes_what_the_network_says():
     config = make_config(**{"model.dropout": 0.5})
     built = factory.architecture(config, SHAPE)
@@ -219,10 +234,9 @@ def test_a_sampler_is_traced_once_by_its_checks_and_all_its_calls(monkeypatch):
     monkeypatch.setattr(drawing, "draw", lambda *a, **k: traced.append(0) or draw(*a, **k))
     config = make_config(**{"sampling.num_steps": 2})
     built = factory.architecture(config, SHAPE)
-    params = devices.put_replicated(random_params(built), make_mesh())
-    sampler = factory.sampler(config, built, make_mesh(), batch_size=2)
+    model = pretrained.Model(built, random_params(built), {})
     for seeds in ([4, 5], [6, 7]):
-        sampler.draw(params, np.asarray(seeds, np.uint32), None)
+        model.sample(seeds, num_steps=2)
     assert len(traced) == 1
 
 

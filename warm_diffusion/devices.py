@@ -14,10 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 STATE_SHARDINGS = ("replicated", "fsdp")
 _SMALL = 2**12  # numbers: smaller arrays are everywhere, for messages have a price of their own
-# On a CPU jax 0.10 and 0.11 leave convolutions to a library, YNNPACK, that takes 1.3 (training) to
-# 2 times (sampling) as long as XLA's own form of them (docs/performance.md).
+# On a CPU jax 0.10 and 0.11 leave convolutions, products and sums to a library, YNNPACK, with which
+# these networks take 1.1 to 1.9 times as long as with XLA's own forms (docs/performance.md).
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
-_CPU_OPTIONS_SELDOM = {"xla_backend_optimization_level": 0}
+_CPU_OPTIONS_ONCE = {"xla_backend_optimization_level": 0}
 
 
 def make_mesh(count: int | None = None) -> Mesh:
@@ -29,19 +29,25 @@ def make_mesh(count: int | None = None) -> Mesh:
     return Mesh(np.array(chosen), ("data",))
 
 
-def jit(function: Callable, mesh: Mesh | None = None, *, seldom: bool = False, **options):
+def platform(mesh: Mesh | None = None) -> str:
+    """cpu, gpu or tpu: what the devices of a mesh are, or JAX's default ones."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def jit(function: Callable, mesh: Mesh | None = None, *, once: bool = False, **options):
     """`jax.jit` for large programs, with the compiler's options for their devices.
+
+    For calls from Python alone: JAX refuses compiler options inside another jit or gradient.
 
     Args:
       function: to compile.
       mesh: the devices; None: JAX's default ones.
-      seldom: it runs so seldom that the time to compile it is what counts.
+      once: a process runs it once, so that the time to compile it is what counts.
       options: of `jax.jit`.
     """
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    chosen = compiler_options(platform)
-    if seldom and platform == "cpu":
-        chosen = {**(chosen or {}), **_CPU_OPTIONS_SELDOM}
+    chosen = compiler_options(platform(mesh))
+    if once and platform(mesh) == "cpu":
+        chosen = {**(chosen or {}), **_CPU_OPTIONS_ONCE}
     return jax.jit(function, compiler_options=chosen, **options)
 
 
@@ -53,7 +59,9 @@ def compiler_options(platform: str) -> dict[str, str] | None:
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         try:
             jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS).lower().compile()
-        except jax.errors.JaxRuntimeError:
+        except jax.errors.JaxRuntimeError as error:
+            if "No such compile option" not in str(error):
+                raise
             return None
     return _CPU_OPTIONS
 

@@ -271,7 +271,7 @@ def initial_state(
 
     shapes = jax.eval_shape(make)
     shardings = devices.state_shardings(config.training.sharding, shapes, mesh)
-    made = devices.jit(make, mesh, seldom=True, out_shardings=shardings)
+    made = devices.jit(make, mesh, once=True, out_shardings=shardings)
     return made, devices.abstract(shapes, shardings)
 
 
@@ -313,6 +313,7 @@ def train_step(
             loss_fn if options.sharding == "replicated" else loss_of_split, key,
             batch_size=options.batch_size, ema_halflives=options.ema_halflife_images,
             ema_rampup=options.ema_rampup, grad_accumulation=options.grad_accumulation,
+            unroll=devices.platform(mesh) == "cpu",
         )  # fmt: skip
 
     devices.check_slices(options.grad_accumulation, options.batch_size, mesh)

@@ -143,9 +143,10 @@ class Model:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         settings = drawing.Settings(solver, num_steps, rho, churn, label, guidance, grid)
-        bnr = None if bnr is None else float(bnr)
-        sampler = _sampler(self.architecture, settings, bnr, min(batch_size, len(seeds)))
-        return np.concatenate(list(sampler.generate(self.params, seeds)))
+        batch = min(batch_size, len(seeds))
+        sampler = _sampler(self.architecture, settings, bnr and float(bnr), batch)
+        params = jax.device_put(self.params, devices.replicated(devices.make_mesh(1)))
+        return np.concatenate(list(sampler.generate(params, seeds)))
 
 
 @functools.lru_cache(maxsize=32)
@@ -288,8 +289,7 @@ def _load_checkpoint(workdir: pathlib.Path, step: int | None, ema: int) -> Model
             raise ValueError(f"ema must be -1 (raw weights) or 0 to {len(names) - 1}, got {ema}")
         statistics = Statistics(**saved.statistics(step))
         built = _architecture.build(about["model"], statistics)
-        shapes = built.abstract_params
-        params = saved.weights(step, shapes, ema)
+        params = saved.weights(step, built.abstract_params, ema)
     return _of_checkpoint(workdir, about, built, params, "raw" if ema < 0 else names[ema])
 
 

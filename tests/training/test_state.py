@@ -134,17 +134,6 @@ def test_a_non_finite_gradient_changes_nothing_but_step_and_counters():
     assert np.isfinite(metrics.compute()["loss"])  # the mean is that of the finite steps
 
 
-def test_a_step_takes_what_it_puts_out_without_being_traced_again(monkeypatch):
-    traced, loss = [], quadratic_loss
-    monkeypatch.setitem(globals(), "quadratic_loss", lambda *a: traced.append(0) or loss(*a))
-    state, step = make()
-    for _ in range(3):  # numbers of Python, another type to JAX, are in the first states
-        state, metrics = step(state, jax.jit(TrainMetrics.empty)(), batch(3))
-    traces = len(traced)
-    step(state, metrics, batch(3))
-    assert len(traced) == traces > 0
-
-
 def test_a_finite_gradient_ends_the_row_and_keeps_the_total():
     state, step = make()
     counts = []

@@ -111,7 +111,7 @@ class TrainMetrics(clu_metrics.Collection):
     streak: Largest.from_output("streak")
 
 
-def _slice_gradients(gradients: Callable, params: dict, batch: tuple, slices: int):
+def _slice_gradients(gradients: Callable, params: dict, batch: tuple, slices: int, unroll: bool):
     """Means over the slices of what `gradients` returns: (gradients, LossTerms of all images)."""
     if slices == 1:
         return gradients(params, *batch)
@@ -125,7 +125,8 @@ def _slice_gradients(gradients: Callable, params: dict, batch: tuple, slices: in
         return jax.tree.map(jnp.add, total, new), terms
 
     # Plain sums: TPU's compiler then adds up over the chips once, after the loop.
-    total, terms = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    total, terms = jax.lax.scan(add, zeros, parts, unroll=slices if unroll else 1)
     return jax.tree.map(lambda t: t / slices, total), terms
 
 
@@ -137,6 +138,7 @@ def make_train_step(
     ema_halflives: Sequence[float],
     ema_rampup: float,
     grad_accumulation: int = 1,
+    unroll: bool = False,
 ) -> Callable[[TrainState, TrainMetrics, Batch], tuple[TrainState, TrainMetrics]]:
     """The training step, to be jitted with the state and the metrics donated.
 
@@ -148,6 +150,8 @@ def make_train_step(
       ema_halflives: in images, one per set of averaged weights.
       ema_rampup: see eq. (1).
       grad_accumulation: slices that a batch is divided into, one after the other.
+      unroll: writes the slices out instead of a loop: longer to compile; for CPUs, where XLA makes
+        gradients of convolutions slow in a loop.
 
     Returns:
       (state, metrics, batch) -> (state, metrics).
@@ -168,7 +172,9 @@ def make_train_step(
 
         keys = image_keys(jax.random.fold_in(key, state.step), batch_size)
         gradients = jax.grad(objective, has_aux=True)
-        grads, terms = _slice_gradients(gradients, state.params, (keys, batch), grad_accumulation)
+        grads, terms = _slice_gradients(
+            gradients, state.params, (keys, batch), grad_accumulation, unroll
+        )
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm)
         updated = state.apply_gradients(grads=grads)

@@ -80,7 +80,7 @@ class Loop:
         self._workdir, self._saved, self._grids, self._data = workdir, saved, grids, data
         self._statistics, self._origins = statistics, origins
         self._check_lock = check_lock
-        self._is_finite = devices.jit(is_finite, mesh, seldom=True)
+        self._is_finite = jax.jit(is_finite)
         self._no_metrics = jax.jit(TrainMetrics.empty, out_shardings=devices.replicated(mesh))
         self._writer, self._warned = None, False
 

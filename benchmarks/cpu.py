@@ -1,8 +1,8 @@
-"""How fast is it on this CPU, with XLA's own convolutions and with those of its library, YNNPACK?
+"""How fast is it on this CPU, by XLA's own programs and by its library, YNNPACK?
 
-    python -m benchmarks.cpu_convolutions --config=configs/digits.py --config.data.resolution=8 \
+    python -m benchmarks.cpu --config=configs/digits.py --config.data.resolution=8 \
         --config.data.channels=1
-    python -m benchmarks.cpu_convolutions --config=configs/cifar10.py \
+    python -m benchmarks.cpu --config=configs/cifar10.py \
         --config.training.batch_size=4 --config.sampling.num_steps=2 [--edm=PATH]
 
 Training step and sampler, in turns in one process; a ratio is the median, over the rounds, of the
@@ -41,7 +41,7 @@ class Draw:
         self._sampler = factory.sampler(config, built, mesh, batch_size=self.batch_size)
         self._params = devices.put_replicated(built.init_params(jax.random.key(0)), mesh)
         self._seeds = np.arange(self.batch_size, dtype=np.uint32)
-        self.seconds()  # compiles while the options hold
+        self.seconds()  # compiles
 
     def seconds(self) -> float:
         """Draws a batch and waits for it."""
@@ -70,7 +70,7 @@ def rows(config: ConfigDict, edm_path: str) -> dict[str, dict]:
     if jax.default_backend() != "cpu" or devices.compiler_options("cpu") is None:
         raise ValueError(
             "this is about CPUs: set JAX_PLATFORMS=cpu and no xla_cpu_experimental_ynn_fusion_type "
-            "in XLA_FLAGS"
+            "in XLA_FLAGS; or this XLA has no such option"
         )
     with mock.patch.object(devices, "compiler_options", return_value=None):
         training = {"library": train_step.Step(config)}
