@@ -15,50 +15,21 @@ ratio within a round, and above 1 says that the row is faster than the first:
 XLA_FLAGS must not name the option: it would hold for both.
 """
 
+import functools
 import statistics
 import sys
-import time
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from benchmarks import train_step, warm_overhead
-from warm_diffusion import devices, factory
+from benchmarks.accelerator_parts import Draw
+from warm_diffusion import devices
 
 FLAGS = flags.FLAGS
-
-
-class Draw:
-    """The compiled sampler of random weights."""
-
-    def __init__(self, config: ConfigDict):
-        shape = (config.data.resolution, config.data.resolution, config.data.channels)
-        built, mesh = factory.architecture(config, shape), devices.make_mesh()
-        self.batch_size = config.training.batch_size
-        self._sampler = factory.sampler(config, built, mesh, batch_size=self.batch_size)
-        self._params = devices.put_replicated(built.init_params(jax.random.key(0)), mesh)
-        self._seeds = np.arange(self.batch_size, dtype=np.uint32)
-        self.seconds()  # compiles
-
-    def seconds(self) -> float:
-        """Draws a batch and waits for it."""
-        began = time.perf_counter()
-        jax.block_until_ready(self._sampler.draw(self._params, self._seeds, None))
-        return time.perf_counter() - began
-
-
-class EdmDraw:
-    """EDM's sampler."""
-
-    def __init__(self, edm, num_steps: int):
-        self._edm, self._num_steps = edm, num_steps
-
-    def seconds(self) -> float:
-        """Draws a batch."""
-        return self._edm.draw_seconds(self._num_steps)
 
 
 def rows(config: ConfigDict, edm_path: str) -> dict[str, dict]:
@@ -72,15 +43,16 @@ def rows(config: ConfigDict, edm_path: str) -> dict[str, dict]:
             "this is about CPUs: set JAX_PLATFORMS=cpu and no xla_cpu_experimental_ynn_fusion_type "
             "in XLA_FLAGS; or this XLA has no such option"
         )
+    count = config.training.batch_size
     with mock.patch.object(devices, "compiler_options", return_value=None):
-        training = {"library": train_step.Step(config)}
-        sampling = {"library": Draw(config)}
-    training["own"], sampling["own"] = train_step.Step(config), Draw(config)
+        training, sampling = {"library": train_step.Step(config)}, {"library": Draw(config, count)}
+    training["own"], sampling["own"] = train_step.Step(config), Draw(config, count)
     if edm_path:
         from benchmarks.edm import Edm
 
         training["edm"] = Edm(edm_path, config, half=False)
-        sampling["edm"] = EdmDraw(training["edm"], config.sampling.num_steps)
+        draw_seconds = functools.partial(training["edm"].draw_seconds, config.sampling.num_steps)
+        sampling["edm"] = SimpleNamespace(seconds=draw_seconds)
     return {"training": training, "sampling": sampling}
 
 
