@@ -22,23 +22,25 @@ from ml_collections import config_flags
 
 import warm_diffusion
 from configs import default
-from warm_diffusion import cluster, console, jobs, settings, storage
+from warm_diffusion import app as modes
+from warm_diffusion.app import settings
+from warm_diffusion.runtime import console, processes, storage
 from warm_diffusion.training import signals
 
 FLAGS = flags.FLAGS
 MODES = {
-    "train": lambda config, workdir, _: jobs.train.train(config, workdir),
-    "sample": lambda *job: jobs.sample.sample(*job, FLAGS.seeds),
-    "eval": lambda *job: jobs.evaluate.evaluate(*job, FLAGS.wait),
-    "fid_stats": lambda config, workdir, _: jobs.fid_stats.write_statistics(config, workdir),
-    "analyze": lambda *job: jobs.analyze.analyze(*job[:2], FLAGS.checkpoint),
-    "export": lambda *job: jobs.export.export(*job),
-    "restore": lambda *job: jobs.restore.restore(
+    "train": lambda config, workdir, _: modes.train.train(config, workdir),
+    "sample": lambda *job: modes.sample.sample(*job, FLAGS.seeds),
+    "eval": lambda *job: modes.evaluate.evaluate(*job, FLAGS.wait),
+    "fid_stats": lambda config, workdir, _: modes.fid_stats.write_statistics(config, workdir),
+    "analyze": lambda *job: modes.analyze.analyze(*job[:2], FLAGS.checkpoint),
+    "export": lambda *job: modes.export.export(*job),
+    "restore": lambda *job: modes.restore.restore(
         *job,
-        jobs.restore.Request(FLAGS.input, FLAGS.blur, FLAGS.noise, FLAGS.samples, FLAGS.reference),
+        modes.restore.Request(FLAGS.input, FLAGS.blur, FLAGS.noise, FLAGS.samples, FLAGS.reference),
     ),
-    "report": lambda *job: jobs.report.report(*job),
-    "info": lambda config, *_: jobs.info.print_info(config, FLAGS.details),
+    "report": lambda *job: modes.report.report(*job),
+    "info": lambda config, *_: modes.info.print_info(config, FLAGS.details),
 }
 config_flags.DEFINE_config_file(
     "config",
@@ -77,7 +79,7 @@ flags.DEFINE_bool("debug", False, "Show the libraries' logs, and a traceback for
 def fail(message: str, status: int = 2) -> None:
     """Prints one line and exits."""
     message = message.splitlines()[-1] if "Traceback (" in message else message  # a config file's
-    cluster.end(status, " ".join(message.split()))
+    processes.end(status, " ".join(message.split()))
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -107,12 +109,12 @@ def main(argv: list[str]) -> None:
             if not FLAGS.workdir and FLAGS.mode != "info":
                 raise ValueError(f"--mode={FLAGS.mode} writes files: set --workdir=DIR")
             MODES[FLAGS.mode](config, FLAGS.workdir, FLAGS.checkpoint or FLAGS.workdir)
-            cluster.leave()
+            processes.leave()
     except signals.Ended as ended:
         sys.exit(ended.status)
     except Exception as error:
-        other = cluster.caused_by_another(error) or storage.explain(error)
-        mistake = isinstance(error, ValueError | jobs.Stopped) or other
+        other = processes.caused_by_another(error) or storage.explain(error)
+        mistake = isinstance(error, ValueError | modes.Stopped) or other
         if FLAGS.debug or not mistake:
             traceback.print_exc()
         reason = str(error) if mistake else f"{type(error).__name__}: {error}"

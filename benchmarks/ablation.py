@@ -24,9 +24,9 @@ from ml_collections import ConfigDict
 from benchmarks import comparison
 from benchmarks.bnr_sweep import define_flags
 from benchmarks.train_step import machine, run
-from warm_diffusion import factory, plots
+from warm_diffusion.app import build, plots
+from warm_diffusion.app.plots import style
 from warm_diffusion.data.sources import short_name
-from warm_diffusion.plots import style
 
 VARIANTS = {
     # the paper's table 5
@@ -54,7 +54,7 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
         raise ValueError(f"--variants must be of {', '.join(VARIANTS)}; got {name!r}")
     config = copy.deepcopy(config)
     config.update_from_flattened_dict(VARIANTS[name])
-    config.schedule.bnr = factory.bnr(config)
+    config.schedule.bnr = build.bnr(config)
     return config
 
 

@@ -20,11 +20,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from benchmarks import evaluation_speed, train_step
-from warm_diffusion import dct, devices, drawing, factory, pretrained
+from warm_diffusion import dct, drawing, pretrained
+from warm_diffusion.app import build
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Statistics
 from warm_diffusion.evaluation import features, inception
 from warm_diffusion.process import image_keys
+from warm_diffusion.runtime import devices
 from warm_diffusion.training.checkpoints import Checkpoints
 
 # Dense peaks in TFLOP/s by the makers' data sheets, of bfloat16, and of float32 factors at JAX's
@@ -71,7 +73,7 @@ def peak(dtype: str) -> float:
 
 def _architecture(config: ConfigDict) -> Architecture:
     shape = (config.data.resolution, config.data.resolution, config.data.channels)
-    return factory.architecture(
+    return build.architecture(
         config, shape, Statistics(np.zeros(shape, np.float32), np.ones(shape[:2], np.float32))
     )
 
@@ -133,7 +135,7 @@ def _loss_and_gradient(
     """Of a batch of noise, at weights that are the same for all types; the gradient flattened."""
     config = train_step.variant(config, model__dtype=dtype, model__dropout=0.0)
     built = _architecture(config)
-    loss, batch = factory.loss(config, built), train_step.random_batch(config, built.image_shape)
+    loss, batch = build.loss(config, built), train_step.random_batch(config, built.image_shape)
 
     def objective(params):
         keys = image_keys(jax.random.key(1), config.training.batch_size)
@@ -198,7 +200,7 @@ class Draw:
 
     def __init__(self, config: ConfigDict, count: int):
         built, mesh = _architecture(config), devices.make_mesh()
-        self._sampler = factory.sampler(config, built, mesh, batch_size=count)
+        self._sampler = build.sampler(config, built, mesh, batch_size=count)
         self._params = devices.put_replicated(built.init_params(jax.random.key(0)), mesh)
         self._seeds = np.arange(count, dtype=np.uint32)
         self.num_calls, self.first_seconds = self._sampler.num_calls, self.seconds()
@@ -244,7 +246,7 @@ def checkpoint(setting: Setting) -> dict:
     """How long a save keeps training waiting, and how long it goes on beside it; the second save,
     for the first compiles the checksums."""
     built, mesh = _architecture(setting.cifar10), devices.make_mesh()
-    make, _ = factory.initial_state(setting.cifar10, built, mesh)
+    make, _ = build.initial_state(setting.cifar10, built, mesh)
     state = jax.block_until_ready(make())
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     stalls, wholes = [], []

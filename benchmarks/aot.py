@@ -32,10 +32,12 @@ from ml_collections import ConfigDict, config_flags
 
 from benchmarks import hlo
 from benchmarks.train_step import run, write_json
-from warm_diffusion import devices, drawing, factory
+from warm_diffusion import drawing
+from warm_diffusion.app import build
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Statistics
 from warm_diffusion.evaluation import features, inception
+from warm_diffusion.runtime import devices
 from warm_diffusion.training.state import Batch
 
 FLAGS = flags.FLAGS
@@ -106,27 +108,27 @@ def abstract_architecture(config: ConfigDict) -> Architecture:
         with config.unlocked():
             config.schedule.bnr = 0.5  # a number in the program, whatever it is
     statistics = Statistics(np.zeros(shape, np.float32), np.ones(shape[:2], np.float32))
-    return factory.architecture(config, shape, statistics)
+    return build.architecture(config, shape, statistics)
 
 
 def lower_train(config: ConfigDict, built: Architecture, mesh: Mesh, images: int):
     """The training step, as the run would have it: `images` of data on the devices if they fit."""
     devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
-    _, state = factory.initial_state(config, built, mesh)
+    _, state = build.initial_state(config, built, mesh)
     size = config.training.batch_size
     classes = jax.ShapeDtypeStruct((images,), np.int32) if built.num_classes else None
     data = Batch(jax.ShapeDtypeStruct((images, *built.image_shape), np.uint8), classes)
     resident = images * np.prod(built.image_shape) <= config.data.device_megabytes * 2**20
-    step = factory.train_step(config, built, mesh, resident=resident)
-    arguments = factory.step_arguments(config, state, data, mesh, resident=resident)
+    step = build.train_step(config, built, mesh, resident=resident)
+    arguments = build.step_arguments(config, state, data, mesh, resident=resident)
     return step.lower(*arguments), size
 
 
 def lower_sample(config: ConfigDict, built: Architecture, mesh: Mesh):
     """The sampler of `config.sampling`."""
     size = devices.global_batch(config.sampling.batch_size, mesh)
-    path = factory.sampling_schedule(config, built.statistics)
-    settings = factory.sampling_settings(config)
+    path = build.sampling_schedule(config, built.statistics)
+    settings = build.sampling_settings(config)
     program, arguments = drawing.program(built, path, settings, batch_size=size, mesh=mesh)
     return program.lower(*arguments), size
 

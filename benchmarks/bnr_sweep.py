@@ -23,9 +23,10 @@ from ml_collections import config_flags
 
 from benchmarks import comparison
 from benchmarks.train_step import machine, run
-from warm_diffusion import plots, schedules
+from warm_diffusion import schedules
+from warm_diffusion.app import plots
+from warm_diffusion.app.plots import style
 from warm_diffusion.data.sources import short_name
-from warm_diffusion.plots import style
 
 # arXiv 2511.16904: CIFAR-10, 55.7 M parameters, FID of 50,000 samples at NFE 35, best of three.
 PAPER = {0.0: 1.97, 0.1: 1.97, 0.3: 1.90, 0.5: 1.85, 0.65: 1.91, 1.0: 2.01, 2.0: 2.57, 10.0: 11.97}

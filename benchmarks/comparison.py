@@ -23,9 +23,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.judge import Judge
-from warm_diffusion import devices, drawing, factory, samplers, schedules, settings
+from warm_diffusion import drawing, samplers, schedules
+from warm_diffusion.app import build, settings
 from warm_diffusion.data import Dataset, batch_indices
 from warm_diffusion.data.images import grid, save_png
+from warm_diffusion.runtime import devices
 from warm_diffusion.training.state import Batch, TrainMetrics, choose_average
 
 
@@ -79,23 +81,23 @@ class Trainer:
         self.config, self.data, self._timer = config, data, timer
         self.mesh = devices.make_mesh()
         devices.check_batch_size("training.batch_size", config.training.batch_size, self.mesh)
-        self.built = factory.architecture(config, data.images.shape[1:])
+        self.built = build.architecture(config, data.images.shape[1:])
         with timer.of("compiling"):
             self._step = self._compile(path)
         self._stored = devices.put_replicated(
-            Batch(np.asarray(data.images), factory.labels(config, data)), self.mesh
+            Batch(np.asarray(data.images), build.labels(config, data)), self.mesh
         )
         self._initial = {}
 
     def _compile(self, path):
         config = self.config
-        _, state = factory.initial_state(config, self.built, self.mesh)
+        _, state = build.initial_state(config, self.built, self.mesh)
         self._structure = jax.tree.structure(state)  # with the optimizer that the step is made for
         everywhere = devices.replicated(self.mesh)
         self._no_metrics = jax.jit(TrainMetrics.empty, out_shardings=everywhere)
-        data = Batch(self.data.images, factory.labels(config, self.data))
-        arguments = factory.step_arguments(config, state, data, self.mesh, resident=True)
-        step = factory.train_step(config, self.built, self.mesh, resident=True, path=path)
+        data = Batch(self.data.images, build.labels(config, self.data))
+        arguments = build.step_arguments(config, state, data, self.mesh, resident=True)
+        step = build.train_step(config, self.built, self.mesh, resident=True, path=path)
         return step.lower(*arguments).compile()
 
     def _initial_state(self, seed: int):
@@ -104,7 +106,7 @@ class Trainer:
             with self._timer.of("compiling"):
                 config = copy.deepcopy(self.config)
                 config.seed = seed
-                make, _ = factory.initial_state(config, self.built, self.mesh)
+                make, _ = build.initial_state(config, self.built, self.mesh)
                 self._initial = {seed: [np.asarray(leaf) for leaf in jax.tree.leaves(make())]}
         leaves = devices.put_replicated(self._initial[seed], self.mesh)
         return jax.tree.unflatten(self._structure, leaves)
@@ -144,7 +146,7 @@ class Trainer:
             config.sampling.solver, config.sampling.num_steps = solver, num_steps
             if solver == "multistep" and config.schedule.name == "cold":
                 continue  # it needs a noise level that falls
-            found[solver, num_steps] = factory.sampler(config, self.built, self.mesh)
+            found[solver, num_steps] = build.sampler(config, self.built, self.mesh)
         return found
 
 
@@ -310,7 +312,7 @@ def begin(options, **about) -> Comparison:
         "classifier_steps": options.classifier_steps,
     }
     results = Results(out, config, about)
-    data = factory.dataset(config)
+    data = build.dataset(config)
     with timer.of("classifier"):
         judge = Judge(config, data, out, options)
     budget = Budget(options.minutes, timer)

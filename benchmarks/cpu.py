@@ -27,7 +27,7 @@ from ml_collections import ConfigDict, config_flags
 
 from benchmarks import train_step, warm_overhead
 from benchmarks.accelerator_parts import Draw
-from warm_diffusion import devices
+from warm_diffusion.runtime import devices
 
 FLAGS = flags.FLAGS
 

@@ -18,7 +18,8 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from configs import saved
-from warm_diffusion import factory, pretrained, settings
+from warm_diffusion import pretrained
+from warm_diffusion.app import build, settings
 from warm_diffusion.data.images import from_uint8
 from warm_diffusion.evaluation import distances
 
@@ -65,7 +66,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = saved.get_config(str(pathlib.Path(arguments.checkpoint) / "config.json"))
     settings.enable_compilation_cache(config.compilation_cache_dir)
-    data, model = factory.dataset(config), pretrained.load(arguments.checkpoint)
+    data, model = build.dataset(config), pretrained.load(arguments.checkpoint)
     options = config.sampling
     samples = model.sample(
         range(arguments.samples), options.solver, options.num_steps, batch_size=options.batch_size

@@ -18,8 +18,8 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks import train_step
-from warm_diffusion import devices
 from warm_diffusion.evaluation import distances, inception, inception_layers
+from warm_diffusion.runtime import devices
 
 SIZE = 32
 NUM_FEATURES = 2048

@@ -14,17 +14,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks import ablation, bnr_sweep, hero, nfe_curve
-from warm_diffusion import (
-    dct,
-    plots,
-    pretrained,
-    process,
-    samplers,
-    spectra,
-)
+from warm_diffusion import dct, pretrained, process, samplers, spectra
+from warm_diffusion.app import plots
+from warm_diffusion.app.plots import style
 from warm_diffusion.data.images import from_uint8, to_uint8
 from warm_diffusion.evaluation import pairs
-from warm_diffusion.plots import style
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS, IMAGES = ROOT / "docs" / "results", ROOT / "docs" / "images"

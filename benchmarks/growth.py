@@ -29,7 +29,7 @@ from absl import flags
 
 from benchmarks.aot import abstract_architecture
 from benchmarks.train_step import gigaflop, run, write_json
-from warm_diffusion import factory
+from warm_diffusion.app import build
 from warm_diffusion.training.state import Batch
 
 FLAGS = flags.FLAGS
@@ -92,7 +92,7 @@ def forward_flops(
 def count(config) -> dict:
     """GFLOP of an image's training step, both counts, and the number of parameters."""
     built = abstract_architecture(config)
-    network = factory.describe(config, built.image_shape)["network"]
+    network = build.describe(config, built.image_shape)["network"]
     params = jax.eval_shape(lambda: built.init_params(jax.random.key(0)))
     image = Batch(jax.ShapeDtypeStruct((1, *built.image_shape), np.uint8))
     return {

@@ -18,10 +18,11 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from warm_diffusion import devices, factory
+from warm_diffusion.app import build
 from warm_diffusion.data import Dataset, batch_indices
 from warm_diffusion.data.images import from_uint8
 from warm_diffusion.evaluation import distances, features, metrics
+from warm_diffusion.runtime import devices
 
 _KERNEL_BLOCKS = 20
 
@@ -115,7 +116,7 @@ class Judge:
         else:
             config = copy.deepcopy(config)
             config.eval.features = options.features
-            self._extract = factory.extractor(config)
+            self._extract = build.extractor(config)
         self._real = np.concatenate(
             [
                 self._extract(np.asarray(data.images[first : first + 1024])).values

@@ -28,10 +28,12 @@ from ml_collections import ConfigDict
 from benchmarks.judge import Judge
 from benchmarks.train_step import machine
 from configs import default, saved
-from warm_diffusion import devices, factory, plots, pretrained, samplers, schedules, settings
+from warm_diffusion import pretrained, samplers, schedules
+from warm_diffusion.app import build, plots, settings
+from warm_diffusion.app.plots import style
 from warm_diffusion.data.images import to_uint8
 from warm_diffusion.data.sources import short_name
-from warm_diffusion.plots import style
+from warm_diffusion.runtime import devices
 
 _LINES = ("-", "--", ":", "-.")
 _KEY = ("checkpoint", "weights_sha256", "noise_range", "ratio", "grid", "solver", "nfe", "seeds")
@@ -54,7 +56,7 @@ def configuration(checkpoint: str, arguments: argparse.Namespace) -> ConfigDict:
     config.eval.inception_weights = arguments.inception_weights or config.eval.inception_weights
     if arguments.noise_range:
         config.schedule.beta_min, config.schedule.beta_max = arguments.noise_range
-        path = factory.sampling_schedule(config)
+        path = build.sampling_schedule(config)
         if not np.allclose([path.beta(path.t_min), path.beta(path.t_max)], arguments.noise_range):
             raise ValueError(
                 f"{checkpoint}: schedule {config.schedule.name} has noise levels of its own; leave "
@@ -74,7 +76,7 @@ class Network:
         """Of a constant ratio; None: the configuration's own."""
         levels = self._config.schedule
         if ratio is None:
-            return factory.schedule(self._config, self.model.architecture.statistics)
+            return build.schedule(self._config, self.model.architecture.statistics)
         return schedules.constant_bnr(ratio, beta_min=levels.beta_min, beta_max=levels.beta_max)
 
     def times(self, grid: str, path: schedules.Schedule, solver: str, calls: int) -> jax.Array:
@@ -228,7 +230,7 @@ def compare(arguments: argparse.Namespace) -> None:
             config.sampling.batch_size = arguments.batch_size
     settings.enable_compilation_cache(default.get_config().compilation_cache_dir)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    judge = Judge(first, factory.dataset(first), arguments.out, arguments)
+    judge = Judge(first, build.dataset(first), arguments.out, arguments)
     results = arguments.out / "nfe.json"
     report = json.loads(results.read_text()) if results.exists() else {"rows": []}
     report |= {"machine": machine(), "samples": arguments.samples}

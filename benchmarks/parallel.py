@@ -29,7 +29,7 @@ import tempfile
 import time
 
 from tests import object_store
-from warm_diffusion import storage
+from warm_diffusion.runtime import storage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WAYS = ("one", "eight", "eight_fsdp", "two_devices", "two_processes", "gs")

@@ -37,9 +37,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.train_step import machine
-from warm_diffusion import dct, devices, oracle, pretrained, process, restoration, samplers, storage
+from warm_diffusion import dct, oracle, pretrained, process, restoration, samplers
 from warm_diffusion.data.sources import open_source
 from warm_diffusion.evaluation import pairs
+from warm_diffusion.runtime import devices, storage
 
 LEVELS = (
     (0.0, 0.1), (0.0, 0.25), (0.5, 0.1), (0.5, 0.25), (0.8, 0.05), (1.0, 0.1), (1.0, 0.25),

@@ -33,7 +33,8 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from warm_diffusion import devices, factory
+from warm_diffusion.app import build
+from warm_diffusion.runtime import devices
 from warm_diffusion.training.state import Batch, LossFn, TrainMetrics
 
 FLAGS = flags.FLAGS
@@ -60,9 +61,9 @@ class Step:
         mesh = devices.make_mesh()
         self.batch_size = config.training.batch_size
         devices.check_batch_size("training.batch_size", self.batch_size, mesh)
-        built = factory.architecture(config, shape)
-        make_state, abstract = factory.initial_state(config, built, mesh)
-        step = factory.train_step(config, built, mesh, loss_fn=loss)
+        built = build.architecture(config, shape)
+        make_state, abstract = build.initial_state(config, built, mesh)
+        step = build.train_step(config, built, mesh, loss_fn=loss)
         everywhere = devices.replicated(mesh)
         self._batch = devices.put_split(random_batch(config, shape), mesh)
         self._metrics = jax.jit(TrainMetrics.empty, out_shardings=everywhere)()
@@ -70,7 +71,7 @@ class Step:
         self.gigaflop = gigaflop(config, shape, abstract.params, self._batch)
         begin = time.perf_counter()
         self._varied = np.uint32(config.seed), np.float32(0)
-        arguments = factory.step_arguments(config, abstract, self._batch, mesh)
+        arguments = build.step_arguments(config, abstract, self._batch, mesh)
         self.compiled = step.lower(*arguments).compile()
         self.compile_seconds = time.perf_counter() - begin
         self._state = make_state()
@@ -120,7 +121,7 @@ def gigaflop(config: ConfigDict, shape: tuple[int, int, int], params, batch: Bat
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.remat = False
-    loss = factory.loss(config, factory.architecture(config, shape))
+    loss = build.loss(config, build.architecture(config, shape))
     keys = jax.ShapeDtypeStruct((1,), jax.random.key(0).dtype)
     image = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), batch)
     gradient = jax.grad(lambda params, keys, image: loss(params, keys, image).total.mean())

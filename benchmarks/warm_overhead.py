@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from benchmarks import train_step
-from warm_diffusion import factory
+from warm_diffusion.app import build
 from warm_diffusion.data import augmentation
 from warm_diffusion.data.images import from_uint8
 from warm_diffusion.losses import LossTerms
@@ -35,7 +35,7 @@ _BNR = 0.5
 def edm_loss(config: ConfigDict) -> LossFn:
     """EDM's own loss (arXiv 2206.00364, table 1) of a network with one head."""
     shape = (config.data.resolution, config.data.resolution, config.data.channels)
-    network = factory.architecture(config, shape).network
+    network = build.architecture(config, shape).network
     options, s, augment = config.schedule, config.loss.sigma_data, config.augment
 
     def loss(params, keys, batch):

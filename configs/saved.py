@@ -3,7 +3,7 @@
 import ml_collections
 
 from configs import default
-from warm_diffusion import settings
+from warm_diffusion.app import settings
 
 
 def get_config(path: str) -> ml_collections.ConfigDict:

@@ -42,7 +42,7 @@ from warm_diffusion import (
     schedules,
     spectra,
 )
-from warm_diffusion.plots import plain_log_ticks, style
+from warm_diffusion.app.plots import plain_log_ticks, style
 
 STEPS = 1500  # of training below
 REPOSITORY = next(p for p in map(pathlib.Path, (".", "..")) if (p / "pretrained").is_dir())

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from tests import object_store
-from warm_diffusion import storage
+from warm_diffusion.runtime import storage
 
 jax.config.update("jax_platforms", "cpu")
 # An [H, W] factor that meets [B, H, W, C] images must fail here, not broadcast along a wrong axis.
@@ -89,13 +89,13 @@ def place(request, tmp_path):
 
 # The longest files, longest first: a worker that takes one last is waited for by the others.
 _LONGEST = (
-    "jobs/test_processes.py",
-    "jobs/test_train.py",
-    "test_factory.py",
-    "jobs/test_reliability.py",
+    "app/test_processes.py",
+    "app/test_train.py",
+    "app/test_build.py",
+    "app/test_reliability.py",
     "test_tutorial.py",
-    "jobs/test_export.py",
-    "jobs/test_feed.py",
+    "app/test_export.py",
+    "app/test_feed.py",
     "test_comparisons.py",
     "test_aot.py",
 )

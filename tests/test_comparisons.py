@@ -11,9 +11,10 @@ import pytest
 from benchmarks import ablation, bnr_sweep, comparison, nfe_curve
 from benchmarks.judge import Judge
 from configs import digits
-from warm_diffusion import factory, pretrained, samplers, schedules
+from warm_diffusion import pretrained, samplers, schedules
+from warm_diffusion.app import build
+from warm_diffusion.app.train import train
 from warm_diffusion.data.images import to_uint8
-from warm_diffusion.jobs.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def test_a_trained_ratio_has_the_weights_of_the_apps_own_run(tmp_path):
     state = train(config, str(tmp_path / "run"))
     other = tiny_config()  # its own ratio and seed are arguments here
     trainer = comparison.Trainer(
-        other, factory.dataset(other), comparison.Timer(), schedules.constant_bnr
+        other, build.dataset(other), comparison.Timer(), schedules.constant_bnr
     )
     trained = trainer.train(seed=5, ratio=2.0)
     expected = jax.tree.leaves(state.ema[0])
@@ -136,7 +137,7 @@ def test_a_curve_has_each_number_of_calls_once_along_the_range_asked_for(tmp_pat
         num_steps=2,
     )
     judge = Judge(
-        config, factory.dataset(config), tmp_path, curve_options(tmp_path, tmp_path / "run")
+        config, build.dataset(config), tmp_path, curve_options(tmp_path, tmp_path / "run")
     )
     for name, distance in judge(np.asarray(to_uint8(images))).items():
         assert rows[2][name] == pytest.approx(distance, rel=1e-3)

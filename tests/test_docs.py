@@ -18,9 +18,9 @@ from absl import flags as flags_of
 import main
 import warm_diffusion
 from configs import default
-from tests.jobs.conftest import REPOSITORY as ROOT
-from tests.jobs.conftest import _fresh_flags
-from warm_diffusion import settings
+from tests.app.conftest import REPOSITORY as ROOT
+from tests.app.conftest import _fresh_flags
+from warm_diffusion.app import settings
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "pretrained/README.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))

@@ -22,16 +22,15 @@ CORE = (
 )  # fmt: skip
 LAYERS = {
     **dict.fromkeys(("warm_diffusion", *CORE), 0),
-    **dict.fromkeys(("storage", "lock", "console", "devices", "cluster", "cluster_group"), 1),
-    **dict.fromkeys(("models", "data", "evaluation", "training", "plots", "page"), 2),
+    "runtime": 1,
+    **dict.fromkeys(("models", "data", "evaluation", "training"), 2),
     **dict.fromkeys(("architecture", "card"), 3),
     "drawing": 4,
-    "factory": 5,
-    **dict.fromkeys(("settings", "pretrained", "ranges", "memory"), 6),
-    "jobs": 7,
+    "pretrained": 5,
+    "app": 6,
 }
 # A command, which nothing imports: it stands at the top of the house, whatever its name.
-COMMANDS = {"warm_diffusion.models.edm_weights": 7}
+COMMANDS = {"warm_diffusion.models.edm_weights": 6}
 ROOMS = 2  # the layer of those that do not import each other
 CORE_MAY_IMPORT = {"jax", "numpy", "warm_diffusion"} | sys.stdlib_module_names
 NOT_IN_THE_CORE = ("flax", "optax", "orbax", "ml_collections", "clu", "tensorflow_datasets",
@@ -112,16 +111,14 @@ def test_imports_go_downwards_only(path):
         ("warm_diffusion.dct", "import flax.linen"),
         ("warm_diffusion.dct", "def f():\n    from scipy import fft"),
         ("warm_diffusion.losses", "from warm_diffusion.training import state"),
-        ("warm_diffusion.losses", "from warm_diffusion import factory"),
+        ("warm_diffusion.losses", "from warm_diffusion.app import build"),
         ("warm_diffusion.losses", "from . import models"),
         ("warm_diffusion.training.step", "from warm_diffusion.data import index"),
         ("warm_diffusion.training.step", "from ..models import unet"),
-        ("warm_diffusion.plots", "import warm_diffusion.factory"),
-        ("warm_diffusion.factory", "from warm_diffusion.jobs import train"),
-        ("warm_diffusion.factory", "from warm_diffusion import pretrained"),
+        ("warm_diffusion.runtime.storage", "from warm_diffusion import models"),
+        ("warm_diffusion.pretrained", "from warm_diffusion.app import train"),
         ("warm_diffusion.models.unet", "from warm_diffusion import pretrained"),
-        ("warm_diffusion.storage", "from warm_diffusion import models"),
-        ("warm_diffusion.factory", "from warm_diffusion import attic"),
+        ("warm_diffusion.app.build", "from warm_diffusion import attic"),
         ("warm_diffusion.attic", "import jax"),
     ],
 )
@@ -136,7 +133,7 @@ def test_an_import_against_the_rules_is_found(module, source):
         ("warm_diffusion.losses", "from warm_diffusion import dct as _dct"),
         ("warm_diffusion.training.step", "import flax\nfrom warm_diffusion import losses"),
         ("warm_diffusion.training.step", "from . import state\nfrom .state import TrainState"),
-        ("warm_diffusion.jobs.train", "from warm_diffusion import factory, models, losses"),
+        ("warm_diffusion.app.train", "from warm_diffusion import models, losses, pretrained"),
         (
             "warm_diffusion.data.stream",
             "from typing import TYPE_CHECKING\n"

@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
-from warm_diffusion import storage
 from warm_diffusion.data.images import grid, png
+from warm_diffusion.runtime import storage
 
 _CARD = """---
 library_name: warm_diffusion

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from warm_diffusion import devices, process, samplers, schedules
+from warm_diffusion import process, samplers, schedules
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.data.images import from_uint8, to_uint8
+from warm_diffusion.runtime import devices
 from warm_diffusion.schedules import Schedule
 
 NUM_SEEDS = 2**32

@@ -27,12 +27,13 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from warm_diffusion import architecture as _architecture
-from warm_diffusion import card, devices, drawing, samplers, schedules, storage
+from warm_diffusion import card, drawing, samplers, schedules
 from warm_diffusion.architecture import Architecture
-from warm_diffusion.console import say
 from warm_diffusion.data.statistics import Statistics
 from warm_diffusion.denoiser import Prediction
 from warm_diffusion.models import weights
+from warm_diffusion.runtime import devices, storage
+from warm_diffusion.runtime.console import say
 
 FORMAT, VERSION = "warm_diffusion model", 1
 _MEAN, _SPECTRUM = "data.mean", "data.spectrum"
@@ -320,7 +321,7 @@ def _load_format_1(workdir: pathlib.Path, saved, about: dict, ema: int) -> Model
     """A checkpoint from before checkpoints said what they are of: its run's config.json does."""
     from ml_collections import ConfigDict
 
-    from warm_diffusion import factory
+    from warm_diffusion.app import build
 
     configuration = _read_config(workdir)
     config, shape = ConfigDict(configuration), tuple(about["image_shape"])
@@ -328,7 +329,7 @@ def _load_format_1(workdir: pathlib.Path, saved, about: dict, ema: int) -> Model
     if not -1 <= ema < len(halflives):
         raise ValueError(f"ema must be -1 (raw weights) or 0 to {len(halflives) - 1}, got {ema}")
     try:
-        description = factory.describe(config, shape)
+        description = build.describe(config, shape)
     except (AttributeError, KeyError) as error:
         raise ValueError(
             f"{workdir / 'config.json'} lacks a key of the network: {error}"
@@ -336,7 +337,7 @@ def _load_format_1(workdir: pathlib.Path, saved, about: dict, ema: int) -> Model
     # Its data are not read: a file does not say where on this machine to read and write. Continued
     # by one step of training, the run keeps what they were.
     built = _architecture.build(description)
-    _, abstract = factory.initial_state(config, built, devices.make_mesh(1))
+    _, abstract = build.initial_state(config, built, devices.make_mesh(1))
     state = saved.restore(about["step"], abstract)
     about = about | {
         "configuration": configuration,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from warm_diffusion import storage
 from warm_diffusion.data import load_dataset
 from warm_diffusion.data.sources import open_source
+from warm_diffusion.runtime import storage
 
 
 def png(array):

@@ -23,10 +23,10 @@ from PIL import Image
 
 import main
 from configs import default
-from tests.jobs.conftest import REPOSITORY, _fresh_flags
+from tests.app.conftest import REPOSITORY, _fresh_flags
 from tests.test_pretrained import make_model
 from warm_diffusion import pretrained
-from warm_diffusion import settings as configurations
+from warm_diffusion.app import settings as configurations
 from warm_diffusion.data import load_dataset
 from warm_diffusion.evaluation import reference
 

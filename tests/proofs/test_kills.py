@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from tests.jobs.conftest import REPOSITORY, TINY, wait_for
+from tests.app.conftest import REPOSITORY, TINY, wait_for
 
 STEPS, GRIDS = 400, "--config.training.sample_every=100"
 TEN = ("--config.training.checkpoint_every=10", "--config.training.log_every=10")

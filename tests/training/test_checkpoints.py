@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from warm_diffusion import storage
+from warm_diffusion.runtime import storage
 from warm_diffusion.training import checkpoints
 from warm_diffusion.training.checkpoints import Checkpoints
 from warm_diffusion.training.state import create_state

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from warm_diffusion import storage
+from warm_diffusion.runtime import storage
 from warm_diffusion.training import writer as writer_module
 from warm_diffusion.training.signals import stop_requests
 from warm_diffusion.training.writer import Writer

@@ -24,10 +24,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from warm_diffusion import storage
-from warm_diffusion.console import say
 from warm_diffusion.data.sources import Source, open_source
-from warm_diffusion.storage import default_cache_dir
+from warm_diffusion.runtime import storage
+from warm_diffusion.runtime.console import say
+from warm_diffusion.runtime.storage import default_cache_dir
 
 _RECIPE_VERSION = 3
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from warm_diffusion import storage
+from warm_diffusion.runtime import storage
 
 
 def from_uint8(images: jax.Array) -> jax.Array:

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from warm_diffusion import storage
 from warm_diffusion.data.files import (
     Source,
     decode,
@@ -29,6 +28,7 @@ from warm_diffusion.data.files import (
     folder,
     zip_file,
 )
+from warm_diffusion.runtime import storage
 
 # A + joins sources only before the name of one: paths may hold it as well.
 _JOIN = re.compile(r"\+(?=(?:digits|photos)(?:\+|$)|(?:folder|zip|npy|lmdb|tfds):)")

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from warm_diffusion import devices, storage
 from warm_diffusion.evaluation import inception
+from warm_diffusion.runtime import devices, storage
 
 MAX_PIXELS = 4096  # a covariance of this size takes seconds; larger images need other features
 _BATCH = 64

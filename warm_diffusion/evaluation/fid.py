@@ -25,9 +25,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from warm_diffusion import storage
 from warm_diffusion.evaluation import distances, metrics, reference
 from warm_diffusion.evaluation.features import Extractor, Features, concatenate, extractor
+from warm_diffusion.runtime import storage
 
 _MODES = ("L", "RGB")
 _CHUNK = 256

@@ -38,9 +38,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from warm_diffusion import storage
 from warm_diffusion.evaluation import inception_layers as layers
 from warm_diffusion.evaluation import numpy_pickles, torch_files
+from warm_diffusion.runtime import storage
 
 Params = dict[str, dict[str, jax.Array]]
 

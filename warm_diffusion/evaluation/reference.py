@@ -26,9 +26,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from warm_diffusion import storage
 from warm_diffusion.evaluation.distances import Moments
 from warm_diffusion.evaluation.features import Extractor
+from warm_diffusion.runtime import storage
 
 FORMAT = 1
 KEPT = 10_000

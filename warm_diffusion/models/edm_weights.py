@@ -24,8 +24,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from warm_diffusion import architecture, denoiser, pretrained, storage
+from warm_diffusion import architecture, denoiser, pretrained
 from warm_diffusion.models.edm import edm_hyperparameters, from_edm
+from warm_diffusion.runtime import storage
 
 _PICKLES = (".pkl", ".pickle", ".pth", ".pt", ".ckpt", ".bin")
 

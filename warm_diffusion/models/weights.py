@@ -14,8 +14,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from warm_diffusion import storage
 from warm_diffusion.models.unet import UNet
+from warm_diffusion.runtime import storage
 
 
 def flatten(tree: Mapping) -> dict:

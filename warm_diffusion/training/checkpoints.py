@@ -26,7 +26,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from warm_diffusion import cluster, storage
+from warm_diffusion.runtime import processes, storage
 from warm_diffusion.training import checksums
 from warm_diffusion.training.state import TrainState
 
@@ -214,7 +214,7 @@ class Checkpoints:
                 damaged.append(step)
                 report(str(error))
             # Nothing is moved that another process could read.
-            cluster.agree(**{f"whether checkpoint {step} is sound": state is not None})
+            processes.agree(**{f"whether checkpoint {step} is sound": state is not None})
             if state is not None:
                 self._move_aside(damaged)
                 return state
@@ -330,7 +330,7 @@ class Checkpoints:
         if steps:
             # No process may list the steps anew before process 0 has moved them: it would wait for
             # a save of a step that it thinks is there.
-            cluster.agree(**{"the damaged checkpoints": steps})
+            processes.agree(**{"the damaged checkpoints": steps})
             self._manager.reload()
 
 

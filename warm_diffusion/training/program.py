@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from warm_diffusion import devices
+from warm_diffusion.runtime import devices
 from warm_diffusion.training.state import Batch, TrainMetrics
 
 

@@ -21,7 +21,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from warm_diffusion import storage
+from warm_diffusion.runtime import storage
 
 _EVENTS_SECONDS = 120  # between writes of events, on gs:// of the whole file
 

@@ -1,0 +1,192 @@
+"""Running main.py as people do, on a network that compiles in seconds.
+
+In this process where that tests the same, for a start costs seconds; in one of its own where the
+process is what is tested: signals, kills, devices, several processes, what is imported.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from absl import flags, logging
+
+import main
+from warm_diffusion.app import build
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+TINY = (
+    "--config.model.model_channels=8",
+    "--config.model.channel_mult=1,",
+    "--config.model.attention_resolutions=8,",
+    "--config.training.batch_size=16",
+    "--config.training.sample_every=0",
+    "--config.training.log_every=1",
+    "--config.training.ema_halflife_images=100,",
+    "--config.optimizer.warmup_images=100",
+    "--config.sampling.num_steps=2",
+    "--config.sampling.batch_size=8",
+)
+
+
+class Programs:
+    """Jitted functions of `factory` kept between runs in this process: tracing is most of a run.
+
+    The key is all that they are made of: runs share one where a second start would make the same.
+    """
+
+    def __init__(self):
+        self._made = {}
+
+    def keep(self, patch):
+        for name in ("initial_state", "train_step", "sampler"):
+            patch.setattr(build, name, self._kept(getattr(build, name)))
+
+    def _kept(self, make):
+        def made(config, built, mesh, **options):
+            told = {n: section for n, section in config.to_dict().items() if n not in _ELSEWHERE}
+            told["training"] = {
+                name: told["training"][name] for name in told["training"].keys() - _BETWEEN_STEPS
+            }
+            key = (
+                make.__name__, json.dumps(told, sort_keys=True), repr(built.network), mesh,
+                json.dumps(built.description, sort_keys=True), _digest(built.statistics),
+                tuple(sorted(options.items())),
+            )  # fmt: skip
+            if key not in self._made:
+                self._made[key] = make(config, built, mesh, **options)
+            return self._made[key]
+
+        return made
+
+
+# Sections that the three are not made of, besides what is in the key already.
+_ELSEWHERE = {"data", "eval", "analysis", "export", "compilation_cache_dir", "init_from"}
+# What the loop does between steps, in `config.training`.
+_BETWEEN_STEPS = {
+    "num_steps", "log_every", "sample_every", "checkpoint_every", "keep_latest", "keep_every",
+    "max_nonfinite", "profile_steps",
+}  # fmt: skip
+
+
+def _digest(statistics):
+    return statistics and b"".join(np.asarray(array).tobytes() for array in statistics)
+
+
+class App:
+    """Starts `python main.py` with tiny settings and caches of its own."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder, self._programs = folder, Programs()
+        self.environment = {
+            "JAX_PLATFORMS": "cpu",
+            # that of the tests in this process: many are of the same programs
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "PYTHONPATH": str(REPOSITORY),
+        }
+
+    def start(self, *arguments, tiny=True, before=(), environment=()):
+        command = [sys.executable, *(before or (str(REPOSITORY / "main.py"),))]
+        return subprocess.Popen(
+            [*command, *(TINY if tiny else ()), *map(str, arguments)],
+            env={**os.environ, **self.environment, **dict(environment)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments, status=0, tiny=True, process=False, **options):
+        """Runs to the end; returns (stdout, stderr) after checking the exit status."""
+        if process or options:
+            started = self.start(*arguments, tiny=tiny, **options)
+            out, err = started.communicate(timeout=300)
+            found = started.returncode
+        else:
+            found, out, err = self._run_here([*(TINY if tiny else ()), *map(str, arguments)])
+        assert found == status, f"exit status {found}\n{out}\n{err}"
+        return out, err
+
+    def _run_here(self, arguments):
+        argv = [str(REPOSITORY / "main.py"), *arguments]
+        out, err, status = io.StringIO(), io.StringIO(), 0
+        own = ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")
+        with pytest.MonkeyPatch.context() as patch, _fresh_flags():
+            patch.setattr(sys, "argv", argv)  # ml_collections looks there
+            self._programs.keep(patch)
+            for name in own:
+                patch.setenv(name, self.environment[name])
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    main.main(main.parse(argv))
+                except SystemExit as end:
+                    status = end.code or 0
+        return status, out.getvalue(), err.getvalue()
+
+
+@contextlib.contextmanager
+def _fresh_flags():
+    """main.py's flags as a new process has them, before and after."""
+    verbosity = logging.get_verbosity()
+
+    def reset():
+        for name in list(flags.FLAGS):
+            if name.startswith("config."):
+                delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+        for module_flags in flags.FLAGS.flags_by_module_dict().values():
+            for flag in module_flags:
+                flag.unparse()
+
+    reset()
+    try:
+        yield
+    finally:
+        reset()
+        logging.set_verbosity(verbosity)
+
+
+def wait_for(condition, process, seconds=240):
+    """Polls until `condition()`; fails if the process ends before."""
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit, "timed out"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory):
+    return App(tmp_path_factory.mktemp("app"))
+
+
+@pytest.fixture(scope="session")
+def trained(app):
+    """A workdir with 6 tiny steps of training, and what the run printed."""
+    workdir = app.folder / "trained"
+    out, err = app.run(
+        f"--workdir={workdir}",
+        "--config.training.num_steps=6",
+        "--config.training.checkpoint_every=3",
+        "--config.training.sample_every=6",
+    )
+    return workdir, out, err
+
+
+STEPS = ("--config.training.num_steps=8", "--config.training.checkpoint_every=4")
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(app):
+    """The workdir of a tiny run of 8 steps, with a checkpoint in the middle."""
+    workdir = app.folder / "uninterrupted"
+    app.run(f"--workdir={workdir}", *STEPS)
+    return workdir

@@ -1,0 +1,310 @@
+"""Evaluation as a process: protocol, seed ranges, reference, waiting, damage."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.app.conftest import REPOSITORY
+from warm_diffusion import schedules
+from warm_diffusion.app.evaluate.evaluator import path_bnr
+from warm_diffusion.evaluation import fid
+
+
+def report_of(workdir, step=6):
+    return json.loads((workdir / "eval" / f"step_{step:08d}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def evaluated(app, trained, tmp_path_factory):
+    """A workdir with the evaluation of three ranges of 24 seeds, and what was printed."""
+    workdir = tmp_path_factory.mktemp("evaluated")
+    out, err = app.run(
+        "--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={workdir}",
+        "--config.eval.num_samples=24", "--config.eval.seed_ranges=3", tiny=False,
+    )  # fmt: skip
+    assert err == ""
+    return workdir, out
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+
+def test_a_report_states_its_protocol(app, trained, evaluated):
+    report = report_of(evaluated[0])
+    data = json.loads(next((app.folder / "cache").rglob("digits-*/dataset.json")).read_text())
+    assert report["seeds"] == "0-71"
+    assert [r["seeds"] for r in report["ranges"]] == ["0-23", "24-47", "48-71"]
+    assert (report["solver"], report["network_calls"]) == ("heun", 3)  # two steps: 2 * 2 - 1
+    assert report["bnr"] == 0.5
+    assert report["weights"] == "ema 100 images"
+    assert report["features"] == {"name": "pixels", "weights_hash": ""}
+    assert report["reference"]["count"] == 1797
+    assert report["reference"]["data_sha256"] == data["content_sha256"]
+    assert len(report["reference"]["sha256"]) == len(report["weights_sha256"]) == 64
+    assert "24 samples are few" in report["warning"]
+    assert "warning  24 samples are few" in evaluated[1]
+
+
+def test_mean_deviation_and_minimum_are_those_of_the_ranges(evaluated):
+    report = report_of(evaluated[0])
+    for name in ("fd_pixels_24", "kd_pixels_24", "precision_pixels_24", "recall_pixels_24"):
+        values = [r[name] for r in report["ranges"]]
+        assert report[name] == pytest.approx(np.mean(values))
+        assert report[f"{name}_std"] == pytest.approx(np.std(values, ddof=1))
+    assert report["fd_pixels_24_min"] == min(r["fd_pixels_24"] for r in report["ranges"])
+    assert len({r["fd_pixels_24"] for r in report["ranges"]}) == 3
+
+
+def test_a_range_is_the_png_files_of_its_seeds(app, trained, evaluated, tmp_path, capsys):
+    """The same distance from what --mode=sample draws, by the command on folders."""
+    app.run(
+        "--mode=sample", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}", "--seeds=24-47",
+        tiny=False,
+    )  # fmt: skip
+    folder = next((tmp_path / "generated").iterdir())
+    statistics = next((evaluated[0] / "eval").glob("reference_*.npz"))
+    capsys.readouterr()
+    assert fid.main([str(folder), str(statistics), "--features=pixels"]) == 0
+    line = next(s for s in capsys.readouterr().out.splitlines() if s.startswith("fd_pixels_24 "))
+    expected = report_of(evaluated[0])["ranges"][1]["fd_pixels_24"]
+    assert float(line.split()[1]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_distance_reported_is_that_of_the_images_drawn(app, trained, tmp_path):
+    """The same number from the PNG files, with numpy and scipy."""
+    scipy_linalg = pytest.importorskip("scipy.linalg")
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    common = (f"--checkpoint={trained[0]}", f"--workdir={tmp_path}")
+    app.run("--mode=eval", *common, "--config.eval.num_samples=70", tiny=False)
+    app.run("--mode=sample", *common, "--seeds=0-69", tiny=False)
+    real = np.rint(load_digits().images * (255 / 16)).reshape(-1, 64) / 127.5 - 1
+    folder = next((tmp_path / "generated").iterdir())
+    drawn = np.stack([np.asarray(Image.open(p)) for p in sorted(folder.glob("0*.png"))])
+    drawn = drawn.reshape(70, 64) / 127.5 - 1
+    c1, c2 = np.cov(real, rowvar=False), np.cov(drawn, rowvar=False)
+    root = scipy_linalg.sqrtm(c1 @ c2).real
+    expected = np.sum((real.mean(0) - drawn.mean(0)) ** 2) + np.trace(c1 + c2 - 2 * root)
+    np.testing.assert_allclose(report_of(tmp_path)["fd_pixels_70"], expected, rtol=1e-3)
+
+
+def test_numbers_go_to_tensorboard(evaluated):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(evaluated[0] / "eval")).Reload()
+    (event,) = events.Scalars("fd_pixels_24")
+    assert event.step == 6
+    assert event.value == pytest.approx(report_of(evaluated[0])["fd_pixels_24"], rel=1e-6)
+
+
+def test_eight_devices_and_other_batches_find_the_same_distance(app, trained, evaluated, tmp_path):
+    """Another batch is another program: pixels may differ by one grey level of 255."""
+    app.run(
+        "--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}",
+        "--config.eval.num_samples=24", "--config.sampling.batch_size=16", tiny=False,
+        environment=[("XLA_FLAGS", "--xla_force_host_platform_device_count=8")],
+    )  # fmt: skip
+    report = report_of(tmp_path)
+    assert report["device"] == "8 x cpu"
+    expected = report_of(evaluated[0])["ranges"][0]["fd_pixels_24"]
+    assert report["fd_pixels_24"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_same_evaluation_is_not_done_twice_and_another_loses_nothing(
+    app, trained, evaluated, tmp_path
+):
+    workdir = tmp_path / "copy"
+    shutil.copytree(evaluated[0], workdir)
+    common = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={workdir}",
+              "--config.eval.num_samples=24")  # fmt: skip
+    before = report_of(workdir)
+    out, _ = app.run(*common, "--config.eval.seed_ranges=3", tiny=False)
+    assert "step 6 is evaluated already" in out
+    assert report_of(workdir) == before
+    out, _ = app.run(*common, "--solver=euler", tiny=False)
+    assert "the report of another protocol is now" in out
+    after = report_of(workdir)
+    assert (after["solver"], after["network_calls"]) == ("euler", 2)
+    aside = workdir / "eval" / f"step_00000006.{before['identity']}.json"
+    assert json.loads(aside.read_text()) == before
+    lines = (workdir / "eval" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+
+
+def test_a_likelihood_is_added_to_the_samples_there_are(app, trained, evaluated, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(evaluated[0], workdir)
+    before = report_of(workdir)
+    common = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={workdir}",
+              "--config.eval.num_samples=24", "--config.eval.seed_ranges=3",
+              "--config.eval.likelihood=True", "--config.eval.likelihood_images=5")  # fmt: skip
+    app.run(*common, tiny=False)
+    report = report_of(workdir)
+    assert report["ranges"] == before["ranges"]  # not drawn again
+    # six steps of training: no better than the eight bits of a uniform density, by far no NaN
+    assert 0 < report["bpd5_train"] < 16
+    assert 0 < report["bpd5_train_standard_error"] < 2
+    assert report["likelihood"] == {"images": 5, "trace": "hutchinson"}
+
+
+def test_evaluation_without_likelihood_does_not_load_diffrax():
+    program = "import sys, warm_diffusion.app.evaluate; sys.exit('diffrax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY).returncode == 0
+
+
+# --- the reference -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def statistics(app, trained, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("statistics")
+    out, err = app.run("--mode=fid_stats", f"--workdir={workdir}")
+    assert err == ""
+    assert "data_sha256" in out
+    return workdir / "pixels_train_1797.npz"
+
+
+def test_statistics_from_a_file_give_the_numbers_that_the_data_give(
+    app, trained, evaluated, statistics, tmp_path
+):
+    app.run(
+        "--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}",
+        "--config.eval.num_samples=24", f"--config.eval.reference={statistics}",
+        "--config.data.source=folder:not-there", tiny=False,
+    )  # fmt: skip
+    report, expected = report_of(tmp_path), report_of(evaluated[0])
+    assert report["ranges"][0] == expected["ranges"][0]
+    assert report["reference"] == expected["reference"]
+
+
+def test_statistics_of_other_images_are_refused(app, trained, tmp_path):
+    other = np.random.default_rng(0).integers(0, 256, (50, 8, 8), np.uint8)
+    np.save(tmp_path / "other.npy", other)
+    source = f"--config.data.source=npy:{tmp_path / 'other.npy'}"
+    app.run("--mode=fid_stats", f"--workdir={tmp_path}", source)
+    common = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}",
+              "--config.eval.num_samples=24")  # fmt: skip
+    given = f"--config.eval.reference={tmp_path / 'pixels_train_50.npz'}"
+    _, err = app.run(*common, given, tiny=False, status=2)
+    assert "data_sha256 is" in err
+    _, err = app.run(*common, source, tiny=False, status=2)
+    assert "data_sha256 is" in err
+    assert not (tmp_path / "eval" / "step_00000006.json").exists()
+    # another part of the data, called so, is no mistake, and part of the name
+    app.run(*common, source, "--config.eval.split=test", tiny=False)
+    assert report_of(tmp_path)["metric"] == "fd_pixels_24_test"
+
+
+def test_statistics_of_other_features_are_refused(app, trained, statistics, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def corners(images):\n    return images[:, ::7, ::7, 0].reshape(len(images), 4) / 255\n"
+    )
+    common = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}",
+              "--config.eval.num_samples=24", "--config.eval.features=mine:corners")  # fmt: skip
+    path = [("PYTHONPATH", f"{app.environment['PYTHONPATH']}{os.pathsep}{tmp_path}")]
+    _, err = app.run(
+        *common, f"--config.eval.reference={statistics}", tiny=False, status=2, environment=path
+    )
+    assert "features is 'pixels', expected 'mine:corners'" in err
+    app.run(*common, tiny=False, environment=path)
+    assert report_of(tmp_path)["fd_mine.corners_24"] > 0
+
+
+def test_the_kept_reference_is_of_the_configured_features(evaluated):
+    (kept,) = (evaluated[0] / "eval").glob("reference_*.npz")
+    with np.load(kept, allow_pickle=False) as file:
+        assert json.loads(str(file["provenance"]))["features"] == "pixels"
+        assert file["mean"].shape == (64,)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def test_every_checkpoint_is_evaluated_and_a_damaged_one_counted(app, trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    (run / "checkpoints" / "5").mkdir()  # half written: no array in it
+    arguments = ("--mode=eval", f"--checkpoint={run}", f"--workdir={tmp_path}", "--solver=euler",
+                 "--config.eval.num_samples=8", "--config.eval.checkpoint=every")  # fmt: skip
+    out, err = app.run(*arguments, tiny=False, status=4)
+    assert "1 of 3 checkpoints" in err
+    assert "(steps [5])" in err
+    assert "skipped  step 5: checkpoint 5" in out
+    assert [report_of(tmp_path, step)["step"] for step in (3, 6)] == [3, 6]
+    assert report_of(tmp_path, 3)["fd_pixels_8"] != report_of(tmp_path, 6)["fd_pixels_8"]
+
+
+def test_the_step_asked_for_is_evaluated(app, trained, tmp_path):
+    app.run(
+        "--mode=eval", f"--checkpoint={trained[0]}/checkpoints/3", f"--workdir={tmp_path}",
+        "--config.eval.num_samples=8", tiny=False,
+    )  # fmt: skip
+    assert report_of(tmp_path, 3)["step"] == 3
+    assert not (tmp_path / "eval" / "step_00000006.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.eval.checkpoint=4"], "there is no checkpoint of step 4"),
+        (["--config.eval.checkpoint=newest"], "must be latest, every, best or a step"),
+        (["--config.eval.checkpoint=best"], "evaluate with --config.eval.checkpoint=every first"),
+        (
+            ["--config.eval.num_samples=1"],
+            "eval.num_samples must be 0 or a whole number of at least 2",
+        ),
+        (
+            ["--config.eval.seed_ranges=0"],
+            "eval.seed_ranges must be a whole number of at least 1 and at most 1,000, got 0",
+        ),
+        (["--config.eval.features=inception"], "needs its weights"),
+        (["--config.eval.reference=gone.npz"], "--mode=fid_stats writes them"),
+    ],
+)
+def test_a_mistake_is_refused_in_one_line(app, trained, tmp_path, arguments, message):
+    common = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}")
+    _, err = app.run(*common, *arguments, tiny=False, status=2)
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_waiting_beside_a_training_run_evaluates_each_checkpoint_and_ends(app, tmp_path):
+    run, workdir = tmp_path / "run", tmp_path / "evaluated"
+    shared = ("--config.training.num_steps=4", "--config.training.checkpoint_every=2")
+    evaluation = app.start(
+        "--mode=eval", f"--checkpoint={run}", f"--workdir={workdir}", *shared, "--wait=120",
+        "--config.eval.checkpoint=every", "--config.eval.num_samples=8",
+    )  # fmt: skip
+    assert evaluation.stdout.readline().startswith("wait     for a checkpoint in")
+    app.run(f"--workdir={run}", *shared)
+    _, err = evaluation.communicate(timeout=240)
+    assert evaluation.returncode == 0, err
+    assert [report_of(workdir, step)["step"] for step in (2, 4)] == [2, 4]
+
+
+def test_a_run_of_another_configuration_is_not_evaluated_by_mistake(app, tmp_path, trained):
+    """Started before the run's config.json is there, the job has only its own configuration."""
+    run = tmp_path / "run"
+    process = app.start(
+        "--mode=eval", f"--checkpoint={run}", f"--workdir={tmp_path}", "--wait=120",
+        "--config.schedule.bnr=0.3", "--config.training.num_steps=6",
+    )  # fmt: skip
+    line = process.stdout.readline()
+    assert line.startswith("wait"), (line, process.communicate())
+    shutil.copytree(trained[0], tmp_path / "complete")
+    (tmp_path / "complete").rename(run)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "schedule.bnr: 0.5 -> 0.3" in err
+
+
+def test_the_ratio_of_a_path_is_one_number_or_both_ends():
+    assert path_bnr(schedules.constant_bnr(0.5)) == 0.5
+    assert path_bnr(schedules.hot()) == 0.0
+    # alpha 0.5 to 20 pixels at noise 0.01
+    assert path_bnr(schedules.cold()) == [50.0, 2000.0]

@@ -1,0 +1,299 @@
+"""From a training run to a model folder and a program, and what other modes make of them."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import default, saved
+from warm_diffusion import pretrained
+from warm_diffusion.data.images import to_uint8
+from warm_diffusion.evaluation import features
+from warm_diffusion.models import edm_weights
+
+
+@pytest.fixture(scope="module")
+def exported(app, trained, tmp_path_factory):
+    """A model folder of the tiny run, evaluated before, with its program."""
+    folder = tmp_path_factory.mktemp("exported") / "tiny"
+    pytest.importorskip("flatbuffers")
+    run = tmp_path_factory.mktemp("run")
+    (run / "checkpoints").symlink_to(trained[0] / "checkpoints")
+    (run / "config.json").write_text((trained[0] / "config.json").read_text())
+    app.run("--mode=eval", f"--workdir={run}", "--config.eval.num_samples=24", tiny=False)
+    out, err = app.run(
+        "--mode=export", f"--checkpoint={run}", f"--workdir={folder}", tiny=False,
+    )  # fmt: skip
+    assert err == ""
+    assert "README.md, config.json, model.safetensors, samples.png" in out
+    return folder
+
+
+def images(folder):
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.rglob("0*.png"))])
+
+
+def test_the_weights_are_the_runs_average_bit_for_bit(trained, exported):
+    one, other = pretrained.load(trained[0]), pretrained.load(exported)
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    np.testing.assert_array_equal(one.spectrum, other.spectrum)
+    np.testing.assert_array_equal(one.mean, other.mean)
+    for key in ("step", "images_seen", "weights", "weights_sha256", "data_sha256", "sha256"):
+        assert one.info[key] == other.info[key], key
+    raw = pretrained.load(trained[0], ema=-1)
+    assert raw.info["weights"] == "raw"
+    assert raw.info["weights_sha256"] != one.info["weights_sha256"]
+
+
+def test_statistics_are_those_of_the_data(exported):
+    """numpy's and scipy's of scikit-learn's own digits, rounded to uint8 as the data set is."""
+    fft = pytest.importorskip("scipy.fft")
+    from sklearn.datasets import load_digits
+
+    pixels = np.rint(load_digits().images * (255 / 16)) / 127.5 - 1
+    model = pretrained.load(exported)
+    np.testing.assert_allclose(model.mean[..., 0], pixels.mean(axis=0), atol=1e-6)
+    expected = fft.dctn(pixels, axes=(1, 2), norm="ortho").var(axis=0)
+    np.testing.assert_allclose(model.spectrum, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_card_tells_the_evaluation_with_its_protocol(exported):
+    card = (exported / "README.md").read_text()
+    assert "| `fd_pixels_24` |" in card
+    assert "| heun | 3 | 0.5 | 0-23 |" in card
+
+
+@pytest.mark.parametrize("mode", ["sample", "eval", "analyze"])
+def test_a_folder_stands_for_its_run(app, trained, exported, tmp_path, mode):
+    flags = {
+        "sample": ("--seeds=0-3",),
+        "eval": ("--config.eval.num_samples=24",),
+        "analyze": ("--config.analysis.num_images=8",),
+    }[mode]
+    found = []
+    for name, checkpoint in (("run", trained[0]), ("folder", exported)):
+        workdir = tmp_path / name
+        app.run(
+            f"--mode={mode}", f"--checkpoint={checkpoint}", f"--workdir={workdir}", *flags,
+            tiny=False,
+        )  # fmt: skip
+        if mode == "sample":
+            found.append(images(workdir))
+        else:
+            file = "eval/step_00000006.json" if mode == "eval" else "analysis/sampling.json"
+            report = json.loads((workdir / file).read_text())
+            keep = ("ranges", "weights_sha256", "steps")
+            found.append({key: report[key] for key in keep if key in report})
+    np.testing.assert_equal(found[0], found[1])
+
+
+def test_the_network_can_be_trained_again_from_its_own_configuration(app, exported, tmp_path):
+    out, _ = app.run(
+        f"--config={exported / 'config.json'}", f"--workdir={tmp_path}",
+        "--config.training.num_steps=1", tiny=False,
+    )  # fmt: skip
+    assert "11,418 parameters" in out
+
+
+def test_another_network_than_was_trained_is_refused(app, exported, tmp_path):
+    _, err = app.run(
+        "--mode=sample", f"--checkpoint={exported}", f"--workdir={tmp_path}",
+        "--config.model.num_blocks=2", tiny=False, status=2,
+    )  # fmt: skip
+    assert "the network was trained otherwise: model.num_blocks is 1, not 2" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_is_not_written_over(app, trained, exported):
+    _, err = app.run(
+        "--mode=export", f"--checkpoint={trained[0]}", f"--workdir={exported}", tiny=False,
+        status=2,
+    )  # fmt: skip
+    assert "is not empty: a model is written to a new folder" in err
+
+
+def test_a_script_with_jax_alone_draws_the_same_images(app, trained, tmp_path):
+    pytest.importorskip("flatbuffers")
+    folder, drawn = tmp_path / "model", tmp_path / "drawn"
+    app.run(
+        "--mode=export", f"--checkpoint={trained[0]}", f"--workdir={folder}",
+        "--config.export.program=True", "--config.export.num_images=0", tiny=False,
+    )  # fmt: skip
+    about = json.loads((folder / "sampler.json").read_text())
+    assert about["platforms"] == ["cpu", "cuda", "tpu"]
+    assert "6 months" in about["valid"]
+    program = (
+        "import sys, numpy, jax\n"
+        f"content = open({str(folder / 'sampler.stablehlo')!r}, 'rb').read()\n"
+        "call = jax.export.deserialize(bytearray(content)).call\n"
+        f"numpy.save({str(tmp_path / 'images.npy')!r}, call(numpy.arange(4, dtype='uint32')))\n"
+        "assert not any(name.startswith(('flax', 'warm_')) for name in sys.modules)\n"
+    )
+    # Elsewhere: the package must not be there to import.
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True,
+        env={**app.environment, "PYTHONPATH": ""},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    app.run(
+        "--mode=sample", f"--checkpoint={trained[0]}", f"--workdir={drawn}", "--seeds=0-3",
+        tiny=False,
+    )  # fmt: skip
+    difference = np.load(tmp_path / "images.npy")[..., 0].astype(int) - images(drawn)
+    assert np.abs(difference).max() <= 1  # another batch is another program
+
+
+def test_a_configuration_that_came_with_a_checkpoint_names_no_code(app, exported, tmp_path):
+    """Neither features nor a cache of compiled programs; from the command line both count."""
+    folder = tmp_path / "crafted"
+    folder.mkdir()
+    for path in exported.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config["info"]["configuration"]["eval"]["features"] = "crafted:run"
+    config["info"]["configuration"]["compilation_cache_dir"] = str(tmp_path / "programs")
+    (folder / "config.json").write_text(json.dumps(config))
+    (tmp_path / "crafted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    common = ("--mode=eval", f"--checkpoint={folder}", f"--workdir={tmp_path / 'out'}",
+              "--config.eval.num_samples=8")  # fmt: skip
+    path = [("PYTHONPATH", f"{app.environment['PYTHONPATH']}:{tmp_path}")]
+    _, err = app.run(*common, tiny=False, status=2, environment=path)
+    assert "names code (crafted:run) as features" in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "programs").exists()
+    app.run(*common, "--config.eval.features=crafted:run", tiny=False, status=2, environment=path)
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_configuration_that_came_with_a_checkpoint_names_no_folder_of_this_machine(tmp_path):
+    """Data sets of TensorFlow Datasets name code of their own; a cache is written to."""
+    config = default.get_config()
+    config.data.data_dir, config.data.cache_dir = "/crafted/sets", "/crafted/cache"
+    config.data.download, config.sampling.ema = True, 3
+    told = json.loads(config.to_json_best_effort())
+    run, model = tmp_path / "run.json", tmp_path / "model.json"
+    run.write_text(json.dumps(told))
+    model.write_text(json.dumps({"format": "x", "info": {"configuration": told}}))
+    for path, average in ((run, 3), (model, 0)):  # a folder holds one average
+        loaded = saved.get_config(str(path))
+        assert (loaded.data.data_dir, loaded.data.cache_dir, loaded.data.download) == (
+            "",
+            "",
+            False,
+        )
+        assert loaded.sampling.ema == average
+
+
+def test_the_card_shows_an_evaluation_done_elsewhere_on_these_weights(app, trained, tmp_path):
+    common = (f"--checkpoint={trained[0]}", "--config.eval.num_samples=8")
+    app.run("--mode=eval", *common, f"--workdir={tmp_path / 'e'}", tiny=False)
+    app.run(
+        "--mode=export", common[0], f"--workdir={tmp_path / 'm'}", "--config.export.num_images=2",
+        f"--config.export.evaluation={tmp_path / 'e'}", tiny=False,
+    )  # fmt: skip
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "| `fd_pixels_8` |" in card
+    assert "*Seeds 0 to 1: heun, 3 network calls.*" in card
+
+
+def test_narrow_arithmetic_is_another_protocol(app, trained, tmp_path):
+    common = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}",
+              "--config.eval.num_samples=8")  # fmt: skip
+    app.run(*common, "--config.model.dtype=bfloat16", tiny=False)
+    out, _ = app.run(*common, tiny=False)
+    assert "the report of another protocol is now" in out
+
+
+@pytest.mark.parametrize("churn", [0.0, 3.0])
+def test_a_program_draws_a_network_with_classes_and_augmentation(churn):
+    from warm_diffusion import architecture, drawing, samplers
+    from warm_diffusion.app.export import program
+
+    description = {
+        "image_shape": [8, 8, 1],
+        "network": {
+            "name": "ddpmpp", "resolution": 8, "channels": 1, "model_channels": 8,
+            "channel_mult": [1], "num_blocks": 0, "attention_resolutions": [], "num_classes": 3,
+            "augment_dim": 9, "heads": 2,
+        },
+        "parameterization": "divide", "preconditioning": "edm", "sigma_data": 0.5,
+        "schedule": {"name": "hot"},
+    }  # fmt: skip
+    built = architecture.build(description)
+    params = jax.jit(lambda: built.init_params(jax.random.key(0)))()
+    stochastic = samplers.Churn(churn) if churn else None
+    settings = drawing.Settings("euler", 2, churn=stochastic)
+    content = program(built, params, built.schedule, settings)
+    seeds = np.arange(3, dtype=np.uint32)
+    found = jax.export.deserialize(bytearray(content)).call(seeds)
+    expected = to_uint8(drawing.draw(built, params, seeds, built.schedule, settings))
+    assert np.abs(np.asarray(found).astype(int) - expected).max() <= 1
+
+
+def convert_edm(shared_folder, folder, name, capsys):
+    """EDM's arrays, tiny, as its converter writes them."""
+    arrays = np.load(shared_folder / "golden" / f"edm_{name}_tiny.npz")
+    np.savez(folder / "edm.npz", **{k[2:]: arrays[k] for k in arrays.files if k[:2] == "w/"})
+    assert edm_weights.main([str(folder / "edm.npz")]) == 0
+    capsys.readouterr()
+    return folder / "edm"
+
+
+def test_edms_network_is_evaluated_against_images(app, shared_folder, tmp_path, capsys):
+    """What it was trained on is not known, so no reference is refused for that."""
+    model = convert_edm(shared_folder, tmp_path, "ddpmpp", capsys)
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    out, _ = app.run(
+        "--mode=eval", f"--checkpoint={model}", f"--workdir={tmp_path}", "--steps=2",
+        f"--config.data.source=npy:{tmp_path}/images.npy", "--config.eval.num_samples=8",
+        "--config.eval.seed_ranges=1", tiny=False,
+    )  # fmt: skip
+    assert "earlier version" not in out
+    report = json.loads((tmp_path / "eval" / "model.json").read_text())
+    assert report["training_data_sha256"] == "not known"
+    assert report["fd_pixels_8"] > 0
+
+
+def test_edms_network_statistics_and_inception_make_an_fid(
+    app, shared_folder, inception_weights, tmp_path, capsys, monkeypatch
+):
+    """The sequence of docs/reproduce.md at a tiny size; the distance again from the PNG files."""
+    monkeypatch.setattr(features, "_BATCH", 6)
+    model = convert_edm(shared_folder, tmp_path, "ddpmpp", capsys)
+    mean, scale = 0.1 * np.ones(2048), 0.05 + 0.01 * np.arange(2048) / 2048
+    np.savez(tmp_path / "reference.npz", mu=mean, sigma=np.diag(scale))
+    common = (f"--checkpoint={model}", f"--workdir={tmp_path}", "--steps=2")
+    app.run(
+        "--mode=eval", *common, f"--config.eval.reference={tmp_path / 'reference.npz'}",
+        "--config.eval.features=inception", f"--config.eval.inception_weights={inception_weights}",
+        "--config.eval.num_samples=6", "--config.eval.seed_ranges=1", tiny=False,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "eval" / "model.json").read_text())
+    assert report["reference"]["origin"] == "external"
+    app.run("--mode=sample", *common, "--seeds=0-5", tiny=False)
+    extract = features.extractor("inception", weights=str(inception_weights))
+    found = extract(images(tmp_path / "generated")).values.astype(np.float64)
+    # tr sqrt(S diag(s)) over the five eigenvalues of six images, from their Gram matrix
+    centred = (found - found.mean(0)) / np.sqrt(5)
+    cross = np.linalg.eigvalsh((centred * scale) @ centred.T)
+    expected = np.sum((found.mean(0) - mean) ** 2) + np.sum(centred**2) + scale.sum()
+    expected -= 2 * np.sqrt(np.maximum(cross, 0)).sum()
+    assert report["fid6_train"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp"])
+def test_edms_network_is_converted_and_sampled(app, shared_folder, tmp_path, capsys, name):
+    model = convert_edm(shared_folder, tmp_path, name, capsys)
+    common = (f"--checkpoint={model}", f"--workdir={tmp_path / 'out'}", "--steps=2")
+    out, _ = app.run("--mode=sample", *common, "--seeds=0-1", tiny=False)
+    assert "weights  EDM's of" in out
+    assert images(tmp_path / "out" / "generated").shape == (2, 16, 16, 3)
+    _, err = app.run("--mode=export", *common[:1], f"--workdir={tmp_path / 'out'}", tiny=False,
+                     status=2)  # fmt: skip
+    assert "is not empty" in err

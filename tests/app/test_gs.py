@@ -1,0 +1,127 @@
+"""The modes of main.py with everything on gs://: what a run there does is what it does on disk."""
+
+import numpy as np
+import pytest
+
+from tests.app.test_train import assert_same_run
+from warm_diffusion import pretrained
+from warm_diffusion.runtime import storage
+
+
+def copy(folder, url):
+    """A local folder at a place on gs://, as a user would copy a run there."""
+    place = storage.path(url)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    storage.write_files({place / str(p.relative_to(folder)): p.read_bytes() for p in files})
+    return place
+
+
+@pytest.fixture(scope="module")
+def run(trained, store):
+    """The tiny run of 6 steps."""
+    return copy(trained[0], "gs://bucket/trained")
+
+
+def one(folder):
+    (found,) = folder.iterdir()
+    return found
+
+
+def test_samples_of_a_run_on_gs_are_those_of_the_run_on_disk(app, trained, run, tmp_path):
+    """Its configuration is found beside the checkpoint, too: no flag says how it was trained."""
+    pictures = {}
+    for source, place in ((trained[0], tmp_path), (run, storage.path("gs://bucket/samples"))):
+        flags = ("--mode=sample", f"--checkpoint={source}", f"--workdir={place}", "--seeds=0-2")
+        app.run(*flags, tiny=False)
+        folder = one(place / "generated")
+        pictures[place] = {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix == ".png"}
+    disk, gs = pictures.values()
+    assert gs == disk
+    assert len(gs) == 4  # with the grid
+
+
+def test_an_evaluation_on_gs_keeps_its_report_and_its_reference(app, run):
+    flags = ("--mode=eval", f"--checkpoint={run}", "--workdir=gs://bucket/eval",
+             "--config.eval.seed_ranges=1", "--config.eval.num_samples=16")  # fmt: skip
+    _, err = app.run(*flags, tiny=False)
+    assert err == ""
+    folder = storage.path("gs://bucket/eval/eval")
+    report = storage.read_json(folder / "step_00000006.json")
+    assert np.isfinite(report["fd_pixels_16"])
+    names = {path.name.partition(".")[0].partition("_")[0] for path in folder.iterdir()}
+    assert names == {"step", "reference", "metrics", "events"}  # and nothing partial
+    out, _ = app.run(*flags[:-1], "--config.eval.num_samples=15", tiny=False)
+    assert f"the report of another protocol is now {folder}/step_00000006." in out
+    assert len(list(folder.glob("step_*.json"))) == 2
+
+
+def test_an_analysis_is_written_to_gs(app, run):
+    app.run("--mode=analyze", f"--checkpoint={run}", "--workdir=gs://bucket/analysis",
+            "--config.analysis.num_images=16", tiny=False)  # fmt: skip
+    folder = storage.path("gs://bucket/analysis/analysis")
+    assert storage.read_json(folder / "analysis.json")["count"] == 1797
+    assert storage.read_json(folder / "sampling.json")["step"] == 6
+    for name in ("spectrum", "forward", "departure", "heads", "film"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
+
+
+def test_a_model_exported_to_gs_is_loaded_from_there(app, run):
+    url = "gs://bucket/model"
+    flags = ("--mode=export", f"--checkpoint={run}/checkpoints/3", f"--workdir={url}")
+    app.run(*flags, "--config.export.num_images=1", tiny=False)
+    model = pretrained.load(url)
+    assert model.info["step"] == 3
+    expected = pretrained.load(run / "checkpoints" / "3").info["weights_sha256"]
+    assert model.info["weights_sha256"] == expected
+    _, err = app.run(*flags, tiny=False, status=2)
+    assert "gs://bucket/model is not empty: a model is written to a new folder" in err
+
+
+def test_a_run_on_gs_goes_back_over_a_damaged_checkpoint_bit_for_bit(app, trained, run):
+    """Trained on there from the step before, it is the run that was trained on disk."""
+    place = copy(trained[0], "gs://bucket/damaged_run")
+    data = place / "checkpoints" / "6" / "state" / "d"
+    for path in data.iterdir():
+        storage.write_bytes(path, path.read_bytes()[:100])
+    out, err = app.run(f"--config={place}/config.json", f"--workdir={place}", tiny=False)
+    assert err == ""
+    assert f"checkpoint 6 of {place} cannot be restored" in out
+    assert "continues at step 3 (48 images), in gs://" in out
+    assert (place / "damaged" / "6" / "state").is_dir()
+    assert_same_run(place, trained[0], step=6)
+    picture = "samples/step_00000006.png"
+    assert (place / picture).read_bytes() == (trained[0] / picture).read_bytes()
+    assert len(list(place.glob("events.out.tfevents.*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir=s3://bucket/run"], "expected a local path or gs://BUCKET/FOLDER, got s3://"),
+        (["--workdir=gs://no-bucket/run"], "there is no bucket gs://no-bucket"),
+        (["--mode=sample", "--workdir=gs://bucket/0"], "there is no trained network in gs://"),
+        (["--mode=eval", "--checkpoint=gs://no-bucket/run", "--workdir=w"], "there is no bucket"),
+        (["--config=gs://bucket/x.json", "--workdir=w"], "gs://bucket/x.json: not a configuration"),
+        (
+            ["--workdir=gs://bucket/0", "--config.data.cache_dir=gs://bucket/cache"],
+            "data.cache_dir must be a local path, got gs://bucket/cache",
+        ),
+        (
+            ["--workdir=gs://bucket/0", "--config.data.source=folder:gs://bucket/images"],
+            "folder:DIR must be a local path, got gs://bucket/images",
+        ),
+        (
+            ["--workdir=gs://bucket/0", "--config.data.source=zip:gs://bucket/absent.zip"],
+            "there is no file gs://bucket/absent.zip",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    app, store, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    _, err = app.run(*arguments, tiny=False, status=2)
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert not storage.path("gs://bucket/0").exists()

@@ -1,0 +1,219 @@
+"""Departures of a sampler from the forward process: none for the oracle, plain for a broken one."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.core.closed_forms import dct, gaussian_data, rings, transfer
+from warm_diffusion import oracle, pretrained, schedules
+from warm_diffusion.app.analyze import manifold
+from warm_diffusion.denoiser import Prediction
+from warm_diffusion.samplers import initial_noise, sample
+
+SIZE, COUNT, STEPS = (8, 8, 1), 1000, 32
+DATA = gaussian_data(*SIZE)
+SPECTRUM = DATA.spectrum[..., 0]
+PATH = schedules.constant_bnr(1.0, beta_min=0.02, beta_max=40.0)
+EXACT = oracle.gaussian(DATA.mean, DATA.spectrum)
+LEVELS = manifold.levels_of(PATH, schedules.time_grid(PATH, STEPS))
+
+
+def without_denoising(x, alpha, beta):
+    """A sampler whose noise head takes nothing for noise: only the blur is undone."""
+    return Prediction(x, EXACT(x, alpha, beta).residual)
+
+
+def without_deblurring(x, alpha, beta):
+    return Prediction(EXACT(x, alpha, beta).blurry, jnp.zeros_like(x))
+
+
+def measured(denoise):
+    """Spectral departures [steps, K] and distances [steps] of a sampler, and of forward states."""
+    noise = initial_noise(np.arange(COUNT), SIZE)
+    _, states = jax.jit(
+        lambda noise: sample(denoise, noise, PATH, num_steps=STEPS, return_trajectory=True)
+    )(noise)
+    reference = DATA.draw(np.random.default_rng(0), 2 * COUNT).astype(np.float32)
+    found = list(
+        manifold.departures(
+            np.asarray(states), LEVELS, SPECTRUM.astype(np.float32), reference, jax.random.key(1)
+        )
+    )
+    return {name: np.array([step[name] for step in found]) for name in found[0]}
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return measured(EXACT)
+
+
+@pytest.fixture(scope="module")
+def broken():
+    return measured(without_denoising)
+
+
+def standard_errors():
+    """Of ln(a ring's mean power) of COUNT Gaussian states at each level: [steps, K]."""
+    ring = rings(*SIZE[:2])
+    errors = []
+    for alpha, beta in LEVELS:
+        v = transfer(alpha, *SIZE[:2])[..., 0] ** 2 * SPECTRUM + beta**2
+        errors.append(
+            [
+                math.sqrt(2 / COUNT * np.sum(v[ring == k] ** 2)) / np.sum(v[ring == k])
+                for k in np.unique(ring)
+            ]
+        )
+    return np.array(errors)
+
+
+def test_the_oracle_does_not_depart_in_any_band_at_any_step(exact):
+    # 0.01 for Heun's steps, and for the last one, which returns posterior means at beta_min.
+    departure, errors = exact["spectral_departure"], standard_errors()
+    assert departure.shape == errors.shape
+    assert np.all(np.abs(departure) < 5 * errors + 0.01)
+
+
+def test_forward_states_do_not_depart(exact):
+    assert np.all(np.abs(exact["spectral_departure_of_forward"]) < 5 * standard_errors())
+
+
+def test_the_oracle_is_as_far_from_forward_states_as_they_are_from_each_other(exact):
+    # Two estimates of one expectation, each from 1,000 images along 256 directions.
+    ratio = exact["sliced_wasserstein"] / exact["sliced_wasserstein_of_forward"]
+    assert np.all(ratio < 1.35)
+    assert abs(np.mean(ratio) - 1) < 0.1
+
+
+def test_a_sampler_without_its_noise_head_shows_in_both_departures(broken):
+    assert np.abs(broken["spectral_departure"] / standard_errors()).max() > 50
+    assert (broken["sliced_wasserstein"] / broken["sliced_wasserstein_of_forward"]).max() > 2
+
+
+def test_without_a_noise_head_the_noise_of_the_start_stays(broken):
+    # In the finest band: beta_max^2 of power, which deblurring it (x grows by 1 + m' - m a step, so
+    # by e in all) makes e^2 of that, and R a little more; the forward process has m^2 S + beta^2.
+    departure = broken["spectral_departure"]
+    assert np.all(np.abs(departure[0]) < 5 * standard_errors()[0])
+    assert np.all(np.diff(departure[:, -1]) > 0)
+    finest = rings(*SIZE[:2]) == rings(*SIZE[:2]).max()
+    expected = math.log(40.0**2 / SPECTRUM[finest].mean())
+    assert 1.8 < departure[-1, -1] - expected < 2.4
+
+
+def test_contributions_of_the_heads_sum_to_the_step_and_the_oracle_is_consistent():
+    # One image: with one coefficient a ring, |denoiser| and |deblurrer| are the parts' sizes. Typed
+    # anew: (beta'/beta - 1)(x - D) + (m' - m) D, and (m' - m) R.
+    x = np.random.default_rng(0).standard_normal((4, *SIZE)).astype(np.float32)
+    start, end = (0.8, 0.6), (0.3, 0.25)
+    found, prediction = manifold.heads(EXACT, x, start, end)
+    blurry, residual = DATA.posterior_means(x, *start)
+    np.testing.assert_allclose(prediction.blurry, blurry, atol=1e-5)
+    change = transfer(end[0], *SIZE[:2]) - transfer(start[0], *SIZE[:2])
+    one = (end[1] / start[1] - 1) * dct(x - blurry) + change * dct(blurry)
+    ring = rings(*SIZE[:2])
+    for name, part in (("denoiser", one), ("deblurrer", change * dct(residual))):
+        power = np.mean(part**2, axis=(0, 3))
+        expected = [power[ring == k].mean() for k in np.unique(ring)]
+        np.testing.assert_allclose(found[name], expected, rtol=1e-3, atol=1e-9)
+    assert found["consistency"] < 1e-10
+
+
+def test_consistency_is_the_mean_square_of_what_the_blurred_sum_misses():
+    # R of nothing: D - B D is (1 - m) D per frequency.
+    x = np.random.default_rng(0).standard_normal((4, *SIZE)).astype(np.float32)
+    found, _ = manifold.heads(without_deblurring, x, (0.8, 0.6), (0.3, 0.25))
+    blurry = DATA.posterior_means(x, 0.8, 0.6)[0]
+    left = (1 - transfer(0.8, *SIZE[:2])) * dct(blurry)
+    np.testing.assert_allclose(found["consistency"], np.mean(left**2), rtol=1e-4)
+
+
+def test_too_few_reference_images_are_refused():
+    with pytest.raises(ValueError, match="expected 4 reference images, got 3"):
+        next(
+            manifold.departures(
+                np.zeros((1, 2, *SIZE)), LEVELS[:1], SPECTRUM, np.zeros((3, *SIZE)),
+                jax.random.key(0),
+            )
+        )  # fmt: skip
+
+
+# --- the job -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def analysis(app, trained, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("analysis")
+    out, err = app.run(
+        "--mode=analyze", f"--checkpoint={trained[0]}", f"--workdir={workdir}",
+        "--config.analysis.num_images=12", tiny=False,
+    )  # fmt: skip
+    assert err == ""
+    return workdir / "analysis", out
+
+
+def test_a_checkpoints_sampling_is_analyzed_step_by_step(analysis):
+    folder, out = analysis
+    report = json.loads((folder / "sampling.json").read_text())
+    # two steps of Heun, batches of 8: 16 images, compared with as many of 32 training images
+    assert [round(step["beta"], 3) for step in report["steps"]] == [80.0, 0.002, 0.0]
+    assert report["seeds"] == "0-15"
+    assert report["reference"] == {"source": "digits", "held_out": False, "count": 32}
+    assert "compared with training images" in out
+    bands = len(report["frequency"])
+    for step in report["steps"]:
+        assert len(step["spectral_departure"]) == bands
+        assert step["sliced_wasserstein"] > 0
+    assert all(len(step["deblurrer"]) == bands for step in report["steps"][:-1])
+
+
+def test_the_analysis_of_a_checkpoint_is_drawn(analysis):
+    folder, _ = analysis
+    assert {path.name for path in folder.glob("*.png")} == {
+        "spectrum.png", "forward.png", "departure.png", "heads.png", "film.png"
+    }  # fmt: skip
+    # state, blurry and clean of 4 seeds high, 2 steps wide, 8 pixels enlarged to 56, gaps of 2;
+    # and labels
+    width, height = Image.open(folder / "film.png").size
+    assert width > 2 * 58
+    assert 12 * 58 < height < 12 * 58 + 100
+
+
+def test_held_out_images_are_used_where_there_are_any(app, trained, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+    np.save(tmp_path / "others.npy", images)
+    app.run(
+        "--mode=analyze", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}",
+        "--config.analysis.num_images=16", f"--config.analysis.held_out=npy:{tmp_path}/others.npy",
+        tiny=False,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "analysis" / "sampling.json").read_text())
+    assert report["reference"]["held_out"]
+    assert report["reference"]["count"] == 20
+    assert report["seeds"] == "0-9"  # no more than half of them
+
+
+def test_states_on_a_spectral_grid_are_compared_at_its_levels(app, trained, tmp_path):
+    app.run(
+        "--mode=analyze", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}",
+        "--config.analysis.num_images=8", "--solver=multistep", "--grid=spectral", tiny=False,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "analysis" / "sampling.json").read_text())
+    model = pretrained.load(trained[0])
+    times = schedules.spectral_grid(model.schedule, model.spectrum, 2, "multistep")
+    np.testing.assert_allclose([step["beta"] for step in report["steps"]], times, rtol=1e-5)
+
+
+def test_held_out_images_of_another_size_are_refused(app, trained, tmp_path):
+    np.save(tmp_path / "others.npy", np.zeros((4, 16, 16), np.uint8))
+    _, err = app.run(
+        "--mode=analyze", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}",
+        f"--config.analysis.held_out=npy:{tmp_path}/others.npy", "--config.data.resolution=0",
+        tiny=False, status=2,
+    )  # fmt: skip
+    assert "has images (16, 16, 1), the training data (8, 8, 1)" in err

@@ -1,0 +1,187 @@
+"""Two processes of two devices each, over one workdir: the same as one process; how they end."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.app.conftest import STEPS, wait_for
+from tests.app.test_gs import copy
+from tests.app.test_train import final_arrays, rows
+from tests.test_cluster import free_port
+from warm_diffusion.runtime import storage
+
+DEVICES = ("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+
+
+def start(app, port, *arguments, apart=((), ()), before=(), tiny=True):
+    """Both processes, each with arguments of its own besides."""
+    common = [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
+    return [
+        app.start(
+            *common, f"--process_id={index}", *arguments, *apart[index], before=before,
+            environment=[DEVICES], tiny=tiny,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+
+
+def ends(processes, timeout=120):
+    """Exit status and (stdout, stderr) of each."""
+    outputs = [process.communicate(timeout=timeout) for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+def last_line(text):
+    return [line for line in text.splitlines() if not line.startswith("[Gloo]")][-1]
+
+
+def training(app, *arguments, **options):
+    """Both processes, in the middle of a long training."""
+    workdir = app.folder / f"long-{free_port()}"
+    long = ("--config.training.num_steps=100000", "--config.training.checkpoint_every=100000")
+    processes = start(app, free_port(), f"--workdir={workdir}", *long, *arguments, **options)
+    metrics = workdir / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, processes[0])
+    return workdir, processes
+
+
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_when_one_is_killed_the_other_says_so_and_ends(app, killed):
+    _, processes = training(app)
+    processes[killed].send_signal(signal.SIGKILL)
+    status, outputs = ends(processes, timeout=20)
+    assert status[1 - killed] == 75
+    assert last_line(outputs[1 - killed][1]).startswith(f"error: process {killed} (")
+    assert "was lost" in last_line(outputs[1 - killed][1])
+
+
+@pytest.mark.parametrize(
+    ("told", "number"),
+    [((1,), signal.SIGTERM), pytest.param((0, 1), signal.SIGINT, marks=pytest.mark.long)],
+)
+def test_a_signal_to_one_or_all_saves_the_same_step_and_ends_with_75(app, told, number):
+    workdir, processes = training(app)
+    for index in told:
+        processes[index].send_signal(number)
+    status, outputs = ends(processes, timeout=60)
+    assert status == [75, 75], outputs
+    step = rows(workdir)[-1]["step"]
+    assert (workdir / "checkpoints" / str(step)).is_dir()
+    assert f"stopped after step {step:,}" in outputs[0][1]
+
+
+def test_a_process_without_data_ends_all_with_its_reason(app, tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((32, 8, 8), np.uint8))
+    sources = [(f"--config.data.source=npy:{tmp_path}/{name}.npy",) for name in ("images", "gone")]
+    status, outputs = ends(
+        start(app, free_port(), f"--workdir={tmp_path / 'run'}", *STEPS, apart=sources), timeout=60
+    )
+    assert status == [2, 2]
+    for _, err in outputs:
+        assert "gone.npy" in last_line(err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_other_images_or_settings_do_not_train(app, tmp_path):
+    for name, value in (("one", 0), ("other", 9)):
+        np.save(tmp_path / f"{name}.npy", np.full((32, 8, 8), value, np.uint8))
+    sources = [(f"--config.data.source=npy:{tmp_path}/{name}.npy",) for name in ("one", "other")]
+    common = (f"--workdir={tmp_path / 'run'}", *STEPS)
+    for apart, message in (
+        (sources, "the hash of the images is '"),
+        (((), ("--config.seed=3",)), "config.seed is 3, not 0"),
+    ):
+        processes = start(app, free_port(), *common, apart=apart)
+        status, outputs = ends(processes, timeout=90)
+        assert status == [2, 2]
+        for _, err in outputs:
+            assert last_line(err).startswith("error: process 1 (")
+            assert message in last_line(err)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.long
+def test_two_processes_on_gs_pass_over_a_damaged_checkpoint_and_train_as_one(
+    app, uninterrupted, store, tmp_path
+):
+    source = shutil.copytree(uninterrupted, tmp_path / "run")
+    (source / "metrics.jsonl").unlink()
+    arrays = [
+        p for p in (source / "checkpoints" / "8" / "state").rglob("*") if p.parent.name == "d"
+    ]
+    for path in arrays:
+        path.write_bytes(bytes(path.stat().st_size))
+    assert arrays
+    workdir = copy(source, "gs://bucket/damaged")
+    processes = start(app, free_port(), f"--workdir={workdir}", *STEPS)
+    status, outputs = ends(processes, timeout=240)
+    assert status == [0, 0], outputs
+    assert "checkpoint 8 of gs://bucket/damaged" in outputs[0][0]
+    assert "continues at step 4 (64 images)" in outputs[0][0]
+    assert storage.path("gs://bucket/damaged/damaged/8/_CHECKPOINT_METADATA").exists()
+    for one, two in zip(rows(uninterrupted)[4:], rows(workdir), strict=True):
+        np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
+    one, two = final_arrays(uninterrupted), final_arrays(workdir)
+    for name in (name for name in one if "params" in name or "ema" in name):
+        np.testing.assert_allclose(two[name], one[name], atol=5e-4, err_msg=name)
+
+
+# main.py once for each of several lists of arguments (JSON, the last argument), in one process.
+MODES = """
+import json, sys
+import main
+from tests.app.conftest import _fresh_flags
+*joined, others = sys.argv[1:]
+for number, arguments in enumerate(json.loads(others)):
+    sys.argv[1:] = arguments + (joined if number == 0 else [])
+    with _fresh_flags():
+        main.main(main.parse(sys.argv))
+"""
+
+
+@pytest.mark.long
+def test_two_processes_do_in_every_mode_what_one_does(
+    app, uninterrupted, inception_weights, tmp_path
+):
+    np.save(tmp_path / "rgb.npy", np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8))
+    run = f"--checkpoint={uninterrupted}"
+    weights = f"--config.eval.inception_weights={inception_weights}"
+
+    def arguments(out):
+        few = ("--config.eval.num_samples=16", "--config.eval.seed_ranges=1")
+        return [
+            ["--mode=sample", run, f"--workdir={out}", "--seeds=0-9"],
+            ["--mode=eval", run, f"--workdir={out}", *few],
+            ["--mode=analyze", run, f"--workdir={out}", "--config.analysis.num_images=8"],
+            ["--mode=fid_stats", f"--workdir={out}", f"--config.data.source=npy:{tmp_path}/rgb.npy",
+             "--config.data.channels=3", "--config.eval.features=inception", weights],
+            ["--mode=export", run, f"--workdir={out / 'model'}", "--config.export.num_images=4"],
+        ]  # fmt: skip
+
+    for each in arguments(tmp_path / "one"):
+        app.run(*each, tiny=False)
+    lists = json.dumps(arguments(tmp_path / "two"))
+    processes = start(app, free_port(), lists, before=("-c", MODES), tiny=False)
+    status, outputs = ends(processes, timeout=200)
+    assert status == [0, 0], outputs
+    one, two = (
+        {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "one", tmp_path / "two")
+    )
+    assert two.keys() - {p for p in two if "tfevents" in p.name} == {
+        p for p in one if "tfevents" not in p.name
+    }
+    for path in (p for p in one if p.suffix == ".png"):
+        pixels = [np.asarray(Image.open(side[path])).astype(int) for side in (one, two)]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 1, path
+    reports = [json.loads(side[Path("eval/step_00000008.json")].read_text()) for side in (one, two)]
+    assert reports[1]["device"] == "4 x cpu"
+    assert reports[1]["fd_pixels_16"] == pytest.approx(reports[0]["fd_pixels_16"], rel=1e-3)
+    name = next(p for p in one if p.name.startswith("inception_train_6"))
+    means = [np.load(side[name])["mean"] for side in (one, two)]
+    np.testing.assert_allclose(means[1], means[0], atol=1e-4)

@@ -1,0 +1,254 @@
+"""--mode=restore: photographs as people have them, in and out."""
+
+import html.parser
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import browser
+from warm_diffusion import dct, pretrained
+from warm_diffusion.app import page
+from warm_diffusion.app.restore import photographs
+from warm_diffusion.data.images import from_uint8, png, to_uint8
+from warm_diffusion.evaluation import pairs
+
+LEVELS = (0.5, 20.0)  # pixels, grey levels
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Digits of two sizes, clean and with blur and noise."""
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("photos")
+    digits = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
+    clean = {"small": digits[0], "wide": np.hstack(digits[1:3])}
+    for name, image in clean.items():
+        x = np.asarray(from_uint8(image[None, :, :, None]))
+        noise = np.random.default_rng(0).standard_normal(x.shape) * LEVELS[1] / 127.5
+        y = np.asarray(dct.blur(x, LEVELS[0])) + noise
+        for kind, pixels in (("clean", x), ("input", y)):
+            (folder / kind).mkdir(exist_ok=True)
+            Image.fromarray(to_uint8(pixels)[0, :, :, 0]).save(folder / kind / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def restored(app, trained, photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "restored"
+    out, _ = app.run(
+        "--mode=restore", f"--checkpoint={trained[0]}", f"--input={photos / 'input'}",
+        f"--reference={photos / 'clean'}", "--noise=20", "--samples=2", f"--workdir={folder}",
+        "--steps=3", tiny=False,
+    )  # fmt: skip
+    assert "levels   wide: blur" in out
+    return folder
+
+
+def test_every_image_gets_its_mean_samples_and_picture(restored):
+    found = sorted(str(p.relative_to(restored)) for p in restored.rglob("*") if p.is_file())
+    names = ("small", "wide")
+    assert found == sorted(
+        ["index.html", "restoration.json"]
+        + [f"{kind}/{name}.png" for name in names for kind in ("comparison", "mean")]
+        + [f"samples/{name}_{i}.png" for name in names for i in range(2)]
+    )
+
+
+def test_the_report_says_what_was_known_and_what_was_estimated(restored):
+    told = json.loads((restored / "restoration.json").read_text())["images"]["wide"]
+    assert told["noise"] == pytest.approx(20.0)
+    assert told["noise_error"] is None
+    assert told["blur"] >= 0
+    assert told["blur_error"] > 0
+
+
+def test_the_mean_is_the_denoisers(trained, photos, restored):
+    # The tiny network by hand, at the levels that the report tells.
+    told = json.loads((restored / "restoration.json").read_text())["images"]["wide"]
+    pixels = np.asarray(Image.open(photos / "input" / "wide.png"))
+    y = np.asarray(from_uint8(pixels[None, :, :, None]))
+    clean = pretrained.load(trained[0]).denoise(y, told["blur"], told["noise"] / 127.5).clean
+    found = np.asarray(Image.open(restored / "mean" / "wide.png")).astype(int)
+    assert np.abs(found - to_uint8(clean)[0, :, :, 0]).max() <= 1
+
+
+def test_scores_are_those_of_the_images_written(photos, restored):
+    scores = json.loads((restored / "restoration.json").read_text())["images"]["wide"]["scores"]
+    assert list(scores) == ["input", "Wiener filter", "mean", "sample 0", "sample 1"]
+    images = [
+        np.asarray(from_uint8(np.asarray(Image.open(path))[:, :, None]))
+        for path in (restored / "samples" / "wide_1.png", photos / "clean" / "wide.png")
+    ]
+    assert scores["sample 1"]["psnr"] == pytest.approx(pairs.psnr(*images), abs=0.1)
+    assert scores["sample 0"] != scores["sample 1"]
+
+
+def refused(app, trained, workdir, *flags):
+    _, err = app.run(
+        "--mode=restore", f"--checkpoint={trained[0]}", f"--workdir={workdir}", *flags,
+        status=2, tiny=False,
+    )  # fmt: skip
+    assert len(err.strip().splitlines()) == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "needs --input=FILE_OR_FOLDER"),
+        (("--input={photos}/nowhere",), "there is no file or folder"),
+        (("--input={photos}",), "no image"),
+        (("--input={photos}/input", "--noise=-1"), r"--noise must lie in [0, 256), got -1"),
+        (("--input={photos}/input", "--samples=-1"), "--samples must be at least 0"),
+        (
+            ("--input={photos}/input", "--reference={photos}/clean/small.png"),
+            "has no image named wide",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_written(
+    app, trained, photos, tmp_path, flags, message
+):
+    workdir = tmp_path / "out"
+    flags = [flag.format(photos=photos) for flag in flags]
+    assert message in refused(app, trained, workdir, *flags)
+    assert not workdir.exists()
+
+
+def test_nothing_is_overwritten(app, trained, photos, restored):
+    before = (restored / "mean" / "wide.png").read_bytes()
+    told = refused(app, trained, restored, f"--input={photos / 'input'}")
+    assert "is not empty" in told
+    assert (restored / "mean" / "wide.png").read_bytes() == before
+
+
+# --- photographs ---------------------------------------------------------------------------------
+
+COLOURS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+
+
+def test_a_photograph_is_read_upright(tmp_path):
+    path, image = tmp_path / "turned.png", Image.fromarray(COLOURS)
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was turned: show rotated by 90 degrees clockwise
+    image.save(path, exif=exif)
+    expected = np.rot90(COLOURS, -1) / 127.5 - 1
+    np.testing.assert_allclose(photographs.read(path, 3), expected, atol=1e-6)
+
+
+def test_sixteen_bits_keep_their_depth(tmp_path):
+    pixels = np.array([[0, 1, 65535], [256, 40000, 257]], np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "deep.png")
+    found = photographs.read(tmp_path / "deep.png", 1)[:, :, 0]
+    np.testing.assert_allclose(found, pixels / 32767.5 - 1, atol=1e-6)
+
+
+def test_transparency_that_hides_nothing_is_dropped_and_other_is_refused(tmp_path):
+    alpha = np.full((4, 6, 1), 255, np.uint8)
+    Image.fromarray(np.concatenate([COLOURS, alpha], 2)).save(tmp_path / "opaque.png")
+    found = photographs.read(tmp_path / "opaque.png", 3)
+    np.testing.assert_allclose(found, COLOURS / 127.5 - 1, atol=1e-6)
+    alpha[0, 0] = 254
+    Image.fromarray(np.concatenate([COLOURS, alpha], 2)).save(tmp_path / "glass.png")
+    with pytest.raises(ValueError, match=r"glass.png: has transparent pixels"):
+        photographs.read(tmp_path / "glass.png", 3)
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels", "message"),
+    [
+        ("L", 3, "is grey, and this network restores images that are in colour"),
+        ("RGB", 1, "is in colour, and this network restores images that are grey"),
+        ("CMYK", 3, "has colours of kind CMYK: convert it to RGB first"),
+    ],
+)
+def test_what_the_network_cannot_restore_is_refused(tmp_path, mode, channels, message):
+    path = tmp_path / "image.tif"
+    Image.fromarray(COLOURS).convert(mode).save(path)
+    with pytest.raises(ValueError, match=message):
+        photographs.read(path, channels)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match=r"half.png: not a readable image"):
+        photographs.read(tmp_path / "half.png", 3)
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    for ending in ("png", "bmp"):
+        Image.fromarray(COLOURS).save(tmp_path / f"one.{ending}")
+    with pytest.raises(ValueError, match=r"one.bmp and one.png would have one name"):
+        photographs.find(str(tmp_path), "--input")
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def content(figures):
+    """The page of images by name and version."""
+    figures = [
+        (name, caption, {key: png(image) for key, image in versions.items()})
+        for name, caption, versions in figures
+    ]
+    return page.render("restore.html", title="Restored", figures=figures)
+
+
+class Tags(html.parser.HTMLParser):
+    """Start tags with their attributes; fails on an end that has no start."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.open = [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "input", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_holds_all_it_shows():
+    versions = {"input": COLOURS, "mean": COLOURS, "<b>": COLOURS}
+    text = content([("a&b", "blur 1", versions), ("two", "blur 2", versions)]).decode()
+    tags = Tags(text).found
+    sources = [a["src"] for tag, a in tags if tag == "img" and "src" in a]
+    assert len(sources) == 6
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not any("href" in a for _, a in tags)  # nothing comes from elsewhere
+    assert [tag for tag, _ in tags].count("input") == 2
+    labels = [a["aria-label"] for tag, a in tags if tag == "input"]
+    assert labels == ["a&b: left and right", "two: left and right"]
+    assert "<b>" not in text  # names are text, not markup
+
+
+def test_the_page_works_in_a_browser(tmp_path):
+    left, right = np.zeros((40, 40, 3), np.uint8), np.full((40, 40, 3), 255, np.uint8)
+    versions = {"input": left, "mean": right, "third": left + 128}
+    (tmp_path / "index.html").write_bytes(content([("one", "blur", versions)]))
+    with browser.opened(tmp_path / "index.html", viewport={"width": 600, "height": 800}) as view:
+        pair = view.locator(".pair")
+
+        def shown():
+            """Brightness of what a person sees at an eighth and at seven eighths of the width."""
+            (tmp_path / "shot.png").write_bytes(pair.screenshot())
+            image = np.asarray(Image.open(tmp_path / "shot.png").convert("L"))
+            middle = image[image.shape[0] // 2]
+            return [int(middle[int(part * len(middle))]) for part in (1 / 8, 7 / 8)]
+
+        assert shown() == [0, 255]
+        slider = view.locator("input[type=range]")
+        slider.evaluate("s => { s.value = 100; s.dispatchEvent(new Event('input')); }")
+        assert shown() == [0, 0]
+        box = pair.bounding_box()
+        view.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
+        assert shown() == [255, 255]
+        view.locator("select[name=right]").select_option("third")
+        assert shown() == [128, 128]

@@ -1,0 +1,113 @@
+"""Configurations: complete, locked, written and read again, compared."""
+
+import importlib
+import json
+import pathlib
+import re
+
+import pytest
+
+from configs import cifar10, default, saved
+from warm_diffusion.app import settings
+
+CONFIGS = pathlib.Path(default.__file__).parent
+NAMES = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem not in ("__init__", "saved"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_is_locked_and_has_exactly_the_default_keys(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    assert config.is_locked
+    assert (
+        settings._flat(config.to_dict()).keys()
+        == settings._flat(default.get_config().to_dict()).keys()
+    )
+    with pytest.raises(AttributeError, match="nope"):
+        config.model.nope = 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_written_and_read_again_is_the_same(tmp_path, name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    path = tmp_path / "config.json"
+    path.write_text(settings.to_json(config))
+    assert saved.get_config(str(path)).to_dict() == config.to_dict()
+
+
+def test_every_key_of_the_default_has_a_comment():
+    source = (CONFIGS / "default.py").read_text().splitlines()
+    keys = [i for i, line in enumerate(source) if re.match(r"    \w+\.\w+ = (?!\w+ = ml_)", line)]
+    assert len(keys) > 40
+    for i in keys:
+        assert "#" in source[i] or source[i - 1].strip().startswith("#"), source[i]
+
+
+def test_cifar10_variants_change_what_they_name():
+    assert cifar10.get_config("hot").schedule.name == "hot"
+    assert cifar10.get_config("small,bnr=0.3").schedule.bnr == 0.3
+    assert cifar10.get_config("small").model.model_channels < 128
+    with pytest.raises(ValueError, match="no variant 'smal'"):
+        cifar10.get_config("smal")
+
+
+def written(config):
+    return json.loads(settings.to_json(config))
+
+
+def test_differences_that_decide_what_is_trained_are_refused():
+    config, path = default.get_config(), pathlib.Path("run/config.json")
+    began = written(config)
+    assert settings.compare(config, began, path) == []
+    config.schedule.bnr = 0.25
+    with pytest.raises(ValueError, match=r"schedule.bnr: 0.5 -> 0.25\. Use a new --workdir"):
+        settings.compare(config, began, path)
+
+
+def test_differences_in_reporting_and_length_are_told():
+    config = default.get_config()
+    config.training.num_steps = 8
+    began = written(config)
+    config.training.num_steps = 9
+    config.sampling.solver = "euler"
+    changes = settings.compare(config, began, pathlib.Path("run/config.json"))
+    assert changes == ["sampling.solver: 'heun' -> 'euler'", "training.num_steps: 8 -> 9"]
+
+
+@pytest.mark.parametrize("text", ["{", '{"modle": {}}', '{"model": {"name": 3, "nam": 1}}'])
+def test_a_file_that_is_no_config_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json: "):
+        saved.get_config(str(path))
+
+
+def arguments(*given):
+    return settings.resolve_config_argument(["main.py", *given], CONFIGS)
+
+
+def test_without_a_config_the_digits_are_trained():
+    assert arguments("--workdir=w")[1] == f"--config={CONFIGS / 'digits.py'}"
+
+
+def test_a_json_config_is_read_by_saved_py_and_other_flags_stay():
+    found = arguments("--config", "w/config.json", "--config.seed=3", "--mode", "train")
+    assert found[1] == f"--config={CONFIGS / 'saved.py'}:w/config.json"
+    assert {"--config.seed=3", "--mode=train"} <= set(found)
+
+
+@pytest.mark.parametrize("checkpoint", ["", "checkpoints/40"])
+def test_sampling_takes_the_config_of_the_checkpoint(tmp_path, checkpoint):
+    (tmp_path / "config.json").write_text("{}")
+    found = arguments("--mode=sample", f"--checkpoint={tmp_path / checkpoint}", "--workdir=w")
+    assert found[1] == f"--config={CONFIGS / 'saved.py'}:{tmp_path / 'config.json'}"
+
+
+def test_the_nearest_key_is_named():
+    text = settings.explain_unknown_key(
+        ["main.py", "--config.optimizer.lerning_rate=1"], default.get_config()
+    )
+    assert "unknown configuration key 'optimizer.lerning_rate'" in text
+    assert "did you mean 'optimizer.learning_rate'?" in text
+    assert (
+        settings.explain_unknown_key(["main.py", "--config.seed=1"], default.get_config()) is None
+    )

@@ -1,0 +1,103 @@
+"""Meshes and batches: what does not fit the devices is refused, and how it would fit is said."""
+
+import itertools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+from warm_diffusion.runtime import devices
+
+
+def test_slices_divide_the_images_that_a_device_holds():
+    mesh = AbstractMesh((4,), ("data",))
+    for slices in (1, 2, 3, 6):
+        devices.check_slices(slices, 24, mesh)
+    # 8 divides the batch of 24, but not the 6 images of a device: XLA would pad and gather
+    for slices in (8, 4, 0, -1):
+        with pytest.raises(ValueError, match=rf"expected one of 1, 2, 3, 6, got {slices}$"):
+            devices.check_slices(slices, 24, mesh)
+
+
+def mesh_of(processes):
+    owners = [SimpleNamespace(process_index=index) for index in processes]
+    return SimpleNamespace(devices=np.array(owners))
+
+
+@pytest.mark.parametrize(("own", "expected"), [(0, [0, 1, 2, 3]), (1, [4, 5, 6, 7])])
+def test_each_process_holds_a_consecutive_part(monkeypatch, own, expected):
+    monkeypatch.setattr(jax, "process_index", lambda: own)
+    part = devices.process_slice(np.arange(8), mesh_of([0, 0, 1, 1]))
+    np.testing.assert_array_equal(part, expected)
+
+
+@pytest.mark.parametrize("processes", [[0, 1, 0, 1], [1, 1, 0, 0], [0, 1, 1]])
+def test_a_mesh_that_mixes_processes_is_refused(processes):
+    with pytest.raises(ValueError, match="one process after the other"):
+        devices.process_slice(np.arange(12), mesh_of(processes))
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, 64 * 8), (512, 512), (1000, 512), (100, 104), (3, 8)]
+)
+def test_a_batch_is_so_many_images_per_device_and_no_more_than_are_needed(count, expected):
+    assert devices.global_batch(64, AbstractMesh((8,), ("data",)), count) == expected
+
+
+def gradient_of_a_kernel(x, gradient):
+    def convolve(kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    return jax.vjp(convolve, jnp.zeros((3, 3, *x.shape[3:], *x.shape[3:])))[1](gradient)[0]
+
+
+@pytest.fixture
+def options(monkeypatch):
+    """Those of `devices.jit`, found anew, without what this process's XLA_FLAGS say."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    devices.compiler_options.cache_clear()
+    yield devices.compiler_options
+    devices.compiler_options.cache_clear()
+
+
+def test_on_a_cpu_no_library_convolves_and_numbers_are_the_same(options):
+    x, gradient = jax.random.normal(jax.random.key(0), (2, 16, 16, 16, 64))
+    ours, plain = (
+        jit(gradient_of_a_kernel).lower(x, gradient).compile() for jit in (devices.jit, jax.jit)
+    )
+    np.testing.assert_allclose(ours(x, gradient), plain(x, gradient), rtol=1e-5, atol=1e-2)
+    if "ynn_fusion" not in plain.as_text():
+        pytest.skip("this XLA leaves no convolution to a library of itself")
+    assert "ynn_fusion" not in ours.as_text()
+
+
+def test_other_devices_have_no_options(monkeypatch):
+    monkeypatch.setattr(jax, "jit", lambda function, **given: given)
+    for platform, once in itertools.product(("gpu", "tpu"), (False, True)):
+        mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+        assert devices.jit(None, mesh, once=once) == {"compiler_options": None}
+
+
+def test_only_what_runs_once_is_not_optimised(options, monkeypatch):
+    assert options("cpu")
+    monkeypatch.setattr(jax, "jit", lambda function, **given: given["compiler_options"])
+    not_optimised = {"xla_backend_optimization_level": 0}
+    assert devices.jit(None, once=True) == {**devices.jit(None), **not_optimised}
+
+
+def test_what_the_user_says_in_xla_flags_counts(options, monkeypatch):
+    monkeypatch.setenv(
+        "XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
+    )
+    assert options("cpu") is None
+
+
+def test_an_xla_without_the_option_compiles_without_it(options, monkeypatch):
+    monkeypatch.setattr(devices, "_CPU_OPTIONS", {"xla_cpu_no_such_option": ""})
+    x, gradient = jnp.ones((2, 1, 4, 4, 8))
+    assert devices.jit(gradient_of_a_kernel)(x, gradient).shape == (3, 3, 8, 8)

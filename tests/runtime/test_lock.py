@@ -1,0 +1,109 @@
+"""One writer per workdir, on local disk and on gs:// (a real server, see object_store.py)."""
+
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from warm_diffusion.runtime import lock, storage
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    for name, seconds in (("RENEW", 0.05), ("STALE", 0.6), ("POLL", 0.05)):
+        monkeypatch.setattr(lock, f"_{name}_SECONDS", seconds)
+
+
+def test_a_second_writer_is_refused_and_told_who_the_first_is(place):
+    with (
+        lock.hold(place),
+        pytest.raises(ValueError, match="is being written by") as caught,
+        lock.hold(place),
+    ):
+        pass
+    assert f"process {os.getpid()} on {socket.gethostname()} since 20" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_lock_that_was_let_go_is_free_and_leaves_nothing(place):
+    for _ in range(2):
+        with lock.hold(place) as check:
+            assert (place / "lock.json").exists()
+            check()
+        assert not (place / "lock.json").exists()
+
+
+def test_an_error_lets_go_too(place):
+    with pytest.raises(RuntimeError), lock.hold(place):
+        raise RuntimeError
+    with lock.hold(place):
+        pass
+
+
+def test_what_a_killed_process_left_is_taken_over(tmp_path):
+    program = "import sys, os, signal; from warm_diffusion import lock\n"
+    program += f"with lock.hold({str(tmp_path)!r}): os.kill(os.getpid(), signal.SIGKILL)"
+    killed = subprocess.run([sys.executable, "-c", program], check=False)
+    assert killed.returncode == -9
+    assert json.loads((tmp_path / "lock.json").read_text())["pid"] != os.getpid()
+    with lock.hold(tmp_path):
+        assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(("host", "at_once"), [(socket.gethostname(), True), ("elsewhere", False)])
+def test_what_an_ended_process_of_this_machine_left_on_gs_is_taken_over_at_once(
+    store, monkeypatch, host, at_once
+):
+    monkeypatch.setattr(lock, "_STALE_SECONDS", 1.0)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    place = storage.path(f"gs://bucket/left-{host}")
+    storage.write_json(place / "lock.json", {"host": host, "pid": ended.pid, "since": "2026"})
+    began = time.monotonic()
+    with lock.hold(place):
+        assert (time.monotonic() - began < 1.0) == at_once
+
+
+def test_what_nobody_renews_on_gs_is_taken_over_and_its_holder_finds_out(store, monkeypatch):
+    place = storage.path("gs://bucket/stale")
+    with lock.hold(place) as check:
+        store_of_first = storage.object_store()
+        call = store_of_first.call
+        cut_off = [True]
+
+        def broken(method, *arguments, **options):
+            if method == "PATCH" and cut_off[0]:
+                raise OSError("no network")
+            return call(method, *arguments, **options)
+
+        monkeypatch.setattr(store_of_first, "call", broken)
+        with lock.hold(place) as second:
+            cut_off[0] = False
+            time.sleep(1.0)  # 20 tries to renew
+            with pytest.raises(ValueError, match="was taken over by another process"):
+                check()
+            second()
+    assert not (place / "lock.json").exists()
+
+
+def test_a_first_holder_does_not_delete_the_lock_of_the_second(store):
+    place = storage.path("gs://bucket/two")
+    with lock.hold(place):
+        storage.object_store().rm_file(str(place / "lock.json"))
+        storage.write_bytes(place / "lock.json", b"another's")
+    assert (place / "lock.json").read_bytes() == b"another's"
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    def unable(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unable)
+    with lock.hold(tmp_path):
+        pass
+    assert "has no locks" in capsys.readouterr().out

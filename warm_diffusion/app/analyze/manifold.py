@@ -1,0 +1,263 @@
+"""Leaving the data manifold, measured step by step on a sampling run of a checkpoint.
+
+At each step's level: how far the sampler's states are from forward states B x0 + beta eps of images
+(`spectra.py`, eqs. 3 and 4; next to both, the same for other forward states, which is what sampling
+error alone amounts to), what each head contributes to the step (eq. 5), how consistent the heads
+are, and what they see.
+
+The images compared with are held out if `config.analysis.held_out` names a source of such images;
+else they are training images, and the report says so.
+"""
+
+import copy
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from warm_diffusion import dct, drawing, pretrained, process, spectra
+from warm_diffusion.app import build, plots
+from warm_diffusion.app.plots import style
+from warm_diffusion.architecture import Architecture
+from warm_diffusion.data import Dataset
+from warm_diffusion.data.images import from_uint8, grid, to_uint8
+from warm_diffusion.data.sources import short_name
+from warm_diffusion.denoiser import Denoiser, Prediction
+from warm_diffusion.drawing import Sampler
+from warm_diffusion.runtime import devices, storage
+from warm_diffusion.runtime.console import progress, say
+from warm_diffusion.schedules import Schedule
+
+_STRIPS = 4  # seeds in the film strips
+Level = tuple[float, float]  # (alpha, beta)
+
+
+def levels_of(schedule: Schedule, times: jax.Array) -> list[Level]:
+    """(alpha, beta) at each time of the sampler's grid."""
+    return [(float(schedule.alpha(t)), float(schedule.beta(t))) for t in times]
+
+
+def departures(
+    states: np.ndarray,
+    levels: Sequence[Level],
+    spectrum: np.ndarray,
+    reference: np.ndarray,
+    key: jax.Array,
+) -> Iterator[dict]:
+    """Both departures of a sampler's states at each level.
+
+    Args:
+      states: [num_steps + 1, N, H, W, C], of a sampler.
+      levels: (alpha, beta) of each.
+      spectrum: the data's S_k [H, W].
+      reference: clean images [2 N, H, W, C] in [-1, 1]: half to compare with, and half to tell how
+        far forward states are from each other.
+      key: PRNG key of the forward states' noise and of the directions.
+
+    Yields:
+      For each level a dict of floats and lists of floats [K].
+    """
+    count = states.shape[1]
+    if len(reference) != 2 * count:
+        raise ValueError(f"expected {2 * count} reference images, got {len(reference)}")
+
+    @jax.jit
+    def compare(x, alpha, beta, key):
+        noise_key, directions = jax.random.split(key)
+        noise = jax.random.normal(noise_key, reference.shape)
+        forward = process.perturb(jnp.asarray(reference), noise, alpha, beta)
+        one, other = forward[:count], forward[count:]
+        return {
+            "spectral_departure": spectra.spectral_departure(x, spectrum, alpha, beta)[1],
+            "spectral_departure_of_forward": spectra.spectral_departure(
+                other, spectrum, alpha, beta
+            )[1],
+            "sliced_wasserstein": spectra.sliced_wasserstein(x, one, directions),
+            "sliced_wasserstein_of_forward": spectra.sliced_wasserstein(other, one, directions),
+        }
+
+    for i, (x, level) in enumerate(zip(states, levels, strict=True)):
+        found = compare(jnp.asarray(x), *level, jax.random.fold_in(key, i))
+        yield {name: np.asarray(value).tolist() for name, value in found.items()}
+
+
+def heads(denoise: Denoiser, x: jax.Array, start: Level, end: Level) -> tuple[dict, Prediction]:
+    """What the heads contribute to a step, how consistent they are (losses.py, eq. 4); jittable."""
+    prediction = denoise(x, *start)
+    _, denoiser, deblurrer = spectra.head_contributions(x, prediction, start, end)
+    difference = prediction.blurry - dct.blur(prediction.clean, start[0])
+    found = {
+        "denoiser": denoiser,
+        "deblurrer": deblurrer,
+        "consistency": jnp.mean(difference**2),
+    }
+    return found, prediction
+
+
+def _reference(config: ConfigDict, data: Dataset, count: int) -> tuple[np.ndarray, dict]:
+    """Up to `count` images in [-1, 1] and what they are."""
+    held_out = config.analysis.held_out
+    if held_out:
+        config = copy.deepcopy(config)
+        config.data.source = held_out
+        images = build.dataset(config).images
+        if images.shape[1:] != data.images.shape[1:]:
+            raise ValueError(
+                f"{held_out} has images {images.shape[1:]}, the training data "
+                f"{data.images.shape[1:]}: set data.resolution and data.channels"
+            )
+    else:
+        images = data.images
+        say("note     compared with training images: analysis.held_out names no others")
+    count = min(count, len(images) // 2 * 2)
+    chosen = np.random.default_rng(0).choice(len(images), count, replace=False)
+    about = {"source": config.data.source, "held_out": bool(held_out), "count": count}
+    return np.asarray(from_uint8(jnp.asarray(images[np.sort(chosen)])))[np.argsort(chosen)], about
+
+
+def _run(config: ConfigDict, built: Architecture, params, sampler: Sampler, data: Dataset, levels):
+    """States [num_steps + 1, N, H, W, C], each step's heads, and strips of a few seeds."""
+
+    @devices.jit
+    def look(params, seeds, x, start, end):
+        denoise = built.seed_denoiser(
+            params, seeds, label=config.sampling.label, guidance=config.sampling.guidance
+        )
+        found, prediction = heads(denoise, x, start, end)
+        return found, prediction.blurry[:_STRIPS], prediction.clean[:_STRIPS]
+
+    batches = max(1, -(-config.analysis.num_images // sampler.batch_size))
+    all_states, found, strips = [], [], None
+    with progress(batches, "sampling", " batches") as bar:
+        for b in range(batches):
+            seeds = np.arange(b * sampler.batch_size, (b + 1) * sampler.batch_size, dtype=np.uint32)
+            _, states = sampler.draw(params, seeds, sampler.start(seeds, data.images))
+            seen = [
+                jax.device_get(look(params, seeds, states[i], levels[i], levels[i + 1]))
+                for i in range(len(levels) - 1)
+            ]
+            found.append([step[0] for step in seen])
+            all_states.append(np.asarray(states))
+            if strips is None:
+                strips = [(x[:_STRIPS], *step[1:]) for x, step in zip(states, seen, strict=False)]
+            bar.update()
+    mean = [
+        {name: np.mean([part[name] for part in parts], axis=0).tolist() for name in parts[0]}
+        for parts in zip(*found, strict=True)
+    ]
+    return np.concatenate(all_states, axis=1), mean, strips
+
+
+def analyze_sampling(
+    config: ConfigDict, folder: pathlib.Path, model: pretrained.Model, checkpoint: str
+) -> dict:
+    """Writes sampling.json, departure.png, heads.png and film.png to `folder`; returns the first.
+
+    Raises:
+      ValueError: settings and held-out images that do not fit the model.
+    """
+    mesh, options = devices.make_mesh(), config.sampling
+    built, data = model.architecture, build.dataset(config)
+    # No more images than asked for, however many devices there are.
+    batch = devices.global_batch(options.batch_size, mesh, config.analysis.num_images)
+    sampler = build.sampler(config, built, mesh, batch_size=batch, return_trajectory=True)
+    levels = levels_of(
+        sampler.schedule,
+        drawing.times(built, sampler.schedule, build.sampling_settings(config)),
+    )
+    spectrum = build.data_statistics(config).spectrum
+    params = devices.put_replicated(model.params, mesh)
+    states, contributions, strips = _run(config, built, params, sampler, data, levels)
+    reference, about = _reference(config, data, 2 * states.shape[1])
+    states = states[:, : len(reference) // 2]
+    frequency = np.asarray(spectra.radial_mean(spectrum)[0])
+    steps = [
+        {"alpha": alpha, "beta": beta, **found}
+        for (alpha, beta), found in zip(
+            levels, departures(states, levels, spectrum, reference, jax.random.key(0)), strict=True
+        )
+    ]
+    for step, heads_of_step in zip(steps, contributions, strict=False):
+        step.update(heads_of_step)
+    title = _title(config, model, sampler)
+    report = {
+        "title": title,
+        "checkpoint": checkpoint,
+        "step": model.info.get("step"),
+        "weights": model.info["weights"],
+        "seeds": f"0-{states.shape[1] - 1}",
+        "network_calls": sampler.num_calls,
+        "sampling": options.to_dict(),
+        "schedule": config.schedule.to_dict(),
+        "reference": about,
+        "frequency": frequency.tolist(),
+        "steps": steps,
+    }
+    # A ring in which the data have no variance has no departure at the clean image: not a number.
+    storage.write_json(folder / "sampling.json", _without_nan(report))
+    style.save(folder / "departure.png", plots.departure(frequency, steps, title))
+    style.save(folder / "heads.png", plots.heads(frequency, steps[:-1], title))
+    style.save(folder / "film.png", _film(strips, levels, title))
+    _say(steps, about, folder)
+    return report
+
+
+def _without_nan(tree):
+    if isinstance(tree, dict):
+        return {name: _without_nan(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [_without_nan(value) for value in tree]
+    return None if isinstance(tree, float) and not np.isfinite(tree) else tree
+
+
+def path_name(config: ConfigDict, schedule: Schedule) -> str:
+    """The path of a schedule, in a title."""
+    ratios = [float(schedule.bnr(t)) for t in (schedule.t_min, schedule.t_max)]
+    if np.isclose(*ratios, rtol=1e-3):
+        return f"blur-to-noise ratio {ratios[0]:.3g}"
+    return f"the path {config.schedule.name}"
+
+
+def _title(config: ConfigDict, model: pretrained.Model, sampler: Sampler) -> str:
+    """What the figures are of: data, step, path, solver."""
+    step = f", step {model.info['step']:,}" if "step" in model.info else ""
+    path, solver = path_name(config, sampler.schedule), config.sampling.solver
+    data = short_name(config.data.source)
+    return f"{data}{step}: {path}, {solver}, {sampler.num_calls} network calls"
+
+
+def _film(strips: list, levels: Sequence[Level], title: str) -> Figure:
+    """Three rows a seed: state, and blurry and clean image that the heads see in it."""
+    rows, labels = [], []
+    for seed in range(len(strips[0][0])):
+        scaled = [
+            to_uint8(np.asarray(x[seed]) / np.sqrt(1 + beta**2))
+            for (x, _, _), (_, beta) in zip(strips, levels, strict=False)
+        ]
+        rows += [scaled, *([to_uint8(step[i][seed]) for step in strips] for i in (1, 2))]
+        labels += [f"seed {seed}: state", "D, blurry", "D + R, clean"]
+    images = np.stack(rows).reshape(-1, *strips[0][0].shape[1:])
+    columns = [
+        f"α {style.number(alpha)}\nβ {style.number(beta)}" for alpha, beta in levels[: len(strips)]
+    ]
+    return plots.labelled(grid(images, len(strips), min_side=56), labels, columns, title)
+
+
+def _say(steps: list[dict], about: dict, folder: pathlib.Path) -> None:
+    kind = "held-out" if about["held_out"] else "training"
+    for name, of in (("sampler", ""), ("forward", "_of_forward")):
+        values = np.array([step[f"spectral_departure{of}"] for step in steps])
+        values = np.where(np.isfinite(values), values, 0.0)
+        worst = np.unravel_index(np.abs(values).argmax(), values.shape)
+        distance = np.array([step[f"sliced_wasserstein{of}"] for step in steps])
+        say(
+            f"{name}  spectral departure {np.sqrt(np.mean(values**2)):.3f} (root mean square), "
+            f"{values[worst]:+.3f} at the worst (step {worst[0]}, band {worst[1]}); sliced "
+            f"Wasserstein distance of the images {distance[-1]:.4f}"
+        )
+    say(f"sampling {about['count'] // 2} images against forward states of {kind} images")
+    say(f"sampling sampling.json, departure.png, heads.png and film.png in {folder}")

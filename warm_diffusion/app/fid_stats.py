@@ -1,0 +1,31 @@
+"""Reference statistics of the prepared data, as evaluation compares with them: every image as it is
+stored, uint8, none augmented, none dropped, and where it all came from."""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from warm_diffusion.app import build
+from warm_diffusion.evaluation import reference
+from warm_diffusion.runtime import storage
+from warm_diffusion.runtime.console import progress, say
+
+
+def write_statistics(config: ConfigDict, workdir: str) -> pathlib.Path:
+    """Writes `workdir`/FEATURES_SPLIT_N.npz for `--config.eval.reference=`; returns its path.
+
+    Raises:
+      ValueError: data or features that cannot be had, or images that these features are not for.
+    """
+    extract = build.extractor(config)
+    data = build.dataset(config)
+    found = build.provenance(config, data, extract)
+    name = f"{extract.name.replace(':', '.')}_{found['split']}_{found['count']}.npz"
+    path = storage.path(workdir) / name
+    with progress(len(data.images), "reference", " images") as bar:
+        statistics = reference.collect(extract, data.images, found, report=bar.update)
+    reference.save(path, statistics)
+    for fact, value in statistics.provenance.items():
+        say(f"{fact:<13}{value}")
+    say(f"statistics   {path}, SHA-256 {reference.fingerprint(statistics)}")
+    return path

@@ -1,0 +1,96 @@
+"""What a configuration means: parameters and shapes of the network, data, what training needs."""
+
+import clu.parameter_overview
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from warm_diffusion import denoiser
+from warm_diffusion.app import build, memory, settings
+from warm_diffusion.architecture import Architecture
+from warm_diffusion.data import Dataset
+from warm_diffusion.runtime import devices
+from warm_diffusion.runtime.console import say
+from warm_diffusion.training.state import Batch
+
+
+def print_info(config: ConfigDict, details: bool = False) -> None:
+    """Prints parameters, data, memory, shapes and batch sizes; trains nothing.
+
+    With `details` also every key of the configuration and the table of parameters.
+
+    Raises:
+      ValueError: what training would refuse.
+    """
+    mesh = devices.make_mesh()
+    devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
+    data = build.dataset(config)
+    image_shape = data.images.shape[1:]
+    settings.check(config, image_shape)
+    built = build.architecture(config, image_shape)
+    build.sampler(config, built, mesh)
+    params = built.abstract_params
+    batch = config.training.batch_size
+    images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+    level = jax.ShapeDtypeStruct((batch,), jnp.float32)
+    raw = jax.eval_shape(
+        lambda p, x, a, b: built.network.apply({"params": p}, x, a, b),
+        *(params, images, level, level),
+    )
+    prediction = jax.eval_shape(
+        lambda p, x, a, b: built.denoiser(p)(x, a, b), params, images, level, level
+    )
+    parts = _parts(params, denoiser.num_heads(config.model.parameterization))
+    say("parameters " + ", ".join(f"{count:,} {name}" for name, count in parts.items() if count))
+    classes = ", ".join(data.info["class_names"]) or "none"
+    say(f"data       {len(data.images):,} images {image_shape}, classes: {classes}")
+    say(f"cache      {data.path}")
+    kind = mesh.devices.flat[0].device_kind
+    say(f"devices    {mesh.size} x {kind}, {batch // mesh.size} images each")
+    say(_memory(config, data, built, mesh))
+    heads = denoiser.num_heads(config.model.parameterization)
+    inputs = f"x {images.shape}, c_noise and c_blur {level.shape}"
+    say(f"network    {inputs} -> {raw.shape}: {heads} head(s)")
+    say(f"denoiser   blurry {prediction.blurry.shape}, residual {prediction.residual.shape}")
+    epochs = config.training.num_steps * batch / len(data.images)
+    say(f"training   {config.training.num_steps:,} steps of {batch} images: {epochs:,.1f} epochs")
+    if details:
+        say(settings.to_json(config))
+        say(clu.parameter_overview.get_parameter_overview(params, include_stats=False))
+
+
+def _memory(config: ConfigDict, data: Dataset, built: Architecture, mesh: Mesh) -> str:
+    """What training needs of each device."""
+    _, state = build.initial_state(config, built, mesh)
+    slice_size = config.training.batch_size // config.training.grad_accumulation // mesh.size
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), slice_size))
+    images = jax.ShapeDtypeStruct((slice_size, *data.images.shape[1:]), jnp.uint8)
+    classes = jax.ShapeDtypeStruct((slice_size,), jnp.int32) if built.num_classes else None
+    loss = build.loss(config, built)
+    kept = memory.activations(
+        lambda *of: loss(*of).total.mean(), built.abstract_params, keys, Batch(images, classes)
+    )
+    certain, there = memory.certain(config, data, state, mesh), memory.of_a_device(mesh)
+    told = [f"{number / 2**30:,.2f} GiB" for number in (certain, kept, there)]
+    return (
+        f"memory     {told[0]} a device at least, and about {told[1]} for the backward pass before "
+        f"XLA's optimisations; a device has {told[2]}"
+    )
+
+
+def _parts(params: dict, heads: int) -> dict[str, int]:
+    """Parameters of EDM's network and of what is added to it."""
+
+    def count(*prefixes: str) -> int:
+        chosen = {name: tree for name, tree in params.items() if name.startswith(prefixes)}
+        return clu.parameter_overview.count_parameters(chosen) if chosen else 0
+
+    (last,) = (tree for name, tree in params.items() if name.endswith("aux_conv"))
+    added = {
+        "blur embedding": count("blur"),
+        "second head": clu.parameter_overview.count_parameters(last) * (heads - 1) // heads,
+        "augmentation input": count("map_augment"),
+        "class input": count("map_label"),
+    }
+    return {"EDM's network": count("") - sum(added.values())} | added

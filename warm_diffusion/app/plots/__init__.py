@@ -1,0 +1,232 @@
+"""Figures: arrays in, matplotlib's figures out; `style.py` says how they look and saves them."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from warm_diffusion.app.plots import style
+
+_TEXT = 14  # pixels of a line of labels
+
+
+def plain_log_ticks(axis) -> None:
+    """Numbers without exponents on a logarithmic axis, as many as there is room for."""
+
+    def between(value, _):
+        """Of a minor tick: the fewer, the more decades are shown."""
+        low, high = axis.get_view_interval()
+        shown = "2346" if high < 12 * low else "25" if high < 1000 * low else ""
+        return f"{value:g}" if f"{value:e}"[0] in shown else ""
+
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(between)
+
+
+@style.styled
+def spectrum(
+    frequency: np.ndarray,
+    power: np.ndarray,
+    levels: Sequence[tuple[float, float, np.ndarray]],
+    title: str,
+) -> Figure:
+    """The data's radial power with what blur and noise make of it along a path.
+
+    Args:
+      frequency: [K] cycles per pixel; the first, the mean of the image, is left out.
+      power: [K] mean variance of a DCT coefficient in each ring.
+      levels: (alpha, beta, blurred power [K]) at a few times, in order.
+      title: heading.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.loglog(frequency[1:], power[1:], color=style.INK, linewidth=3, label="data")
+    floor = power[1:].min() * 1e-2
+    for (alpha, beta, blurred), colour in zip(
+        levels, style.level_colours(len(levels)), strict=True
+    ):
+        visible = np.maximum(blurred[1:], floor / 10)  # far below the axis, not minus infinity
+        label = f"α {style.number(alpha)} px, β {style.number(beta)}"
+        axes.loglog(frequency[1:], visible, color=colour, label=label)
+        axes.axhline(beta**2, color=colour, linestyle="--", linewidth=1.2)
+    axes.set_ylim(bottom=floor)
+    axes.set_xlabel("frequency (cycles per pixel)")
+    axes.set_ylabel("variance of a DCT coefficient")
+    axes.set_title(style.plain(title))
+    plain_log_ticks(axes.xaxis)
+    axes.legend(title="solid: data after blur α\ndashed: noise floor β²", title_fontsize=8.5)
+    return figure
+
+
+def _label_steps(axes, steps: Sequence[dict]) -> None:
+    """Step numbers with their levels, some ten of them."""
+    shown = range(0, len(steps), -(-len(steps) // 10))
+    labels = [
+        f"{i}\nα {style.number(steps[i]['alpha'])}\nβ {style.number(steps[i]['beta'])}"
+        for i in shown
+    ]
+    axes.set_xticks(list(shown), labels, fontsize=7.5)
+    axes.set_xlim(-0.5, len(steps) - 0.5)
+
+
+def _by_ring(figure: Figure, axes, frequency: np.ndarray, values: np.ndarray, **options) -> None:
+    """A map of values [steps, K] over step and frequency."""
+    edges = np.concatenate([[0.0], (frequency[1:] + frequency[:-1]) / 2, frequency[-1:]])
+    columns = np.arange(len(values) + 1) - 0.5
+    label = options.pop("label")
+    masked = np.ma.masked_invalid(values.T)
+    # Rasterized: thousands of rectangles would make an SVG of megabytes.
+    mesh = axes.pcolormesh(columns, edges, masked, rasterized=True, **options)
+    axes.set_ylabel("frequency (cycles per pixel)")
+    axes.grid(False)
+    figure.colorbar(mesh, ax=axes, label=label)
+
+
+@style.styled
+def departure(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figure:
+    """How far a sampler's states are from the forward process, step by step.
+
+    Args:
+      frequency: [K] cycles per pixel.
+      steps: of each level alpha, beta, spectral_departure [K], sliced_wasserstein, and the same
+        with `_of_forward` for other forward states.
+      title: heading.
+    """
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(3, 2))
+    values = np.array([step["spectral_departure"] for step in steps], float)
+    limit = max(0.1, float(np.nanmax(np.abs(np.where(np.isfinite(values), values, np.nan)))))
+    _by_ring(
+        figure, above, frequency, values, cmap=style.DEPARTURES, vmin=-limit, vmax=limit,
+        label="spectral departure: ln (power / forward power)",
+    )  # fmt: skip
+    _label_steps(above, steps)
+    above.set_title(style.plain(title))
+    for name, label, look, colour in (
+        ("sliced_wasserstein", "sampler's states to forward states", "o-", style.BLUR),
+        ("sliced_wasserstein_of_forward", "forward states to other forward states", "x--",
+         style.INK),
+    ):  # fmt: skip
+        below.semilogy([step[name] for step in steps], look, label=label, color=colour)
+    _label_steps(below, steps)
+    plain_log_ticks(below.yaxis)
+    below.set_xlabel("step, with blur α (pixels) and noise β there")
+    below.set_ylabel("sliced Wasserstein distance")
+    below.legend()
+    return figure
+
+
+@style.styled
+def heads(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figure:
+    """What each head contributes to each step, and how consistent they are.
+
+    Args:
+      frequency: [K] cycles per pixel.
+      steps: of each step alpha, beta, denoiser [K], deblurrer [K] (mean squares), consistency.
+      title: heading.
+    """
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(3, 2))
+    one, two = (np.array([step[name] for step in steps]) for name in ("denoiser", "deblurrer"))
+    share = np.sqrt(two) / np.maximum(np.sqrt(one) + np.sqrt(two), 1e-30)
+    _by_ring(
+        figure, above, frequency, share, cmap=style.SHARES, vmin=0.0, vmax=max(0.05, share.max()),
+        label="deblurrer's share of the step (root mean squares)",
+    )  # fmt: skip
+    _label_steps(above, steps)
+    above.set_title(style.plain(title))
+    below.semilogy([step["consistency"] for step in steps], "o-", color=style.INK)
+    _label_steps(below, steps)
+    plain_log_ticks(below.yaxis)
+    below.set_xlabel("step, with blur α (pixels) and noise β there")
+    below.set_ylabel("consistency: mean square of D - B (D + R)")
+    return figure
+
+
+@style.styled
+def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str) -> Figure:
+    """Images beside one another, each pixel of a small one a block.
+
+    Args:
+      panels: title and uint8 [H, W, C] of each, of one size.
+      title: heading.
+    """
+    height, width = panels[0][1].shape[:2]
+    side = max(2.6, min(5.0, width / 120))
+    figure = Figure(figsize=(side * len(panels), side * height / width + 0.7), layout="constrained")
+    for axes, (name, image) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(style.plain(name), fontsize=9)
+        axes.set_axis_off()
+    figure.suptitle(style.plain(title), fontsize=10)
+    return figure
+
+
+@style.styled
+def labelled(canvas: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
+    """A grid of images with a label for each row and column; its pixels are the figure's.
+
+    Args:
+      canvas: uint8 [height, width, C], as `data.images.grid` makes it.
+      rows: label of each row of images, of one line.
+      columns: label of each column; lines as wide as an image.
+      title: heading.
+    """
+    height, width = canvas.shape[:2]
+    left = 10 + 7 * max(map(len, rows), default=0)
+    lines = max((label.count("\n") + 1 for label in columns), default=0)
+    top = 12 + _TEXT * (lines + 2 * bool(title))
+    size = max(left + width + 8, int(6.2 * len(title)) + 16), top + height + 8
+    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100)
+    grey = canvas.shape[-1] == 1
+    figure.figimage(canvas[..., 0] if grey else canvas, left, 8, cmap="gray", vmin=0, vmax=255)
+
+    def write(x, y, text, **options):
+        figure.text(x / size[0], 1 - y / size[1], style.plain(text), fontsize=8, **options)
+
+    for i, label in enumerate(columns):
+        x = left + (i + 0.5) * (width + 2) / len(columns)
+        write(x, top - 4, label, ha="center", va="bottom")
+    for i, label in enumerate(rows):
+        y = top + (i + 0.5) * (height + 2) / len(rows)
+        write(left - 5, y, label, ha="right", va="center")
+    figure.text(0.5, 1 - 6 / size[1], style.plain(title), fontsize=9, ha="center", va="top")
+    return figure
+
+
+@style.styled
+def curves(
+    x: Sequence[float], lines: Mapping[str, tuple[Sequence[float], str]], title: str, *,
+    xlabel: str, log: bool = False,
+) -> Figure:  # fmt: skip
+    """Numbers along a run; those that are not numbers leave a gap.
+
+    Args:
+      x: [N].
+      lines: by label the values [N] and their colour.
+      title: heading.
+      xlabel: what x is.
+      log: whether the values are shown on a logarithmic axis.
+    """
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for label, (values, colour) in lines.items():
+        marker = "o" if len(x) < 3 else ""
+        axes.plot(x, np.array(values, float), color=colour, label=label, marker=marker)
+    if log:
+        axes.set_yscale("log")
+        plain_log_ticks(axes.yaxis)
+    axes.xaxis.set_major_formatter(lambda value, _: _count(value))
+    axes.set_xlabel(xlabel)
+    axes.set_title(style.plain(title))
+    if len(lines) > 1:
+        axes.legend()
+    return figure
+
+
+def _count(value: float) -> str:
+    """12,500,000 as 12.5 M."""
+    for unit, name in ((1e6, " M"), (1e3, " k")):
+        if abs(value) >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"

@@ -1,0 +1,219 @@
+"""Training: what is checked before anything is written, the start or the restore, the loop."""
+
+import json
+import pathlib
+
+import clu.parameter_overview
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from warm_diffusion import pretrained
+from warm_diffusion.app import build, memory, settings
+from warm_diffusion.app.train.feed import make_feed
+from warm_diffusion.app.train.loop import Loop
+from warm_diffusion.app.train.ratio import realise_bnr
+from warm_diffusion.architecture import Architecture
+from warm_diffusion.data import Dataset
+from warm_diffusion.models import weights
+from warm_diffusion.runtime import devices, lock, processes, storage
+from warm_diffusion.runtime.console import say
+from warm_diffusion.training import writer
+from warm_diffusion.training.checkpoints import Checkpoints, last_checkpoint
+from warm_diffusion.training.state import TrainState
+
+_GRID_IMAGES = 64
+
+
+def train(config: ConfigDict, workdir: str) -> TrainState:
+    """Trains until `config.training.num_steps`, from the latest checkpoint in `workdir` if any.
+
+    Args:
+      config: see `configs/default.py`.
+      workdir: gets config.json, checkpoints, metrics.jsonl, TensorBoard events and sample grids.
+
+    Returns:
+      The final state.
+
+    Raises:
+      ValueError: a configuration or data that cannot work, or another run's workdir.
+      Interrupted: SIGTERM or SIGINT; the state is saved.
+      Diverged: gradients or state were not finite; the checkpoints are from before.
+    """
+    workdir = storage.path(workdir)
+    settings.check(config, None)
+    settings.check_average(config)
+    writer.check(config.training.writers)
+    # A kill in the first save leaves no finished checkpoint: such a run starts again.
+    steps, about = last_checkpoint(workdir)
+    path = workdir / "config.json"
+    began = about.get("configuration") or _written(path)
+    if steps and began is None:
+        raise ValueError(f"nothing in {workdir} says what was trained there: give a new --workdir")
+    _check_calls(config, steps[-1] if steps else 0)
+    config, curve = realise_bnr(config, began)
+    mesh = devices.make_mesh()
+    devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
+    data, statistics = build.dataset(config), build.data_statistics(config)
+    settings.check(config, data.images.shape[1:])
+    built = build.architecture(config, data.images.shape[1:], statistics)
+    make_state, abstract = build.initial_state(config, built, mesh)
+    _check_memory(config, abstract, data, mesh)
+    feed = make_feed(config, built, data, mesh, abstract)
+    grid_size = max(1, _GRID_IMAGES // mesh.size) * mesh.size
+    grids = build.sampler(config, built, mesh, batch_size=grid_size)
+    initial = None if steps else _initial_params(config, built)
+    _refuse_other_data(about, config, data)
+    changes = settings.compare(config, began, path) if began is not None else []
+    _agree(workdir, config, data, steps, initial)
+    # All that can be wrong is wrong by here: nothing of the run has been written yet.
+    with lock.hold(workdir) as check_lock:
+        processes.check_shared(workdir)
+        storage.write_bytes(path, settings.to_json(config).encode())
+        if curve:
+            storage.write_json(workdir / "bnr.json", curve)
+        for change in changes:
+            say(f"config   changed since this run began: {change}")
+        _say_what_is_trained(config, data, abstract, mesh)
+        with Checkpoints(
+            workdir, keep_latest=config.training.keep_latest, keep_every=config.training.keep_every
+        ) as saved:
+            state = saved.restore_latest(abstract, report=say)
+            if state is None:
+                state = _start_from(make_state(), initial)
+                say(f"run      new, in {workdir}")
+            else:
+                step = int(state.step)
+                _check_calls(config, step)
+                _refuse_other_data(saved.about(step), config, data)
+                images = step * config.training.batch_size
+                say(f"run      continues at step {step:,} ({images:,} images), in {workdir}")
+            origins = _origins(config, built, data)
+            loop = Loop(config, workdir, saved, grids, data, statistics, origins, mesh, check_lock)
+            return loop.run(state, feed)
+
+
+def _agree(
+    workdir: pathlib.Path, config: ConfigDict, data: Dataset, steps: list[int], initial: dict | None
+) -> None:
+    """All processes must train the same from the same, in one workdir."""
+    processes.agree(
+        **{
+            "the hash of the images": data.info["content_sha256"],
+            f"the last checkpoint in {workdir}": steps[-1] if steps else None,
+            f"the hash of init_from={config.init_from}": storage.digest(initial),
+        }
+    )
+
+
+def _initial_params(config: ConfigDict, built: Architecture) -> dict | None:
+    """The weights of `config.init_from`: of the same network, at this or another resolution."""
+    if not config.init_from:
+        return None
+    model = pretrained.load(config.init_from)
+    params = weights.at_resolution(
+        model.params, model.architecture.network, built.network.resolution
+    )
+    expected, found = (
+        {name: leaf.shape for name, leaf in weights.flatten(tree).items()}
+        for tree in (built.abstract_params, params)
+    )
+    problems = weights.differences(expected, found)
+    if problems:
+        raise ValueError(
+            f"init_from={config.init_from} is of another network than config.model: "
+            f"{'; '.join(problems)}"
+        )
+    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
+        raise ValueError(f"init_from={config.init_from} has weights that are not finite")
+    say(f"weights  from {config.init_from}")
+    return params
+
+
+def _start_from(state: TrainState, params: dict | None) -> TrainState:
+    """The state with other weights, in the averages too; the optimizer starts afresh."""
+    if params is None:
+        return state
+    params = devices.put_as(params, jax.tree.map(lambda leaf: leaf.sharding, state.params))
+    # Copies: the step donates the state, and one buffer cannot be donated twice.
+    ema = tuple(jax.tree.map(jnp.copy, params) for _ in state.ema)
+    return state.replace(params=params, ema=ema)
+
+
+def _written(path: pathlib.Path) -> dict | None:
+    """The configuration in a run's config.json; None without one.
+
+    Raises:
+      ValueError: it cannot be read, and no checkpoint says what the run began with.
+    """
+    try:
+        found = storage.read_json(path) if path.exists() else None
+        if not isinstance(found, dict | None):
+            raise ValueError(f"{path} holds {type(found).__name__}, not a configuration")
+        return found
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; no checkpoint says what this run began with: delete that file to begin anew"
+        ) from error
+
+
+def _check_calls(config: ConfigDict, step: int) -> None:
+    steps = config.training.steps_per_call
+    if step % steps:
+        raise ValueError(
+            f"training.steps_per_call={steps} must divide the {step:,} steps of the run so far: "
+            "continue it with 1"
+        )
+
+
+def _check_memory(config: ConfigDict, abstract: TrainState, data: Dataset, mesh: Mesh) -> None:
+    needed = memory.certain(config, data, abstract, mesh)
+    there = memory.of_a_device(mesh)
+    if needed > there:
+        raise ValueError(
+            f"training needs at least {needed / 2**30:,.1f} GiB on each device, which has "
+            f"{there / 2**30:,.1f}: make model.model_channels, training.batch_size or the number "
+            "of averages smaller, set training.grad_accumulation, or training.sharding=fsdp on "
+            "several devices"
+        )
+
+
+def _refuse_other_data(about: dict, config: ConfigDict, data: Dataset) -> None:
+    found, saved = data.info["content_sha256"], about.get("data_sha256")
+    if saved and found != saved:
+        raise ValueError(
+            f"{config.data.source} holds other images than this run was trained on (SHA-256 "
+            f"{found[:16]}, the run's {saved[:16]}): give the run's data, or a new --workdir"
+        )
+
+
+def _origins(config: ConfigDict, built: Architecture, data: Dataset) -> dict:
+    """Facts kept with each checkpoint: what is needed to use it, and where it comes from."""
+    return {
+        "model": built.description,
+        "configuration": json.loads(settings.to_json(config)),
+        "weights": [f"ema {half} images" for half in config.training.ema_halflife_images],
+        "data_sha256": data.info["content_sha256"],
+        "versions": settings.versions(),
+    }
+
+
+def _say_what_is_trained(
+    config: ConfigDict, data: Dataset, abstract: TrainState, mesh: Mesh
+) -> None:
+    height, width, channels = data.images.shape[1:]
+    parameters = clu.parameter_overview.count_parameters(abstract.params)
+    batch = config.training.batch_size
+    say(
+        f"data     {config.data.source}: {len(data.images):,} images {height}x{width}x{channels}, "
+        f"{'on the device' if memory.fits_device(config, data) else 'read from disk'}"
+    )
+    if batch > len(data.images):
+        say(f"note     training.batch_size={batch:,} is more than the {len(data.images):,} images")
+    say(f"network  {config.model.name}: {parameters:,} parameters")
+    say(
+        f"devices  {mesh.size} x {mesh.devices.flat[0].device_kind}, "
+        f"batch {batch} in all, {batch // mesh.size} a device"
+    )

@@ -1,0 +1,1 @@
+"""Files, devices, processes and the console: what a program needs of its machine."""

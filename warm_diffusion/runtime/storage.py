@@ -1,0 +1,390 @@
+"""Every read and write of a workdir, on local disk and on gs://; files appear whole or not at all.
+
+A place is a `pathlib.Path`, or on gs:// an `etils.epath.Path`, which has the same methods:
+annotations say the former. Methods that only look (`exists`, `glob`, `iterdir`, `read_bytes`) are
+called on it; all that writes, moves or deletes is here. Of several processes the first does it,
+the others do nothing. An object store does it otherwise than a disk: one object appears at once,
+but nothing is appended or renamed, a folder is no more than the start of a name, and moving one is
+copying object by object.
+
+gcsfs and etils are imported when a gs:// path is first met, never before.
+"""
+
+import contextlib
+import errno
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from warm_diffusion.runtime.console import say
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_PUT_SECONDS = 1.0  # Google's limit on how often one object is written
+
+
+# --- places --------------------------------------------------------------------------------------
+
+
+def path(where: str | os.PathLike) -> pathlib.Path:
+    """The place that a user names: an absolute local path, or one on gs://.
+
+    Raises:
+      ValueError: another scheme, gs:// without gcsfs or credentials, or a bucket that is not there.
+    """
+    text = os.fspath(where)
+    if not _SCHEME.match(text):
+        return pathlib.Path(text).expanduser().absolute()
+    bucket, _, inside = text.removeprefix("gs://").partition("/")
+    if text.startswith("gs:/") and not text.startswith("gs://"):
+        raise ValueError(
+            f"{text} has lost a slash: give gs://BUCKET/FOLDER as a string or as etils.epath.Path, "
+            "not as pathlib.Path"
+        )
+    if not text.startswith("gs://") or not bucket:
+        raise ValueError(f"expected a local path or gs://BUCKET/FOLDER, got {text}")
+    if set("*?[]") & set(text) or ".." in inside.split("/"):
+        raise ValueError(f"a gs:// path must be without * ? [ ] and .., got {text}")
+    try:
+        import gcsfs  # noqa: F401
+        from etils import epath
+    except ImportError as error:
+        raise ValueError(
+            f"{text} needs gcsfs ({error}): pip install '.[gcs]' in a checkout"
+        ) from error
+    _check_bucket(bucket)
+    return epath.Path(text)
+
+
+def local(where: str | os.PathLike, name: str) -> pathlib.Path:
+    """An absolute local path for what cannot lie elsewhere; `name` is what a message calls it.
+
+    Raises:
+      ValueError: a gs:// path, or one of another scheme.
+    """
+    if _SCHEME.match(os.fspath(where)):
+        raise ValueError(f"{name} must be a local path, got {os.fspath(where)}: copy it here first")
+    return pathlib.Path(where).expanduser().absolute()
+
+
+def is_local(place: pathlib.Path) -> bool:
+    """Whether a place is on this machine's file system."""
+    return isinstance(place, pathlib.Path)
+
+
+def default_cache_dir() -> pathlib.Path:
+    """The user's cache folder for this project ($XDG_CACHE_HOME or ~/.cache)."""
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "warm_diffusion"
+
+
+@functools.cache
+def object_store():
+    """gcsfs's file system, made once, told first what it must know before it is used."""
+    import fsspec
+
+    os.environ.setdefault("EPATH_USE_TF", "false")  # where TensorFlow is there epath prefers it
+    # Listings are kept for ever otherwise: what other processes write would not be seen.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return fsspec.filesystem("gcs")
+
+
+@functools.cache
+def _check_bucket(bucket: str) -> None:
+    """Raises ValueError unless the objects of a bucket can be listed; asks once in a process."""
+    try:
+        with _quiet("gcsfs"), _quiet("google.auth"):
+            object_store().call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"there is no bucket gs://{bucket}: correct the path, or make it by gcloud storage "
+            f"buckets create gs://{bucket}"
+        ) from error
+    # No credentials, the wrong ones, no network: google.auth, aiohttp and gcsfs have a type each.
+    except Exception as error:
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"gs://{bucket} cannot be read ({told}): it needs credentials, such as by gcloud auth "
+            "application-default login, or GOOGLE_APPLICATION_CREDENTIALS=FILE"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without the log of a library that logs what it raises, traceback and all."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def write_bytes(where: str | os.PathLike, content: bytes) -> None:
+    """Writes a file, and the folders above: readers see the old one or the new one."""
+    write_files({path(where): content})
+
+
+def write_files(files: Mapping[pathlib.Path, bytes]) -> None:
+    """Writes several files, each as `write_bytes` does; on gs:// many at a time."""
+    if jax.process_index():
+        return
+    remote = {str(place): content for place, content in files.items() if not is_local(place)}
+    if remote:
+        # Not open("wb"): an exception inside it publishes the part that is written.
+        object_store().pipe(remote)
+    for place in filter(is_local, files):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(f"{place.name}.partial-{os.getpid()}")
+        try:
+            partial.write_bytes(files[place])
+            partial.replace(place)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_json(where: str | os.PathLike, content: Any) -> None:
+    """Writes a JSON file, see `to_json`."""
+    write_bytes(where, to_json(content))
+
+
+def to_json(content: Any) -> bytes:
+    """A JSON file; numpy's numbers become plain, those that are not finite are refused."""
+    text = json.dumps(content, indent=2, allow_nan=False, default=lambda number: number.item())
+    return (text + "\n").encode()
+
+
+def read_json(where: str | os.PathLike) -> Any:
+    """What a JSON file says.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path(where).read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where} cannot be read as JSON ({error})") from error
+
+
+def write_npz(where: str | os.PathLike, **arrays: np.ndarray) -> None:
+    """Writes arrays by name, as numpy.savez does; `open_npz` reads them."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_bytes(where, content.getvalue())
+
+
+def open_npz(where: str | os.PathLike) -> np.lib.npyio.NpzFile:
+    """An .npz file, without pickles; damage shows as numpy shows it."""
+    return np.load(io.BytesIO(path(where).read_bytes()), allow_pickle=False)
+
+
+class Lines:
+    """A text file that grows by lines, written by one process.
+
+    On gs://, where nothing is appended, the text is kept and put whole: as lines come, but not more
+    than once a second, at `flush` and at `close`.
+    """
+
+    def __init__(self, where: str | os.PathLike, keep: Callable[[str], bool] | None = None):
+        """Opens the file; of the lines that it has, those that `keep` does not hold of go."""
+        self._path, self._put_at, self._is_put = path(where), -float("inf"), True
+        self._text = ""
+        if (keep or not is_local(self._path)) and self._path.exists():
+            self._text = self._path.read_bytes().decode(errors="replace")
+        if keep and self._text:
+            kept = [line + "\n" for line in self._text.splitlines() if keep(line)]
+            self._text = "".join(kept)
+            write_bytes(self._path, self._text.encode())
+
+    def append(self, line: str) -> None:
+        """Adds a line."""
+        if jax.process_index():
+            return
+        if is_local(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                file.write(line + "\n")
+            return
+        self._text += line + "\n"
+        self._is_put = False
+        if time.monotonic() - self._put_at >= _PUT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is only kept so far."""
+        if not self._is_put:
+            write_bytes(self._path, self._text.encode())
+            self._put_at, self._is_put = time.monotonic(), True
+
+    close = flush
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+def write_folder(where: str | os.PathLike, files: Mapping[str, bytes]) -> None:
+    """Writes a new folder of files by name, whole or not at all.
+
+    On gs:// the last of them comes last: a kill before it leaves a folder without that file.
+    """
+    folder = path(where)
+    if jax.process_index():
+        return
+    if is_local(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        name = f".{folder.name}.partial-"
+        partial = pathlib.Path(tempfile.mkdtemp(prefix=name, dir=folder.parent))
+        try:
+            write_files({partial / name: content for name, content in files.items()})
+            partial.chmod(0o755)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return
+    *others, last = ((folder / name, content) for name, content in files.items())
+    try:
+        write_files(dict(others))
+        write_files(dict([last]))
+    except BaseException:
+        remove(folder)
+        raise
+
+
+def move(source: pathlib.Path, target: pathlib.Path, marker: str = "") -> None:
+    """Moves a file or a folder to a place that is free.
+
+    On gs:// it is copied, then deleted. `marker` names the file without which a folder counts for
+    nothing: it is deleted first, so that no part of the folder ever passes for the whole.
+    """
+    if jax.process_index():
+        return
+    if is_local(source):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+        return
+    object_store().copy(str(source), str(target), recursive=source.is_dir())
+    if marker:
+        (source / marker).unlink(missing_ok=True)
+    remove(source)
+
+
+def remove(place: pathlib.Path) -> None:
+    """Deletes a file or a folder, if it is there."""
+    if jax.process_index():
+        return
+    if not is_local(place):
+        place.rmtree(missing_ok=True)
+    elif place.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def fetch(where: str | os.PathLike, cache_dir: pathlib.Path | None = None) -> pathlib.Path:
+    """A local file of the same content: a local one itself, of one on gs:// a copy, made once.
+
+    Args:
+      where: the file.
+      cache_dir: where copies are kept; None: a folder in the user's cache.
+
+    Raises:
+      ValueError: no such file on gs://, or one that changes while it is read.
+    """
+    place = path(where)
+    if is_local(place):
+        return place
+    version = _version(place)
+    key = hashlib.sha256(json.dumps(version, default=str).encode()).hexdigest()[:16]
+    folder = (cache_dir or default_cache_dir()) / "fetched" / key
+    target, partial = folder / place.name, folder / f"{place.name}.partial-{os.getpid()}"
+    if target.exists():
+        return target
+    say(f"fetch    {place}, {version['size'] / 1e6:,.1f} MB, to {target}")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        object_store().get_file(str(place), str(partial))
+        if _version(place) != version or partial.stat().st_size != version["size"]:
+            raise ValueError(f"{place} changed while it was fetched: start again")
+        os.utime(partial, (0, 0))  # the key tells versions apart, and a copy made anew is the same
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _version(place: pathlib.Path) -> dict:
+    """What changes when an object on gs:// does."""
+    try:
+        found = object_store().info(str(place))
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no file {place}") from error
+    if found["type"] != "file":
+        raise ValueError(f"{place} is a folder, expected a file")
+    keys = ("size", "generation", "etag", "mtime")
+    return {"url": str(place)} | {key: found.get(key) for key in keys}
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+# The disk's state, not the command's fault: nothing more can be written, for now.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_IN_TEXT = re.compile(r"os_error_code='(\d+)'")  # TensorStore's, which orbax writes with
+_WRITING_FAILED = 74  # EX_IOERR of sysexits.h
+
+
+def explain(error: BaseException) -> tuple[int, str] | None:
+    """Exit status and words for an error of the file system's; None for others.
+
+    An error that came from a full disk, however deep inside a library, is one.
+    """
+    chain, top = [], error
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    for error in chain:
+        found = _IN_TEXT.search(str(error))
+        number = int(found[1]) if found else error.errno if isinstance(error, OSError) else None
+        if not number or (error is not top and number not in _FULL):
+            continue
+        path = re.search(r'"(/[^"]*)"', str(error))
+        where = getattr(error, "filename", None) or (path[1] if path else "a file")
+        told = f"{os.fspath(where)}: {os.strerror(number)}"
+        if number not in _FULL:
+            return 2, told
+        return _WRITING_FAILED, (
+            f"{told}. What was written before is sound; when that is mended, the same command "
+            "goes on"
+        )
+    return None
+
+
+# --- arrays --------------------------------------------------------------------------------------
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of the names, types, shapes and bytes of a tree's arrays."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
