@@ -12,7 +12,7 @@ from PIL import Image
 from tests.app.conftest import STEPS, wait_for
 from tests.app.test_gs import copy
 from tests.app.test_train import final_arrays, rows
-from tests.test_cluster import free_port
+from tests.runtime.test_processes import free_port
 from warm_diffusion.runtime import storage
 
 DEVICES = ("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
