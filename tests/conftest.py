@@ -25,12 +25,13 @@ jax.config.update("jax_platforms", "cpu")
 # An [H, W] factor that meets [B, H, W, C] images must fail here, not broadcast along a wrong axis.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# A second run takes compiled programs from this cache. Its keys are programs and versions: changed
-# code never meets an old result.
-if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    _CACHE = Path(tempfile.gettempdir()) / f"warm_diffusion_tests_{getpass.getuser()}"
-    jax.config.update("jax_compilation_cache_dir", str(_CACHE))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+# A second run takes compiled programs from this cache, however small they are. Its keys are programs
+# and versions: changed code never meets an old result. Processes that tests start share it.
+_CACHE = Path(tempfile.gettempdir()) / f"warm_diffusion_tests_{getpass.getuser()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture
