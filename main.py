@@ -39,7 +39,6 @@ MODES = {
         *job,
         modes.restore.Request(FLAGS.input, FLAGS.blur, FLAGS.noise, FLAGS.samples, FLAGS.reference),
     ),
-    "report": lambda *job: modes.report.report(*job),
     "info": lambda config, *_: modes.info.print_info(config, FLAGS.details),
 }
 config_flags.DEFINE_config_file(

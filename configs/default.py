@@ -141,7 +141,6 @@ def get_config() -> ml_collections.ConfigDict:
     # Statistics that --mode=fid_stats wrote, or EDM's own .npz (mu, sigma); empty: made from data.
     evaluation.reference = ""
     evaluation.split = ""  # what data's images are, in metric names; empty: tfds's split, or train
-    evaluation.report = False  # write report.html (--mode=report) into the workdir afterwards
     evaluation.likelihood = False  # bits per dimension of data's images as well (slow)
     evaluation.likelihood_images = 256  # how many, drawn at random; 0: all
     evaluation.likelihood_trace = "hutchinson"  # of the flow: hutchinson | exact (small images)

@@ -1,6 +1,5 @@
-"""Figures: colours that can be told apart, pixels that stay pixels, SVG in the page's colour."""
+"""Figures: colours that can be told apart, pixels that stay pixels."""
 
-import html
 import io
 import itertools
 
@@ -75,17 +74,6 @@ def test_a_level_in_a_tick_has_two_digits_and_no_exponent():
     ]  # fmt: skip
 
 
-def test_an_svg_takes_the_colour_of_the_page_and_keeps_text():
-    lines = {"denoise": ([1.0, float("nan"), 0.1], style.NOISE)}
-    text = style.svg(plots.curves([1, 2, 3], lines, "the loss", xlabel="images", log=True), "loss")
-    assert text.startswith("<svg")
-    assert "the loss" in text
-    assert "currentColor" in text
-    assert style.INK not in text
-    assert style.NOISE in text
-    assert "<g id=" not in text  # two figures of one page would share it
-
-
 @pytest.mark.parametrize("name", ["a$5_$6", "$HOME$", "100 % & <b>"])
 def test_names_of_files_are_shown_as_they_are(name):
     """Dollars would be mathematics to matplotlib, and most names are none."""
@@ -97,4 +85,3 @@ def test_names_of_files_are_shown_as_they_are(name):
         written = [text.get_text() for text in figure.findobj(Text) if text.get_text().strip()]
         assert written
         assert all(text.replace(r"\$", "$") == name for text in written)
-        assert style.svg(figure, "one").count(html.escape(name, quote=False)) == len(written)

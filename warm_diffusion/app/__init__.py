@@ -5,9 +5,7 @@ Each is loaded when it is first used: `info` needs no matplotlib, sampling no Te
 
 import importlib
 
-_JOBS = (
-    "train", "sample", "evaluate", "fid_stats", "analyze", "export", "info", "report", "restore",
-)  # fmt: skip
+_JOBS = ("train", "sample", "evaluate", "fid_stats", "analyze", "export", "info", "restore")
 
 
 class Stopped(Exception):

@@ -12,7 +12,7 @@ import jinja2
 
 
 def render(template: str, **values: Any) -> bytes:
-    """The page of a template, such as report.html, with its values by name.
+    """The page of a template, such as restore.html, with its values by name.
 
     Raises:
       jinja2.UndefinedError: a value that the template needs is not there.

@@ -218,7 +218,6 @@ RANGES: Mapping[str, Range] = {
     "eval.inception_weights": Text(),
     "eval.reference": Text(),
     "eval.split": Text(),
-    "eval.report": _FLAG,
     "eval.likelihood": _FLAG,
     "eval.likelihood_images": OneOf((0,)) | _whole(2),
     "eval.likelihood_trace": OneOf(("hutchinson", "exact")),

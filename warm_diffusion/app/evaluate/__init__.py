@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 from ml_collections import ConfigDict
 
-from warm_diffusion import app, pretrained
+from warm_diffusion import pretrained
 from warm_diffusion.app import Incomplete, build, settings
 from warm_diffusion.app.evaluate.checkpoint_choice import chosen_steps
 from warm_diffusion.app.evaluate.evaluator import Evaluator
@@ -32,8 +32,6 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
     """
     evaluator = Evaluator(config, storage.path(workdir) / "eval")
     if pretrained.is_model_folder(checkpoint):
-        if config.eval.report:
-            raise ValueError(f"eval.report is of a training run, {checkpoint} is a model folder")
         return [evaluator.run(_load(config, checkpoint))]
     training, step = pretrained.split_checkpoint(checkpoint)
     which = config.eval.checkpoint
@@ -44,8 +42,6 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
     run_config = training / "config.json"
     # Without it the configuration is the command line's alone: it must prove to be the run's.
     unproven = not run_config.exists()
-    if unproven and config.eval.report:
-        raise ValueError(f"eval.report reads {run_config}, which is not there: leave it out")
     steps = _steps_of_first(
         chosen_steps(
             which, training, last=config.training.num_steps, wait=wait, reports=evaluator.folder
@@ -68,8 +64,6 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
             say(f"skipped  step {step:,}: {error}")
             continue
         reports.append(evaluator.run(model))
-    if config.eval.report and jax.process_index() == 0:
-        app.report.report(config, workdir, str(training))
     if skipped:
         raise Incomplete(
             f"{len(skipped)} of {len(skipped) + len(reports)} checkpoints of {training} could not "

@@ -1,6 +1,6 @@
 """Figures: arrays in, matplotlib's figures out; `style.py` says how they look and saves them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -192,41 +192,3 @@ def labelled(canvas: np.ndarray, rows: Sequence[str], columns: Sequence[str], ti
         write(left - 5, y, label, ha="right", va="center")
     figure.text(0.5, 1 - 6 / size[1], style.plain(title), fontsize=9, ha="center", va="top")
     return figure
-
-
-@style.styled
-def curves(
-    x: Sequence[float], lines: Mapping[str, tuple[Sequence[float], str]], title: str, *,
-    xlabel: str, log: bool = False,
-) -> Figure:  # fmt: skip
-    """Numbers along a run; those that are not numbers leave a gap.
-
-    Args:
-      x: [N].
-      lines: by label the values [N] and their colour.
-      title: heading.
-      xlabel: what x is.
-      log: whether the values are shown on a logarithmic axis.
-    """
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for label, (values, colour) in lines.items():
-        marker = "o" if len(x) < 3 else ""
-        axes.plot(x, np.array(values, float), color=colour, label=label, marker=marker)
-    if log:
-        axes.set_yscale("log")
-        plain_log_ticks(axes.yaxis)
-    axes.xaxis.set_major_formatter(lambda value, _: _count(value))
-    axes.set_xlabel(xlabel)
-    axes.set_title(style.plain(title))
-    if len(lines) > 1:
-        axes.legend()
-    return figure
-
-
-def _count(value: float) -> str:
-    """12,500,000 as 12.5 M."""
-    for unit, name in ((1e6, " M"), (1e3, " k")):
-        if abs(value) >= unit:
-            return f"{value / unit:g}{name}"
-    return f"{value:g}"

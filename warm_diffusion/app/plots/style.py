@@ -7,7 +7,6 @@ and cold diffusion blue; a ratio lies between.
 
 import io
 import pathlib
-import re
 
 import matplotlib
 import numpy as np
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 
 from warm_diffusion.runtime import storage
 
-INK = "#22262d"  # text and axes; in SVG the page's own colour
+INK = "#22262d"  # text and axes
 NOISE, BLUR = "#d55e00", "#0072b2"
 SOLVERS = {"euler": "#7d6bb5", "heun": "#009e73", "multistep": "#b8860b"}
 MARKERS = {"euler": "^", "heun": "o", "multistep": "s"}
@@ -47,7 +46,6 @@ styled = matplotlib.rc_context(  # decorates what makes a figure
         "legend.frameon": False,
         "lines.linewidth": 1.8,
         "lines.markersize": 4.5,
-        "svg.fonttype": "none",  # text that can be selected, in the page's font
     }
 )
 
@@ -78,20 +76,3 @@ def save(path: pathlib.Path, figure: Figure) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png")
     storage.write_bytes(path, content.getvalue())
-
-
-@styled
-def svg(figure: Figure, name: str) -> str:
-    """A figure as an <svg> element for a page: text and axes in the page's colour.
-
-    Args:
-      figure: the figure.
-      name: what tells it from other figures of the page.
-    """
-    content = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
-    text = content.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # figure_1, axes_1: every figure has them
-    return re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
