@@ -95,7 +95,7 @@ def load(spec: str, size: int, count: int, test: bool) -> tuple[np.ndarray, np.n
         from PIL import Image
 
         source = open_source(spec)
-        chosen = rng.permutation(len(source.names))[:count]
+        chosen = rng.permutation(source.count())[:count]
         images = np.stack(
             [
                 np.asarray(source.load(i)[0].convert("RGB").resize((size, size), Image.LANCZOS))

@@ -21,8 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.compilation_cache_dir = "~/.cache/warm_diffusion/compiled"
 
     config.data = data = ml_collections.ConfigDict()
-    # digits | photos | folder:DIR | zip:FILE | npy:FILE | lmdb:DIR | tfds:NAME[:SPLIT]; FILE may be
-    # on gs://; several joined by +, such as photos+folder:DIR
+    # digits | photos | folder:DIR | zip:FILE | tar:FILE | npy:FILE | npz:FILE | parquet:FILE |
+    # tfds:NAME[:SPLIT]; FILE may be on gs://; several joined by +, such as photos+folder:DIR
     data.source = "digits"
     data.resolution = 0  # crop and resize to this height and width; 0: the images' own size
     data.channels = 0  # 1 (grey) or 3 (RGB) converts; 0: the images' own

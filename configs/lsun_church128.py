@@ -1,11 +1,12 @@
 """LSUN church at 128x128, the paper's largest set, at the paper's ratio.
 
+    python examples/lsun.py church_outdoor_train_lmdb church.zip
     python main.py --config=configs/lsun_church128.py --workdir=runs/church \
-        --config.data.source=lmdb:church_outdoor_train_lmdb
+        --config.data.source=zip:church.zip
 
-takes LSUN's own database (126,227 images; `pip install lmdb`): the centred
-square, reduced by Lanczos. The network is our choice, EDM's for FFHQ-64 with a narrow level on top
-of it, dropout as there, only horizontal flips: we did not find the paper's.
+takes LSUN's own database (126,227 images; `pip install lmdb`) out of its format, then of each image
+the centred square, reduced by Lanczos. The network is our choice, EDM's for FFHQ-64 with a narrow
+level on top of it, dropout as there, only horizontal flips: we did not find the paper's.
 
 Cost: 66.8 M parameters (267 MB; weights, one average and Adam's moments 1.1 GB), 631 GFLOP for an
 image's training step (XLA's count, forward and gradient).
@@ -22,7 +23,7 @@ from configs import cifar10
 def get_config() -> ml_collections.ConfigDict:
     """CIFAR-10's recipe, widened to 128x128."""
     config = cifar10.get_config()
-    config.data.source = "lmdb:church_outdoor_train_lmdb"
+    config.data.source = "zip:church.zip"
     config.data.resolution = 128
     config.model.channel_mult = (1, 1, 2, 2, 2)
     config.model.dropout = 0.05

@@ -75,7 +75,7 @@ def test_a_link_to_a_folder_above_is_refused(load, tmp_path):
 def test_a_link_to_nothing_is_named(load, tmp_path):
     (tmp_path / "i").mkdir()
     (tmp_path / "i" / "x.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(ValueError, match=r"x\.png: No such file.*mend the link"):
+    with pytest.raises(ValueError, match=r"x\.png: No such file.*repair the link"):
         load(f"folder:{tmp_path / 'i'}")
 
 

@@ -89,8 +89,8 @@ def test_zip_and_npy_files_may_lie_on_gs(load, store, tmp_path, tree, images):
     np.testing.assert_array_equal(load("npy:gs://bucket/sources/images.npy").images, images[::-1])
 
 
-@pytest.mark.parametrize("kind", ["folder", "lmdb"])
-def test_folders_and_databases_on_gs_are_refused(load, store, kind):
+@pytest.mark.parametrize("kind", ["folder"])
+def test_folders_on_gs_are_refused(load, store, kind):
     with pytest.raises(ValueError, match=f"{kind}:DIR must be a local path, got gs://bucket/x"):
         load(f"{kind}:gs://bucket/x")
 
@@ -145,7 +145,7 @@ def test_tensorflow_datasets_are_read_without_tensorflow(load, tmp_path, images)
 
 def test_a_set_that_is_not_prepared_is_refused_at_once_and_not_downloaded(load, tmp_path):
     pytest.importorskip("tensorflow_datasets")
-    with pytest.raises(ValueError, match=r"not prepared in array_record.*data.download=True"):
+    with pytest.raises(ValueError, match=r"not prepared in array_record.*--download"):
         load("tfds:cifar10", data_dir=str(tmp_path / "none"))
     with pytest.raises(ValueError, match="no data set is called 'cifar1O'"):
         load("tfds:cifar1O", data_dir=str(tmp_path / "none"))
@@ -273,7 +273,7 @@ def test_an_unknown_source_is_refused(load, source, message):
 
 def test_an_empty_folder_is_refused(load, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no PNG or JPEG image"):
+    with pytest.raises(ValueError, match="no image in it"):
         load(f"folder:{tmp_path / 'empty'}")
 
 

@@ -86,9 +86,10 @@ def test_tiles_without_a_size_or_larger_than_an_image_are_refused(load, folder, 
 def test_photos_are_scikit_images(load):
     data = pytest.importorskip("skimage").data  # independent: read by that package itself
     photos = open_source("photos")
-    assert len(photos.names) == 10
+    assert photos.count() == 10
+    names = [photos.name(index) for index in range(10)]
     for name, image in (("astronaut", data.astronaut()), ("chelsea", data.chelsea())):
-        index = photos.names.index(f"photos/{name}.png")
+        index = names.index(f"photos/{name}.png")
         np.testing.assert_array_equal(np.asarray(photos.load(index)[0]), image)
     tiles = load("photos", resolution=128, channels=3, tiles=True).images
     sizes = [photos.load(index)[0].size for index in range(10)]
@@ -110,9 +111,9 @@ def test_joined_sources_are_one_after_the_other_as_often_as_they_are_named(load,
     data = load(f"{one}+{two}+{one}")
     np.testing.assert_array_equal(data.images, np.concatenate([first, second, first]))
     assert data.labels is None
-    names = open_source(f"{two}+digits").names
-    assert [names[i] for i in range(3)] == [f"{two}[0]", f"{two}[1]", "digits[0]"]
-    assert len(names) == 1799
+    source = open_source(f"{two}+digits")
+    assert [source.name(i) for i in range(3)] == [f"{two}[0]", f"{two}[1]", "digits[0]"]
+    assert source.count() == 1799
 
 
 def test_a_change_in_one_of_the_joined_sources_is_noticed(load, tmp_path):

@@ -10,30 +10,40 @@ around its centre, at its own scale. Images that are too small are refused, left
 under its name only when complete.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import io
 import json
+import os
 import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from warm_diffusion.data.sources import Source, open_source
+from warm_diffusion.data.source import Source
+from warm_diffusion.data.sources import open_source
 from warm_diffusion.runtime import storage
 from warm_diffusion.runtime.console import say
-from warm_diffusion.runtime.storage import default_cache_dir
 
 _RECIPE_VERSION = 3
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
-_TOO_SMALL = ("refuse", "skip", "enlarge")
+_CHOICES = {
+    "resize": tuple(_FILTERS),
+    "too_small": ("refuse", "skip", "enlarge"),
+    "channels": (0, 1, 3),  # 0: as they are
+}
 _CHANNELS = {"L": 1, "RGB": 3}
 _CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel
+_HASHES = {"images": "content_sha256", "labels": "labels_sha256"}
+_THREADS = min(16, os.cpu_count() or 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,20 +85,16 @@ def load_dataset(
       too_small: what to do with images smaller than `resolution`: refuse, skip or enlarge.
       tiles: cut every image into tiles of `resolution` instead of cropping and resizing it.
       cache_dir: where caches are kept; empty for a folder in the user's cache.
-      data_dir: where TensorFlow Datasets keeps prepared sets.
-      download: whether `tfds:` may download a missing set.
+      data_dir: where data sets lie that were fetched or prepared before.
+      download: whether a missing public set may be fetched.
 
     Raises:
       ValueError: an argument out of range, or an image that does not fit, by name.
     """
-    if resize not in _FILTERS:
-        raise ValueError(f"data.resize must be one of {', '.join(_FILTERS)}, got {resize!r}")
-    if too_small not in _TOO_SMALL:
-        raise ValueError(
-            f"data.too_small must be one of {', '.join(_TOO_SMALL)}, got {too_small!r}"
-        )
-    if channels not in (0, 1, 3):
-        raise ValueError(f"data.channels must be 0 (as they are), 1 or 3, got {channels}")
+    for name, value in {"resize": resize, "too_small": too_small, "channels": channels}.items():
+        if value not in _CHOICES[name]:
+            allowed = ", ".join(map(str, _CHOICES[name]))
+            raise ValueError(f"data.{name} must be one of {allowed}, got {value!r}")
     if resolution < 0:
         raise ValueError(
             f"data.resolution must be at least 1, or 0 (as they are), got {resolution}"
@@ -99,7 +105,9 @@ def load_dataset(
         raise ValueError(
             "data.tiles keeps images at their scale: set data.too_small=refuse or skip"
         )
-    root = storage.local(cache_dir or default_cache_dir() / "data", "data.cache_dir").resolve()
+    root = storage.local(
+        cache_dir or storage.default_cache_dir() / "data", "data.cache_dir"
+    ).resolve()
     opened = open_source(source, data_dir=data_dir, download=download, cache_dir=root)
     recipe = {
         "source": source,
@@ -127,16 +135,26 @@ def _open(path: pathlib.Path) -> Dataset:
     try:
         info = json.loads((path / "dataset.json").read_text())
         images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
-        labels = None
-        if info["class_names"]:
-            labels = np.load(path / "labels.npy", allow_pickle=False)
+        labels = np.load(path / "labels.npy", allow_pickle=False) if info["class_names"] else None
         if list(images.shape) != info["shape"]:
             raise ValueError(f"images.npy has shape {images.shape}, not {info['shape']}")
-    except (OSError, ValueError, KeyError) as error:
+        _check_content(path, (path / "images.npy").stat().st_mtime_ns)
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise ValueError(
             f"the data cache {path} is damaged ({error}); delete that folder"
         ) from error
     return Dataset(images, labels, info, path)
+
+
+@functools.cache
+def _check_content(path: pathlib.Path, _: int) -> None:
+    """Raises ValueError unless pixels and labels are those that were written; once per process."""
+    info = json.loads((path / "dataset.json").read_text())
+    for name in ("images", "labels")[: 1 + bool(info["class_names"])]:
+        # Without a copy: the array is mapped, and the hash reads it page by page.
+        array = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        if hashlib.sha256(array).hexdigest() != info[_HASHES[name]]:
+            raise ValueError(f"{name}.npy is not what was written")
 
 
 def _prepare(
@@ -158,14 +176,14 @@ def _prepare(
                 labels += [-1 if label is None else label] * len(images)
             if shape is None:
                 raise ValueError(
-                    f"all {len(source.names)} images of {recipe['source']} are smaller than "
+                    f"all {source.count():,} images of {recipe['source']} are smaller than "
                     f"data.resolution={recipe['resolution']}"
                 )
             shape = (len(labels), *shape)
             file.seek(0)
             _write_header(file, shape)
-        if source.class_names:
-            np.save(partial / "labels.npy", np.array(labels, np.int32))
+            file.flush()
+            os.fsync(file.fileno())
         info = {
             **recipe,
             "count": shape[0],
@@ -173,7 +191,12 @@ def _prepare(
             "class_names": source.class_names,
             "content_sha256": digest.hexdigest(),
         }
-        (partial / "dataset.json").write_text(json.dumps(info, indent=2) + "\n")
+        if source.class_names:
+            numbers, content = np.array(labels, np.int32), io.BytesIO()
+            np.save(content, numbers)
+            _write(partial / "labels.npy", content.getvalue())
+            info["labels_sha256"] = hashlib.sha256(numbers).hexdigest()
+        _write(partial / "dataset.json", json.dumps(info, indent=2).encode() + b"\n")
         try:
             partial.rename(path)
         except OSError:
@@ -184,37 +207,67 @@ def _prepare(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _write(path: pathlib.Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _write_header(file: io.BufferedIOBase, shape: tuple[int, ...]) -> None:
     """An .npy header; numpy makes it as long for every number of images."""
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
 
 
+class _Fitted(NamedTuple):
+    images: np.ndarray | None  # its tiles or itself [n, H, W, C]; None: too small
+    label: int | None
+    size: tuple[int, int]  # width, height
+    hides: bool  # whether there are colours under transparent pixels
+
+
+def _fitted(
+    source: Source, recipe: dict, resample: Image.Resampling | None
+) -> Iterator[tuple[int, _Fitted]]:
+    """All images in order, decoded by several threads, few of them in memory at once."""
+    waiting = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            for index in range(source.count()):
+                waiting.append((index, pool.submit(_fit, source, index, recipe, resample)))
+                if len(waiting) > 2 * _THREADS:
+                    index, future = waiting.popleft()
+                    yield index, future.result()
+            for index, future in waiting:
+                yield index, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def _prepared(
     source: Source, recipe: dict, resample: Image.Resampling | None
 ) -> Iterator[tuple[np.ndarray, int | None]]:
-    """All images in order, decoded by several threads, checked against the first one.
-
-    Of each [n, H, W, C]: its tiles, or itself.
-    """
-    first, small = None, []
-    count, chunk = len(source.names), 256
-    with (
-        concurrent.futures.ThreadPoolExecutor() as pool,
-        tqdm(total=count, desc=f"reading {recipe['source']}", unit=" images", disable=None) as bar,
-    ):
-        for start in range(0, count, chunk):
-            indices = range(start, min(start + chunk, count))
-            fit = lambda index: _fit(source, index, recipe, resample)  # noqa: E731
-            for index, (images, label) in zip(indices, pool.map(fit, indices), strict=True):
-                bar.update()
-                if isinstance(images, tuple):
-                    small.append((source.names[index], images))
-                    continue
-                if first is None:
-                    first, first_name = images[0], source.names[index]
-                _check_like_first(first_name, source.names[index], images[0], first)
-                yield images, label
+    """Every image's tiles or itself [n, H, W, C] and its label, checked against the first one."""
+    first, small, hiding, count = None, [], [], source.count()
+    description = f"reading {recipe['source']}"
+    with tqdm(total=count, desc=description, unit=" images", disable=None) as bar:
+        for index, fitted in _fitted(source, recipe, resample):
+            bar.update()
+            if fitted.hides:
+                hiding.append(index)
+            if fitted.images is None:
+                small.append((source.name(index), fitted.size))
+                continue
+            if first is None:
+                first, first_name = fitted.images[0], source.name(index)
+            _check_like_first(first_name, source.name(index), fitted.images[0], first)
+            yield fitted.images, fitted.label
+    if hiding:
+        say(
+            f"data     {len(hiding):,} of {count:,} images have transparent pixels, the first is "
+            f"{source.name(hiding[0])}: the colours that lie under them are taken"
+        )
     if small:
         name, (width, height) = small[0]
         told = (
@@ -229,35 +282,35 @@ def _prepared(
         say(f"data     {told}: left out")
 
 
-def _fit(
-    source: Source, index: int, recipe: dict, resample: Image.Resampling | None
-) -> tuple[np.ndarray | tuple[int, int], int | None]:
-    """Of an image its tiles or itself [n, H, W, C], or (width, height) if too small; its label."""
+def _fit(source: Source, index: int, recipe: dict, resample: Image.Resampling | None) -> _Fitted:
     image, label = source.load(index)
-    name, resolution, channels = source.names[index], recipe["resolution"], recipe["channels"]
+    resolution, channels = recipe["resolution"], recipe["channels"]
     if image.mode not in (_CONVERTIBLE if channels else _CHANNELS):
         raise ValueError(
-            f"{name} has mode {image.mode}, expected L (grey) or RGB with 8 bits a channel; "
+            f"{source.name(index)} has mode {image.mode}, expected L (grey) or RGB with 8 bits a "
             + (
-                "convert the file"
+                "channel; convert the file"
                 if image.mode not in _CONVERTIBLE
-                else "set data.channels=1 or 3 to convert all images (transparency is dropped)"
+                else "channel; set data.channels=1 or 3 to convert all images"
             )
         )
+    size, hides = image.size, False
     if channels:
+        if image.has_transparency_data:
+            hides = image.convert("RGBA").getchannel("A").getextrema()[0] < 255
         image = image.convert("L" if channels == 1 else "RGB")
-    if resolution and image.size != (resolution, resolution):
-        side = min(image.size)
+    if resolution and size != (resolution, resolution):
+        side = min(size)
         if side < resolution and recipe.get("too_small") != "enlarge":
-            return image.size, label
+            return _Fitted(None, label, size, hides)
         if resample is None:
-            return _tiles(np.asarray(image, np.uint8), resolution), label
+            return _Fitted(_tiles(np.asarray(image, np.uint8), resolution), label, size, hides)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         box = (left, top, left + side, top + side)
         # resize(box=) would let the filter reach over the border of the crop.
         image = image.crop(box).resize((resolution, resolution), resample)
     array = np.asarray(image, np.uint8)
-    return array.reshape(1, *array.shape[:2], -1), label
+    return _Fitted(array.reshape(1, *array.shape[:2], -1), label, size, hides)
 
 
 def _tiles(image: np.ndarray, size: int) -> np.ndarray:

@@ -1,105 +1,147 @@
-"""Images as files: a source's interface, and the trees of PNG and JPEG files, folders and zips."""
+"""Trees of image files: folders, zip files, and tar files such as WebDataset's shards.
 
-import dataclasses
-import hashlib
+A file is an image by the ending of its name; hidden files and folders are passed over. The labels
+come from the first of these that is there:
+
+1. `dataset.json` at the top, as EDM's and StyleGAN's tools write it;
+2. `KEY.cls` beside `KEY.jpg` in a tar file, as WebDataset has it;
+3. the first level at which there is more than one sub-folder. Folders whose names are numbers of
+   one length, such as 00000 and 00001, are parts of one set, not classes.
+"""
+
 import io
+import json
+import operator
 import os
 import pathlib
+import stat
+import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-_SUFFIXES = (".png", ".jpg", ".jpeg")
+from warm_diffusion.data.images import decode
+from warm_diffusion.data.source import (
+    Source,
+    fingerprint,
+    fingerprint_of_files,
+    numbered_classes,
+)
+from warm_diffusion.runtime.console import say
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+_SPLITS = {"train", "test", "val", "valid", "validation"}
+_LISTING = "dataset.json"
 _MOST_BYTES = 2**28  # of one encoded image; far above any that Pillow would decode
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A numbered set of images.
-
-    Attributes:
-      names: what to call each image in a message, one per image.
-      load: index -> (decoded image, label or None); raises ValueError naming the image.
-      fingerprint: changes whenever the images do.
-      class_names: names of the labels, empty without labels.
-    """
-
-    names: Sequence[str]
-    load: Callable[[int], tuple[Image.Image, int | None]]
-    fingerprint: str
-    class_names: tuple[str, ...] = ()
+class _File(NamedTuple):
+    path: str  # inside the tree, with forward slashes
+    name: str  # in messages
+    size: int
+    place: object  # what the tree's `read` takes
 
 
-def fingerprint_of(lines: Sequence[str]) -> str:
-    """SHA-256 of some lines."""
-    # On POSIX a file name is bytes, and need not be text.
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def file_fingerprint(path: pathlib.Path) -> str:
-    """Of a file's path, size and time, without reading it."""
-    stat = path.stat()
-    return fingerprint_of([f"{path} {stat.st_size} {stat.st_mtime_ns}"])
-
-
-def decode(stream: io.BufferedIOBase, name: str) -> Image.Image:
-    """An image, turned as its EXIF orientation says; ValueError names one that cannot be read."""
-    try:
-        image = Image.open(stream)
-        image.load()
-        # A camera held upright writes its pixels lying, and how to turn them.
-        image = ImageOps.exif_transpose(image)
-    # PIL reports damage by many types: OSError, SyntaxError (broken PNG), ValueError, bomb error.
-    except Exception as error:
-        raise ValueError(
-            f"{name}: not a readable image ({error}); replace it or take it out"
-        ) from error
-    return image
-
-
-def _is_image(path: pathlib.PurePath) -> bool:
-    parts = [part for part in path.parts if part != ".."]
+def _is_image(path: str) -> bool:
+    parts = [part for part in path.split("/") if part != ".."]
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return path.suffix.lower() in _SUFFIXES and not hidden
-
-
-def _labels(paths: Sequence[pathlib.PurePath]) -> tuple[list[int | None], tuple[str, ...]]:
-    """Labels from the first sub-folder; none if any image lies outside a sub-folder."""
-    if any(len(path.parts) < 2 for path in paths):
-        return [None] * len(paths), ()
-    class_names = tuple(sorted({path.parts[0] for path in paths}))
-    number = {name: index for index, name in enumerate(class_names)}
-    return [number[path.parts[0]] for path in paths], class_names
+    return path.lower().endswith(SUFFIXES) and not hidden
 
 
 def _tree(
-    paths: Sequence[pathlib.PurePath],
-    names: Sequence[str],
-    open_stream: Callable[[int], io.BufferedIOBase],
-    fingerprint: str,
     where: str,
+    files: Sequence[_File],
+    read: Callable[[object], bytes],
+    fingerprint_: str,
+    labels: Mapping[str, int] | None = None,
 ) -> Source:
-    if not paths:
-        raise ValueError(f"{where}: no PNG or JPEG image in it")
-    labels, class_names = _labels(paths)
+    """The images among some files; `labels` by their names in messages go before folders."""
+    images = sorted((f for f in files if _is_image(f.path)), key=lambda f: f.path.split("/"))
+    if not images:
+        raise ValueError(f"{where}: no image in it; an image's name ends in {', '.join(SUFFIXES)}")
+    listing = next((file for file in files if file.path == _LISTING), None)
+    for file in [*images, *filter(None, [listing])]:
+        if file.size > _MOST_BYTES:
+            raise ValueError(
+                f"{file.name} has {file.size:,} bytes, expected at most {_MOST_BYTES:,}: no image "
+                "is so large; take it out"
+            )
+    paths = [file.path for file in images]
+    if listing:
+        found, class_names = _listed(where, paths, read(listing.place))
+    elif labels:
+        found = _looked_up(where, [file.name for file in images], labels)
+        class_names = numbered_classes(found, where)
+    else:
+        found, class_names = _by_folder(where, paths)
 
     def load(index: int) -> tuple[Image.Image, int | None]:
-        with open_stream(index) as stream:
-            return decode(stream, names[index]), labels[index]
+        file = images[index]
+        return decode(io.BytesIO(read(file.place)), file.name), found[index] if found else None
 
-    return Source(names, load, fingerprint, class_names)
+    return Source(lambda: len(images), load, lambda i: images[i].name, fingerprint_, class_names)
 
 
-def _check_size(name: str, size: int) -> None:
-    if size > _MOST_BYTES:
+# --- labels --------------------------------------------------------------------------------------
+
+_Labels = tuple[Sequence[int], tuple[str, ...]]
+
+
+def _listed(where: str, paths: Sequence[str], content: bytes) -> _Labels:
+    """What EDM's and StyleGAN's {"labels": [[PATH, CLASS], ...]} says; null: there are none."""
+    try:
+        listed = json.loads(content)["labels"]
+        if listed is None:
+            return (), ()
+        labels = {path: operator.index(label) for path, label in listed}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{name} has {size:,} bytes, expected at most {_MOST_BYTES:,}: no image is so large; "
-            "take it out"
+            f'{where}: {_LISTING} must hold {{"labels": [[FILE, CLASS], ...]}} or {{"labels": '
+            f"null}} ({type(error).__name__}: {error}); correct it, or move it away"
+        ) from error
+    found = _looked_up(where, paths, labels)
+    return found, numbered_classes(found, where)
+
+
+def _looked_up(where: str, paths: Sequence[str], labels: Mapping[str, int]) -> list[int]:
+    if missing := [path for path in paths if path not in labels]:
+        raise ValueError(f"{where}: {len(missing):,} images have no label; the first: {missing[0]}")
+    return [labels[path] for path in paths]
+
+
+def _by_folder(where: str, paths: Sequence[str]) -> _Labels:
+    """Labels from the first level that has several sub-folders; one folder is one class."""
+    parts = [path.split("/") for path in paths]
+    names: list[str] = []
+    for level in range(min(map(len, parts)) - 1):
+        found = sorted({p[level] for p in parts})
+        if {name.lower() for name in found} <= _SPLITS:
+            raise ValueError(
+                f"{where}: its sub-folders are {' and '.join(found)}, which are parts of a set, "
+                f"not classes; name one, such as folder:DIR/{found[-1]} (unpack an archive first)"
+            )
+        if not names or len(found) > 1:
+            names, number = found, level
+        if len(found) > 1:
+            break
+    lengths = {len(name) for name in names}
+    # Single digits are the ten classes of MNIST as folders.
+    if len(names) > 1 and "".join(names).isdigit() and len(lengths) == 1 and lengths != {1}:
+        say(
+            f"data     {where}: the folders {names[0]} to {names[-1]} are taken as parts of one "
+            f"set, not as classes ({_LISTING} can give labels)"
         )
+        names = []
+    index = {name: label for label, name in enumerate(names)}
+    return [index[p[number]] for p in parts] if names else (), tuple(names)
 
 
-def _files(root: pathlib.Path) -> Iterator[pathlib.Path]:
+# --- folders -------------------------------------------------------------------------------------
+
+
+def _below(root: pathlib.Path) -> Iterator[pathlib.Path]:
     """All files below a folder; links are followed, for class folders are often links."""
 
     def unreadable(error: OSError) -> None:
@@ -116,24 +158,32 @@ def _files(root: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def folder(root: pathlib.Path) -> Source:
     """The images below a folder."""
-    files = sorted(path for path in _files(root) if _is_image(path.relative_to(root)))
-    stats = []
-    for path in files:
+    files, lines = [], []
+    for path in _below(root):
+        inside = path.relative_to(root).as_posix()
+        if inside != _LISTING and not _is_image(inside):
+            continue
         try:
-            stats.append((path, path.stat()))
+            found = path.stat()
         except OSError as error:
-            raise ValueError(f"{path}: {error.strerror}; take it out, or mend the link") from error
-        _check_size(str(path), stats[-1][1].st_size)
-    fingerprint = fingerprint_of(
-        [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats]
-    )
-    return _tree(
-        [path.relative_to(root) for path in files],
-        [str(path) for path in files],
-        lambda index: files[index].open("rb"),
-        fingerprint,
-        f"folder:{root}",
-    )
+            raise ValueError(
+                f"{path}: {error.strerror}; take it out, or repair the link"
+            ) from error
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for without end
+            raise ValueError(f"{path} is not a regular file; take it out")
+        files.append(_File(inside, str(path), found.st_size, path))
+        lines.append(f"{path} {found.st_size} {found.st_mtime_ns}")
+    return _tree(f"folder:{root}", files, _read_file, fingerprint(sorted(lines)))
+
+
+def _read_file(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+
+
+# --- archives ------------------------------------------------------------------------------------
 
 
 def zip_file(path: pathlib.Path) -> Source:
@@ -143,28 +193,71 @@ def zip_file(path: pathlib.Path) -> Source:
     # Damaged tables of contents come as BadZipFile, UnicodeDecodeError, struct.error and others.
     except Exception as error:
         raise ValueError(f"zip:{path}: not a zip file ({error})") from error
-    # Members are only ever read as streams: a name such as ../../x is never used as a path.
-    members = sorted(
-        (member for member in archive.infolist() if not member.is_dir()),
-        key=lambda member: member.filename,
-    )
-    members = [member for member in members if _is_image(pathlib.PurePosixPath(member.filename))]
-    for member in members:
-        # A few kilobytes can hold gigabytes of zeros. No more than it says is ever unpacked.
-        _check_size(f"{path}:{member.filename}", member.file_size)
+    # Members are only ever read: a name such as ../../x is never used as a path. A few kilobytes
+    # can hold gigabytes of zeros, but no more than a member says is ever unpacked.
+    files = [
+        _File(member.filename, f"{path}:{member.filename}", member.file_size, member)
+        for member in archive.infolist()
+        if not member.is_dir()
+    ]
 
-    def open_stream(index: int) -> io.BufferedIOBase:
+    def read(member: zipfile.ZipInfo) -> bytes:
         try:
-            return io.BytesIO(archive.read(members[index]))  # checks the member's CRC
+            return archive.read(member)  # checks the member's CRC
         # Damage, encryption and unknown methods come as BadZipFile, zlib.error and many others.
         except Exception as error:
-            name = f"{path}:{members[index].filename}"
-            raise ValueError(f"{name}: cannot be read from the archive ({error})") from error
+            raise ValueError(
+                f"{path}:{member.filename}: cannot be read from the archive ({error})"
+            ) from error
 
-    return _tree(
-        [pathlib.PurePosixPath(member.filename) for member in members],
-        [f"{path}:{member.filename}" for member in members],
-        open_stream,
-        file_fingerprint(path),
-        f"zip:{path}",
-    )
+    return _tree(f"zip:{path}", files, read, fingerprint_of_files([path]))
+
+
+def tar_files(paths: Sequence[pathlib.Path]) -> Source:
+    """The images in uncompressed tar files, read in place; `KEY.cls` holds the label of KEY."""
+    files, classes = [], {}
+    where = f"tar:{paths[0]}" + (f" and {len(paths) - 1} more" if paths[1:] else "")
+    for path in paths:
+        try:
+            with tarfile.open(path, "r:") as archive:
+                members = [m for m in archive if m.isfile() and not m.issparse()]
+        except (tarfile.TarError, OSError, ValueError) as error:
+            raise ValueError(
+                f"tar:{path}: not an uncompressed tar file ({error}); unpack a compressed one, "
+                "and name the folder"
+            ) from error
+        for member in members:
+            inside = member.name.removeprefix("./")
+            file = _File(inside, f"{path}:{inside}", member.size, (path, member))
+            if inside.endswith(".cls"):
+                classes[path, _key(inside)] = _class(file)
+            files.append(file)
+    owners = [(file.name, (file.place[0], _key(file.path))) for file in files]
+    labels = {name: classes[owner] for name, owner in owners if owner in classes}
+    return _tree(where, files, _read_member, fingerprint_of_files(paths), labels)
+
+
+def _key(inside: str) -> str:
+    """WebDataset's name of a sample: up to the first dot of the file's name."""
+    folder, _, name = inside.rpartition("/")
+    return f"{folder}/{name.partition('.')[0]}"
+
+
+def _class(file: _File) -> int:
+    try:
+        return int(_read_member(file.place)[:20])
+    except ValueError as error:
+        raise ValueError(f"{file.name}: not the number of a class ({error})") from error
+
+
+def _read_member(place: tuple[pathlib.Path, tarfile.TarInfo]) -> bytes:
+    path, member = place
+    try:
+        with path.open("rb") as file:
+            file.seek(member.offset_data)
+            content = file.read(member.size)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    if len(content) < member.size:
+        raise ValueError(f"{path}:{member.name}: the tar file ends within it")
+    return content

@@ -1,4 +1,4 @@
-"""Pixels in and out: uint8 <-> [-1, 1], grids, PNG files.
+"""Pixels in and out: uint8 <-> [-1, 1], image files read, grids, PNG files written.
 
     (1)  x  = u / 127.5 - 1                       uint8 u to float x
     (2)  u  = floor(clip(127.5 x + 128, 0, 255))  and back, the one rounding in the project
@@ -13,9 +13,58 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from warm_diffusion.runtime import storage
+
+# What an image file may be, by its content. Pillow would open others too, and start Ghostscript for
+# PostScript that is named a.png.
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+_ORIENTATION = 0x0112  # EXIF's key
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(stream: io.BufferedIOBase, name: str) -> Image.Image:
+    """An image file, turned as its EXIF orientation says.
+
+    Raises:
+      ValueError: `name` is damaged, is none of `FORMATS`, or holds several frames or pages.
+    """
+    try:
+        image = Image.open(stream, formats=FORMATS)
+        # Telephones append pictures to a JPEG (MPO); the first one is the photograph.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        image.load()
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{name}: not a readable image (none of {', '.join(FORMATS)}); replace it or take it "
+            "out"
+        ) from error
+    # Pillow reports damage by many types: OSError, SyntaxError (broken PNG), its bomb error.
+    except Exception as error:
+        raise ValueError(
+            f"{name}: not a readable image ({error}); replace it or take it out"
+        ) from error
+    if frames > 1:
+        raise ValueError(f"{name}: holds {frames} frames or pages, expected one; save one of them")
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    # Broken metadata, by as many types, makes no sound image unreadable.
+    except Exception:
+        return 1
 
 
 def from_uint8(images: jax.Array) -> jax.Array:
