@@ -92,7 +92,8 @@ def parse(argv: list[str]) -> list[str]:
         FLAGS.config.to_dict()  # a file that could not be loaded says so now
         return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        fail(settings.explain_unknown_key(argv, default.get_config()) or str(error))
+        keys = settings.keys_given(argv)
+        fail(settings.explain_unknown_key(keys, default.get_config()) or str(error))
 
 
 def main(argv: list[str]) -> None:

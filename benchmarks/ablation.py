@@ -2,8 +2,8 @@
 
     python -m benchmarks.ablation --config=configs/digits.py --out=runs/ablation_digits
     python -m benchmarks.ablation --config=configs/cifar10.py:small --out=runs/ablation_cifar10 \
-        --config.data.source=folder:DIR --config.data.resolution=16 --config.schedule.bnr=2 \
-        --variants=divide,flow,flow_floor,spectral_preconditioning
+        --config.data.source=folder:DIR --config.data.resolution=16 \
+        --config.schedule.constant_bnr.bnr=2 --variants=divide,clean,auto
 
 Each variant changes what VARIANTS names of the configuration given (its ratio holds for those that
 have one) and is trained on as many images, from the same seeds, on the same images in the same
@@ -31,19 +31,15 @@ from warm_diffusion.data.sources import short_name
 VARIANTS = {
     # the paper's table 5
     "divide": {},
-    "clean": {"model.parameterization": "clean"},
-    "score": {"model.parameterization": "score"},
+    "clean": {"denoiser.parameterization": "clean"},
+    "score": {"denoiser.parameterization": "score"},
     # schedules (the paper's table 4, and ours)
     "hot": {"schedule.name": "hot"},
-    "auto": {"schedule.bnr": "auto"},
+    "auto": {"schedule.constant_bnr.bnr": "auto"},
     "spectral": {"schedule.name": "spectral"},
     "any_bnr": {"schedule.name": "any_bnr"},
     "blurring_diffusion": {"schedule.name": "blurring_diffusion", "sampling.rho": 1.0},
     "cold": {"schedule.name": "cold"},
-    # experiments
-    "flow": {"loss.residual_weight": "flow"},
-    "flow_floor": {"loss.residual_weight": "flow", "loss.residual_floor": 0.05},
-    "spectral_preconditioning": {"model.preconditioning": "spectral"},
 }
 FLAGS = flags.FLAGS
 
@@ -54,8 +50,7 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
         raise ValueError(f"--variants must be of {', '.join(VARIANTS)}; got {name!r}")
     config = copy.deepcopy(config)
     config.update_from_flattened_dict(VARIANTS[name])
-    config.schedule.bnr = build.bnr(config)
-    return config
+    return build.realised(config)
 
 
 def ablate(options) -> None:
@@ -65,7 +60,8 @@ def ablate(options) -> None:
     out, timer, solvers, results = begun.out, begun.timer, begun.solvers, begun.results
     data, judge, budget = begun.data, begun.judge, begun.budget
     seeds = [int(seed) for seed in options.seeds]
-    data_name, ratio = short_name(options.config.data.source), options.config.schedule.bnr
+    data_name = short_name(options.config.data.source)
+    ratio = options.config.schedule.constant_bnr.bnr
     title = f"{data_name}, blur-to-noise ratio {ratio} where a variant has one"
     # A variant's seeds follow one another: its programs are compiled once and then dropped.
     for name, each in configs.items():
@@ -83,7 +79,7 @@ def ablate(options) -> None:
                 trained = trainer.train(seed)
                 key = {"variant": name, "seed": seed}
                 rows = [
-                    {**key, "bnr": each.schedule.bnr, **row, **trained.facts}
+                    {**key, "bnr": each.schedule.constant_bnr.bnr, **row, **trained.facts}
                     for row in comparison.evaluate(
                         trained, by_solver, judge, data, timer, options.samples, compiled,
                         out / "images" / f"{name}_{seed}",

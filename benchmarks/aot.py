@@ -104,9 +104,8 @@ def abstract_architecture(config: ConfigDict) -> Architecture:
     shape = (config.data.resolution, config.data.resolution, config.data.channels)
     if 0 in shape:
         raise ValueError("set config.data.resolution and config.data.channels: no data are read")
-    if config.schedule.bnr == "auto":
-        with config.unlocked():
-            config.schedule.bnr = 0.5  # a number in the program, whatever it is
+    if config.schedule.constant_bnr.bnr == "auto":
+        config.schedule.constant_bnr.bnr = 0.5  # a number in the program, whatever it is
     statistics = Statistics(np.zeros(shape, np.float32), np.ones(shape[:2], np.float32))
     return build.architecture(config, shape, statistics)
 
@@ -118,7 +117,7 @@ def lower_train(config: ConfigDict, built: Architecture, mesh: Mesh, images: int
     size = config.training.batch_size
     classes = jax.ShapeDtypeStruct((images,), np.int32) if built.num_classes else None
     data = Batch(jax.ShapeDtypeStruct((images, *built.image_shape), np.uint8), classes)
-    resident = images * np.prod(built.image_shape) <= config.data.device_megabytes * 2**20
+    resident = images * np.prod(built.image_shape) <= config.training.device_megabytes * 2**20
     step = build.train_step(config, built, mesh, resident=resident)
     arguments = build.step_arguments(config, state, data, mesh, resident=resident)
     return step.lower(*arguments), size

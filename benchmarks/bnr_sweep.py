@@ -39,8 +39,8 @@ def sweep(options) -> None:
     begun = comparison.begin(options, any_ratios=any_ratios)
     config, out, timer, solvers = begun.config, begun.out, begun.timer, begun.solvers
     results, data, judge, budget = begun.results, begun.data, begun.judge, begun.budget
-    levels = {name: config.schedule[name] for name in ("beta_min", "beta_max", "p_mean", "p_std")}
-    ranges = {"bnr_range": config.schedule.bnr_range, "hot_share": config.schedule.hot_share}
+    levels = config.schedule.hot.to_dict()  # of noise, which both kinds of path have
+    ranges = {key: config.schedule.any_bnr[key] for key in ("bnr_range", "hot_share")}
     paths = {
         "fixed": lambda ratio: schedules.constant_bnr(ratio, **levels),
         "any": lambda ratio: schedules.any_bnr(0.5, **ranges, **levels),

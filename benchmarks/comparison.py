@@ -128,7 +128,7 @@ class Trainer:
                 if n % 100 == 0:
                     jax.block_until_ready(state.step)
             jax.block_until_ready(state)
-        settings.check_average(self.config)
+        settings.check_training(self.config, self.built.image_shape)
         params = choose_average(state, self.config.sampling.ema)
         facts = {
             "training_seconds": round(time.monotonic() - began, 2),
@@ -172,8 +172,7 @@ class RatioSamplers:
         )
 
     def _path(self, ratio) -> schedules.Schedule:
-        levels = self._trainer.config.schedule
-        return schedules.constant_bnr(ratio, beta_min=levels.beta_min, beta_max=levels.beta_max)
+        return schedules.constant_bnr(ratio, **build.noise_range(self._trainer.config))
 
     def at(self, ratio: float) -> dict[tuple, drawing.Sampler]:
         """By (solver, number of steps)."""

@@ -55,13 +55,14 @@ def configuration(checkpoint: str, arguments: argparse.Namespace) -> ConfigDict:
     config.data.source = arguments.source or config.data.source
     config.eval.inception_weights = arguments.inception_weights or config.eval.inception_weights
     if arguments.noise_range:
-        config.schedule.beta_min, config.schedule.beta_max = arguments.noise_range
-        path = build.sampling_schedule(config)
-        if not np.allclose([path.beta(path.t_min), path.beta(path.t_max)], arguments.noise_range):
+        levels = config.schedule[config.schedule.name]
+        if "beta_min" not in levels:
             raise ValueError(
                 f"{checkpoint}: schedule {config.schedule.name} has noise levels of its own; leave "
                 "--noise_range out"
             )
+        levels.beta_min, levels.beta_max = arguments.noise_range
+        build.sampling_schedule(config)  # refuses a range that is none
     return config
 
 
@@ -74,10 +75,9 @@ class Network:
 
     def path(self, ratio) -> schedules.Schedule:
         """Of a constant ratio; None: the configuration's own."""
-        levels = self._config.schedule
         if ratio is None:
             return build.schedule(self._config, self.model.architecture.statistics)
-        return schedules.constant_bnr(ratio, beta_min=levels.beta_min, beta_max=levels.beta_max)
+        return schedules.constant_bnr(ratio, **build.noise_range(self._config))
 
     def times(self, grid: str, path: schedules.Schedule, solver: str, calls: int) -> jax.Array:
         """The grid of that name."""
@@ -146,9 +146,7 @@ def measure(
         "step": info.get("step"),
         "weights": info["weights"],
         "weights_sha256": info["weights_sha256"][:16],
-        "schedule": config.schedule.name,
-        "bnr": config.schedule.bnr,
-        "noise_range": [config.schedule.beta_min, config.schedule.beta_max],
+        "schedule": build.chosen_path(config),
     }
 
     def key(row):

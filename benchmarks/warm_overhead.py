@@ -36,7 +36,7 @@ def edm_loss(config: ConfigDict) -> LossFn:
     """EDM's own loss (arXiv 2206.00364, table 1) of a network with one head."""
     shape = (config.data.resolution, config.data.resolution, config.data.channels)
     network = build.architecture(config, shape).network
-    options, s, augment = config.schedule, config.loss.sigma_data, config.augment
+    options, s, augment = config.schedule.hot, config.denoiser.sigma_data, config.augment
 
     def loss(params, keys, batch):
         x0, augment_labels = from_uint8(batch.images), None
@@ -65,9 +65,12 @@ def edm_loss(config: ConfigDict) -> LossFn:
 
 def steps(config: ConfigDict) -> dict[str, train_step.Step]:
     """The compiled steps, by row."""
-    hot = train_step.variant(config, schedule__name="hot", model__parameterization="score")
+    hot = train_step.variant(config, schedule__name="hot", denoiser__parameterization="score")
     warm = train_step.variant(
-        config, schedule__name="constant_bnr", schedule__bnr=_BNR, model__parameterization="divide"
+        config,
+        schedule__name="constant_bnr",
+        schedule__constant_bnr__bnr=_BNR,
+        denoiser__parameterization="divide",
     )
     return {
         "edm": train_step.Step(hot, edm_loss(hot)),

@@ -73,7 +73,7 @@ def _apply(config: ml_collections.ConfigDict, variant: str) -> None:
     elif name == "hot":
         config.schedule.name = "hot"
     elif name == "bnr" and value:
-        config.schedule.bnr = float(value)
+        config.schedule.constant_bnr.bnr = float(value)
     else:
         raise ValueError(
             f"configs/cifar10.py has no variant {variant!r}: cond, hot, bnr=NUMBER or small"

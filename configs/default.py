@@ -1,7 +1,8 @@
 """Every key of a configuration, with a comment; other configs call this one and override.
 
-Letters are the paper's (arXiv 2511.16904): alpha is the blur level (standard deviation in pixels),
-beta the noise level, BNR = alpha / beta. "EDM" is Karras et al. 2022 (arXiv 2206.00364).
+A section's keys are the names of the arguments of what it builds. Letters are the paper's (arXiv
+2511.16904): alpha is the blur level (standard deviation in pixels), beta the noise level, BNR =
+alpha / beta. "EDM" is Karras et al. 2022 (arXiv 2206.00364).
 """
 
 import ml_collections
@@ -12,9 +13,8 @@ def get_config() -> ml_collections.ConfigDict:
     """A small network on scikit-learn's digits, with the paper's process and EDM's recipe."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of weights, noise and the order of images
-    # Initial weights of a new run, of the same network at any resolution: a model folder (of
-    # --mode=export or of `python -m warm_diffusion.models.edm_weights`), a training workdir or its
-    # checkpoints/STEP; empty: random ones.
+    # Initial weights of a new run, of the same network at any resolution: a model folder (such as
+    # --mode=export writes), a training workdir or its checkpoints/STEP; empty: random ones.
     config.init_from = ""
     # Where compiled programs are kept for the next start; empty turns that off. The environment
     # variable JAX_COMPILATION_CACHE_DIR goes before it.
@@ -33,14 +33,9 @@ def get_config() -> ml_collections.ConfigDict:
     data.cache_dir = ""  # prepared images; empty: the user's cache folder
     data.data_dir = ""  # where TensorFlow Datasets keeps prepared sets; empty: its default
     data.download = False  # let tfds: download and prepare a missing set
-    data.device_megabytes = 1024  # sets up to this size live on the device
 
     config.model = model = ml_collections.ConfigDict()
     model.name = "ddpmpp"  # ddpmpp | ncsnpp
-    model.parameterization = "divide"  # divide (two heads) | clean | score
-    # edm | spectral: an experiment of divide, in which the network learns what a linear filter of
-    # the data's spectrum cannot
-    model.preconditioning = "edm"
     model.model_channels = 24  # base width
     model.channel_mult = (1, 2)  # width of each level, fine to coarse, in multiples of it
     model.num_blocks = 1  # residual blocks per level
@@ -51,37 +46,52 @@ def get_config() -> ml_collections.ConfigDict:
     model.remat = False  # compute blocks anew for their gradient: less memory, a third more work
     model.dtype = "float32"  # of the convolutions: float32 | bfloat16; the rest stays float32
 
+    config.denoiser = denoiser = ml_collections.ConfigDict()
+    # What the network's output means: divide (two heads) | clean | score
+    denoiser.parameterization = "divide"
+    denoiser.sigma_data = 0.5  # standard deviation of the data in [-1, 1]
+
     config.augment = augment = ml_collections.ConfigDict()
     # x_flip, y_flip, scale, rotate, anisotropy, translate, or none; the network is told which.
     augment.transforms = ()
     augment.probability = 0.12  # of each but x_flip, which half of the images have; EDM, CIFAR-10
 
+    # One sub-section for each path: the arguments of its constructor in schedules.py. Those of the
+    # paths that are not chosen do nothing.
     config.schedule = schedule = ml_collections.ConfigDict()
-    # hot (BNR 0: EDM) | constant_bnr (the paper) | any_bnr (one network for all ratios) | spectral
-    # (blur as the data's spectrum allows at each noise level) | blurring_diffusion (t in [0, 1];
-    # sample it with sampling.rho=1) | cold (blur, little noise)
+    # hot | constant_bnr | any_bnr | spectral | blurring_diffusion | cold
     schedule.name = "constant_bnr"
-    # constant_bnr, and the path that any_bnr samples along: pixels of blur per unit of noise, the
-    # paper's best; or "auto": from the data's spectrum (the number goes into the run's config.json)
-    schedule.bnr = config_dict.FieldReference(0.5, field_type=object)
-    schedule.attenuation = 0.05  # bnr=auto, spectral: share of a band blur takes before noise does
-    schedule.bnr_range = (0.1, 10.0)  # any_bnr: ln BNR in training is uniform between these
-    schedule.hot_share = 0.1  # any_bnr: share of training at BNR 0
-    schedule.beta_min = 0.002  # all but blurring_diffusion, cold: smallest noise level sampled
-    schedule.beta_max = 80.0  # the same: noise level at which sampling starts
-    schedule.p_mean = -1.2  # the same: ln beta in training ~ N(p_mean, p_std^2)
-    schedule.p_std = 1.2  # see p_mean
-    schedule.sigma_blur_max = 20.0  # blurring_diffusion: blur at t = 1, in pixels (CIFAR-10: 20)
-    schedule.cold_alpha_min = 0.5  # cold: smallest blur, in pixels
-    schedule.cold_alpha_max = 20.0  # cold: blur at which sampling starts
-    schedule.cold_beta = 0.01  # cold: the constant noise level
+    levels = {
+        "beta_min": 0.002,  # smallest noise level sampled
+        "beta_max": 80.0,  # noise level at which sampling starts
+        "p_mean": -1.2,  # ln beta in training ~ N(p_mean, p_std^2)
+        "p_std": 1.2,  # see p_mean
+    }
+    schedule.hot = ml_collections.ConfigDict(levels)  # BNR 0: EDM
+    schedule.constant_bnr = constant_bnr = ml_collections.ConfigDict(levels)  # the paper
+    # Pixels of blur per unit of noise, the paper's best; or "auto": from the data's spectrum (the
+    # number goes into the run's config.json).
+    constant_bnr.bnr = config_dict.FieldReference(0.5, field_type=object)
+    schedule.any_bnr = any_bnr = ml_collections.ConfigDict(levels)  # one network for all ratios
+    any_bnr.bnr = 0.5  # ratio of the path that it samples along
+    any_bnr.bnr_range = (0.1, 10.0)  # ln BNR in training is uniform between these
+    any_bnr.hot_share = 0.1  # share of training at BNR 0
+    # As much blur at each noise level as the data's spectrum allows there.
+    schedule.spectral = spectral = ml_collections.ConfigDict(levels)
+    # Share of a band that blur takes before noise does; also for bnr=auto and --mode=analyze.
+    spectral.attenuation = 0.05
+    # t in [0, 1]; sample it with sampling.rho=1
+    schedule.blurring_diffusion = blurring_diffusion = ml_collections.ConfigDict()
+    blurring_diffusion.sigma_blur_max = 20.0  # blur at t = 1, in pixels (CIFAR-10: 20)
+    schedule.cold = cold = ml_collections.ConfigDict()  # blur, little noise
+    cold.alpha_min = 0.5  # smallest blur, in pixels
+    cold.alpha_max = 20.0  # blur at which sampling starts
+    cold.beta = 0.01  # the constant noise level
 
     config.loss = loss = ml_collections.ConfigDict()
-    loss.sigma_data = 0.5  # standard deviation of the data in [-1, 1]
     # Weight of the residual head. Parameterization score has no residual to learn: it trains the
-    # denoising term alone. "flow", an experiment: by what an error of it does to the sampler.
-    loss.residual_weight = config_dict.FieldReference(1.0, field_type=object)
-    loss.residual_floor = 0.0  # flow: added to that weight, which is at most 0.54
+    # denoising term alone.
+    loss.residual_weight = 1.0
 
     config.optimizer = optimizer = ml_collections.ConfigDict()  # Adam
     optimizer.learning_rate = 2e-3  # EDM: 1e-3 on CIFAR-10
@@ -94,6 +104,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.training = training = ml_collections.ConfigDict()
     training.num_steps = 1_500  # steps in all; raising it later continues the run
     training.batch_size = 128  # global: over all devices and processes
+    training.device_megabytes = 1024  # data sets up to this size live on the devices
     training.sharding = "replicated"  # state: on every device; or fsdp: split over the devices
     training.grad_accumulation = 1  # slices of a batch, one after the other: less memory
     # Steps that one call of the devices takes, for networks so small that calls cost time; divides
@@ -121,14 +132,15 @@ def get_config() -> ml_collections.ConfigDict:
     sampling.grid = "edm"
     sampling.rho = 7.0  # edm: spacing of the time grid
     sampling.bnr = -1.0  # ratio of the path sampled along; negative: the schedule trained on
-    sampling.s_churn = 0.0  # EDM's stochasticity (heun, euler); 0: deterministic
-    sampling.s_min = 0.0  # smallest noise level at which it acts
-    sampling.s_max = 1e6  # largest
-    sampling.s_noise = 1.0  # scale of the added noise
     sampling.ema = 0  # which of training.ema_halflife_images; -1: the raw weights
     sampling.guidance = 1.0  # weight of the class (model.label_dropout); 1: not guided
     sampling.label = -1  # class to draw; negative: seed modulo number of classes
     sampling.batch_size = 256  # images at once on each device
+    sampling.churn = churn = ml_collections.ConfigDict()  # EDM's stochasticity (heun, euler)
+    churn.s_churn = 0.0  # how much; 0: deterministic
+    churn.s_min = 0.0  # smallest noise level at which it acts
+    churn.s_max = 1e6  # largest
+    churn.s_noise = 1.0  # scale of the added noise
 
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.checkpoint = "latest"  # latest | every | best (of eval's reports so far) | a step

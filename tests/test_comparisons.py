@@ -47,7 +47,7 @@ def options(out, **changes):
 @pytest.mark.long
 def test_a_trained_ratio_has_the_weights_of_the_apps_own_run(tmp_path):
     config = tiny_config()
-    config.schedule.bnr, config.seed = 2.0, 5
+    config.schedule.constant_bnr.bnr, config.seed = 2.0, 5
     state = train(config, str(tmp_path / "run"))
     other = tiny_config()  # its own ratio and seed are arguments here
     trainer = comparison.Trainer(
@@ -133,7 +133,7 @@ def test_a_curve_has_each_number_of_calls_once_along_the_range_asked_for(tmp_pat
     images = samplers.sample(
         model.denoise,
         noise,
-        schedules.constant_bnr(config.schedule.bnr, beta_min=0.5, beta_max=3.0),
+        schedules.constant_bnr(config.schedule.constant_bnr.bnr, beta_min=0.5, beta_max=3.0),
         num_steps=2,
     )
     judge = Judge(

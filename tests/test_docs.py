@@ -141,7 +141,7 @@ def parse(arguments):
         patch.chdir(ROOT)
         patch.setattr(sys, "argv", argv)  # ml_collections looks there
         rest = main.FLAGS(settings.resolve_config_argument(argv, ROOT / "configs"))
-        settings.check(main.FLAGS.config, None)
+        settings.check(main.FLAGS.config)
         return rest[1:]
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from warm_diffusion.app import build, ranges
+from warm_diffusion.app import build, settings
 from warm_diffusion.runtime.devices import make_mesh
 from warm_diffusion.training.state import Batch
 
@@ -72,8 +72,7 @@ def test_the_cost_that_a_configuration_states_is_its_own(name):
 def test_the_network_for_a_folder_attends_at_16_pixels_at_three_resolutions(resolution):
     _, config = load_config("folder", "photos")
     assert config.data.source == "folder:photos"
-    keys = {f"model.{key}": value for key, value in config.model.items()}
-    ranges.check_fit(keys, (resolution, resolution, 3))
+    settings.check_training(config, (resolution, resolution, 3))
 
 
 def test_an_unknown_variant_is_named():

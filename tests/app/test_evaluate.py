@@ -292,7 +292,7 @@ def test_a_run_of_another_configuration_is_not_evaluated_by_mistake(app, tmp_pat
     run = tmp_path / "run"
     process = app.start(
         "--mode=eval", f"--checkpoint={run}", f"--workdir={tmp_path}", "--wait=120",
-        "--config.schedule.bnr=0.3", "--config.training.num_steps=6",
+        "--config.schedule.constant_bnr.bnr=0.3", "--config.training.num_steps=6",
     )  # fmt: skip
     line = process.stdout.readline()
     assert line.startswith("wait"), (line, process.communicate())
@@ -300,7 +300,7 @@ def test_a_run_of_another_configuration_is_not_evaluated_by_mistake(app, tmp_pat
     (tmp_path / "complete").rename(run)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "schedule.bnr: 0.5 -> 0.3" in err
+    assert "schedule.constant_bnr.bnr: 0.5 -> 0.3" in err
 
 
 def test_the_ratio_of_a_path_is_one_number_or_both_ends():

@@ -118,7 +118,7 @@ def test_two_steps_a_call_from_disk_train_as_one_a_call_and_are_profiled(app, un
     workdir = app.folder / "calls"
     flags = [
         "--config.training.steps_per_call=2", "--config.training.log_every=2",
-        "--config.data.device_megabytes=0", "--config.training.profile_steps=3,4",
+        "--config.training.device_megabytes=0", "--config.training.profile_steps=3,4",
     ]  # fmt: skip
     app.run(f"--workdir={workdir}", *flags, "--config.training.num_steps=4",
             "--config.training.checkpoint_every=4")  # fmt: skip

@@ -85,7 +85,7 @@ def test_images_of_other_settings_do_not_join_those_of_a_folder(app, samples, tm
         "--mode=sample", f"--checkpoint={checkpoint}", f"--workdir={tmp_path / 'own'}",
         "--seeds=10-11",
     )  # fmt: skip
-    _, err = app.run(*common, "--config.schedule.beta_max=20", tiny=False, status=2)
+    _, err = app.run(*common, "--config.schedule.constant_bnr.beta_max=20", tiny=False, status=2)
     assert len(err.splitlines()) == 1
     assert f"{folder} holds images drawn with other settings" in err
     assert not (folder / "000010.png").exists()
@@ -163,7 +163,7 @@ def test_info_says_what_is_added_to_edms_network(tmp_path):
         (["--config.model.num_blocks=x"], "invalid literal for int"),
         (
             ["--mode=trian", "--workdir=w"],
-            "should be one of <train|sample|eval|fid_stats|analyze|export|restore|report|info>",
+            "should be one of <train|sample|eval|fid_stats|analyze|export|restore|info>",
         ),
         (["--mode=train"], "set --workdir=DIR"),
         (["--mode=sample", "--workdir=nowhere"], "there is no trained network in"),

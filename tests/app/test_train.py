@@ -184,7 +184,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(app, tmp_path):
 
 def test_data_read_from_disk_trains_as_data_on_the_device(app, uninterrupted):
     workdir = app.folder / "streamed"
-    app.run(f"--workdir={workdir}", *STEPS, "--config.data.device_megabytes=0")
+    app.run(f"--workdir={workdir}", *STEPS, "--config.training.device_megabytes=0")
     for streamed, resident in zip(rows(workdir), rows(uninterrupted), strict=True):
         np.testing.assert_allclose(streamed["loss"], resident["loss"], rtol=1e-5)
 

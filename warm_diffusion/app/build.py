@@ -3,7 +3,9 @@
 Everything below takes plain arguments; `configs/default.py` explains every key.
 """
 
+import copy
 import functools
+import json
 from collections.abc import Callable, Mapping
 
 import jax
@@ -22,17 +24,6 @@ from warm_diffusion.runtime import devices
 from warm_diffusion.training import program
 from warm_diffusion.training import state as train_state
 
-# The arguments of each schedule, and the keys of config.schedule where they have other names.
-_LEVELS = {name: name for name in ("beta_min", "beta_max", "p_mean", "p_std")}
-_SCHEDULES = {
-    "hot": _LEVELS,
-    "constant_bnr": {"bnr": "bnr", **_LEVELS},
-    "any_bnr": {"bnr": "bnr", "bnr_range": "bnr_range", "hot_share": "hot_share", **_LEVELS},
-    "spectral": {"attenuation": "attenuation", **_LEVELS},
-    "blurring_diffusion": {"sigma_blur_max": "sigma_blur_max"},
-    "cold": {"alpha_min": "cold_alpha_min", "alpha_max": "cold_alpha_max", "beta": "cold_beta"},
-}
-
 # Keys of the network that do not matter once it is trained.
 _AFTERWARDS = ("model.dtype", "model.dropout", "model.label_dropout")
 
@@ -40,15 +31,9 @@ _AFTERWARDS = ("model.dtype", "model.dropout", "model.label_dropout")
 # --- data ----------------------------------------------------------------------------------------
 
 
-def _data_options(config: ConfigDict) -> dict:
-    options = config.data.to_dict()
-    options.pop("device_megabytes")
-    return options
-
-
 def dataset(config: ConfigDict) -> Dataset:
     """The prepared images of `config.data`."""
-    return load_dataset(**_data_options(config))
+    return load_dataset(**config.data.to_dict())
 
 
 @functools.lru_cache(maxsize=4)
@@ -59,7 +44,7 @@ def _statistics(**options) -> Statistics:
 
 def data_statistics(config: ConfigDict) -> Statistics:
     """Mean image and spectrum of the data; computed once in a process."""
-    return _statistics(**_data_options(config))
+    return _statistics(**config.data.to_dict())
 
 
 def labels(config: ConfigDict, data: Dataset) -> np.ndarray | None:
@@ -83,67 +68,62 @@ def labels(config: ConfigDict, data: Dataset) -> np.ndarray | None:
 # --- network and path ----------------------------------------------------------------------------
 
 
-def bnr(config: ConfigDict) -> float:
-    """The number that `config.schedule.bnr` means; for "auto" rounded to three decimals.
+def realised(config: ConfigDict) -> ConfigDict:
+    """The configuration with a number for `schedule.constant_bnr.bnr="auto"`: the data's.
 
     Raises:
-      ValueError: neither a number nor "auto", or data without detail.
+      ValueError: data that cannot be read or have no detail.
     """
-    value = config.schedule.bnr
-    if value == "auto":
-        spectrum = data_statistics(config).spectrum
-        return round(spectra.recommend_bnr(spectrum, config.schedule.attenuation), 3)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"schedule.bnr must be a number or auto, got {value!r}")
-    return float(value)
-
-
-def describe_schedule(config: ConfigDict) -> dict:
-    """Name and numbers of the path of `config.schedule`, for `schedules.by_name`."""
-    name = config.schedule.name
-    if name not in _SCHEDULES:
-        raise ValueError(f"schedule.name must be one of {', '.join(_SCHEDULES)}, got {name!r}")
-    numbers = {to: config.schedule[key] for to, key in _SCHEDULES[name].items()}
-    if "bnr" in numbers:
-        numbers["bnr"] = bnr(config)
-    return {"name": name} | {
-        key: list(value) if isinstance(value, tuple) else value for key, value in numbers.items()
-    }
+    if config.schedule.constant_bnr.bnr != "auto" or config.schedule.name != "constant_bnr":
+        return config
+    config = copy.deepcopy(config)
+    spectrum, attenuation = data_statistics(config).spectrum, config.schedule.spectral.attenuation
+    config.schedule.constant_bnr.bnr = round(spectra.recommend_bnr(spectrum, attenuation), 3)
+    return config
 
 
 def describe(config: ConfigDict, image_shape: tuple[int, int, int]) -> dict:
     """The description (`architecture.py`) of the network that a configuration trains."""
-    options = config.model.to_dict()
-    own = {name: options.pop(name) for name in ("parameterization", "preconditioning")}
-    options.pop("remat")  # how it is computed, not what it is
-    network = options | {
+    told = json.loads(json.dumps(realised(config).to_dict()))
+    network, path = told["model"], told["schedule"]
+    network.pop("remat")  # how it is computed, not what it is
+    network |= {
         "resolution": image_shape[0],
         "channels": image_shape[2],
         "augment_dim": augmentation.NUM_LABELS if config.augment.transforms else 0,
-        "heads": denoiser.num_heads(own["parameterization"]),
+        "heads": denoiser.num_heads(config.denoiser.parameterization),
     }
     return {
         "image_shape": list(image_shape),
-        "network": {k: list(v) if isinstance(v, tuple) else v for k, v in network.items()},
-        **own,
-        "sigma_data": config.loss.sigma_data,
-        "schedule": describe_schedule(config),
+        "network": network,
+        **told["denoiser"],
+        "preconditioning": "edm",
+        "schedule": {"name": path["name"], **path[path["name"]]},
     }
+
+
+def chosen_path(config: ConfigDict) -> dict:
+    """Name and arguments of the path of `config.schedule`, without those of the others."""
+    name = config.schedule.name
+    return {"name": name, name: config.schedule[name].to_dict()}
+
+
+def noise_range(config: ConfigDict) -> dict:
+    """beta_min and beta_max of the chosen path, for one of another ratio; none if it has none."""
+    levels = config.schedule[config.schedule.name]
+    return {key: levels[key] for key in ("beta_min", "beta_max") if key in levels}
 
 
 def configuration_of(description: Mapping) -> dict:
     """The keys of a configuration that a description tells: the inverse of `describe`."""
-    network, path = description["network"], description["schedule"]
-    elsewhere = ("resolution", "channels", "augment_dim", "heads")
-    own = {key: value for key, value in network.items() if key not in elsewhere}
-    own |= {key: description[key] for key in ("parameterization", "preconditioning")}
-    keys = _SCHEDULES.get(path["name"], {})
-    numbers = {keys[name]: value for name, value in path.items() if name in keys}
+    network, path = dict(description["network"]), dict(description["schedule"])
+    for key in ("resolution", "channels", "augment_dim", "heads"):
+        network.pop(key, None)
+    name = path.pop("name")
     return {
-        "data": {"resolution": network["resolution"], "channels": network["channels"]},
-        "model": {k: tuple(v) if isinstance(v, list) else v for k, v in own.items()},
-        "schedule": {"name": path["name"], **numbers},
-        "loss": {"sigma_data": description["sigma_data"]},
+        "model": {k: tuple(v) if isinstance(v, list) else v for k, v in network.items()},
+        "denoiser": {key: description[key] for key in ("parameterization", "sigma_data")},
+        "schedule": {"name": name, name: path},
     }
 
 
@@ -167,11 +147,10 @@ def architecture(
 
 def schedule(config: ConfigDict, statistics: Statistics | None = None) -> schedules.Schedule:
     """The path of `config.schedule`; `statistics` as for `architecture`."""
-    description = describe_schedule(config)
-    if description["name"] == "spectral":
-        statistics = statistics or data_statistics(config)
-        return schedules.by_name(spectrum=statistics.spectrum, **description)
-    return schedules.by_name(**description)
+    name, spectrum = config.schedule.name, None
+    if name == "spectral":
+        spectrum = (statistics or data_statistics(config)).spectrum
+    return schedules.by_name(name, spectrum, **realised(config).schedule[name].to_dict())
 
 
 def sampling_schedule(
@@ -180,8 +159,7 @@ def sampling_schedule(
     """The path to sample along: that of `config.schedule`, or the ratio `config.sampling.bnr`."""
     if config.sampling.bnr < 0:
         return schedule(config, statistics)
-    levels = {"beta_min": config.schedule.beta_min, "beta_max": config.schedule.beta_max}
-    return schedules.constant_bnr(config.sampling.bnr, **levels)
+    return schedules.constant_bnr(config.sampling.bnr, **noise_range(config))
 
 
 def trained_architecture(config: ConfigDict, trained: Architecture) -> Architecture:
@@ -191,7 +169,8 @@ def trained_architecture(config: ConfigDict, trained: Architecture) -> Architect
       ValueError: the configuration asks for another network than was trained; names every key.
     """
     was, now = (
-        {f"model.{key}": value for key, value in told["model"].items()} | told["loss"]
+        {f"model.{key}": value for key, value in told["model"].items()}
+        | {f"denoiser.{key}": value for key, value in told["denoiser"].items()}
         for told in map(
             configuration_of, (trained.description, describe(config, trained.image_shape))
         )
@@ -224,8 +203,6 @@ def loss(
     path, augment = path or built.schedule, config.augment
     divides = built.description["parameterization"] != "score"
     residual_weight = config.loss.residual_weight if divides else 0.0
-    residual_floor = config.loss.residual_floor if divides else 0.0
-    losses.check_residual_weight(residual_weight, residual_floor)
 
     def loss_fn(params, keys, batch):
         loss_keys, augment_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
@@ -245,9 +222,8 @@ def loss(
             loss_keys,
             images,
             path,
-            sigma_data=config.loss.sigma_data,
+            sigma_data=config.denoiser.sigma_data,
             residual_weight=residual_weight,
-            residual_floor=residual_floor,
         )
 
     return loss_fn
@@ -344,11 +320,10 @@ def step_arguments(config: ConfigDict, *of, resident: bool = False) -> tuple:
 
 def sampling_settings(config: ConfigDict) -> drawing.Settings:
     """Solver, steps, stochasticity and class of `config.sampling`."""
-    options = config.sampling
-    churn = samplers.Churn(options.s_churn, options.s_min, options.s_max, options.s_noise)
+    options, churn = config.sampling, samplers.Churn(**config.sampling.churn.to_dict())
     names = ("solver", "num_steps", "grid", "rho", "label", "guidance")
     return drawing.Settings(
-        **{name: options[name] for name in names}, churn=churn if options.s_churn > 0 else None
+        **{name: options[name] for name in names}, churn=churn if churn.s_churn > 0 else None
     )
 
 

@@ -34,7 +34,7 @@ def of_a_device(mesh: Mesh) -> int:
 
 def fits_device(config: ConfigDict, data: Dataset) -> bool:
     """Whether the images are kept on the devices."""
-    return data.images.nbytes <= config.data.device_megabytes * 2**20
+    return data.images.nbytes <= config.training.device_megabytes * 2**20
 
 
 def certain(config: ConfigDict, data: Dataset, state, mesh: Mesh) -> int:

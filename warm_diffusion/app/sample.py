@@ -64,7 +64,7 @@ def sample(config: ConfigDict, workdir: str, checkpoint: str, seeds: str) -> pat
         "dtype": built.network.dtype.__name__,
         "seeds": seeds,
         "network_calls": sampler.num_calls,
-        "schedule": config.schedule.to_dict(),
+        "schedule": build.chosen_path(config),
         "sampling": options.to_dict(),
     }
     _refuse_a_mixture(folder / "sampling.json", about)

@@ -1,55 +1,228 @@
-"""Configurations on disk and on the command line: realised, written, compared, read again."""
+"""Configurations on disk and on the command line: checked, written, compared, read again."""
 
 import argparse
 import difflib
+import fnmatch
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
-from collections.abc import Sequence
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import absl.flags
 import jax
 import ml_collections
-from ml_collections import config_flags
 
-from warm_diffusion.app import build, ranges
-from warm_diffusion.runtime import processes, storage
+from warm_diffusion import denoiser, drawing, samplers
+from warm_diffusion.app import build
+from warm_diffusion.data.augmentation import TRANSFORMS
+from warm_diffusion.models import SIZES
+from warm_diffusion.runtime import devices, processes, storage
 from warm_diffusion.runtime.console import say
+from warm_diffusion.training import WRITERS
 
 # Where things lie, which may differ between the machines of a run: a checkpoint and the processes
 # know their images by their hash.
 _BY_MACHINE = (
-    "compilation_cache_dir",
-    "data.source",
-    "data.cache_dir",
-    "data.data_dir",
-    "data.download",
-    "eval.inception_weights",
-    "eval.reference",
-)
-# What may change between two starts of one run: where things lie, how long it runs, what it reports
-# and how it samples. All other keys decide what is trained.
+    "compilation_cache_dir", "data.source", "data.cache_dir", "data.data_dir", "data.download",
+    "eval.inception_weights", "eval.reference",
+)  # fmt: skip
+# What may change between two starts of one run: where things lie, how long it runs, how a step is
+# computed, what it reports and how it samples. All other keys decide what is trained.
 _FREE = (
-    *_BY_MACHINE,
-    "data.device_megabytes",
-    "training.num_steps",
-    "training.sharding",
-    "training.grad_accumulation",
-    "training.writers",
-    "training.steps_per_call",
-    "training.profile_steps",
-    "training.log_every",
-    "training.sample_every",
-    "training.checkpoint_every",
-    "training.keep_latest",
-    "training.keep_every",
-    "training.max_nonfinite",
-    "sampling.",
-    "eval.",
-    "analysis.",
-    "export.",
-)
+    *_BY_MACHINE, "training.num_steps", "training.device_megabytes", "training.sharding",
+    "training.grad_accumulation", "training.steps_per_call", "training.writers",
+    "training.profile_steps", "training.log_every", "training.sample_every",
+    "training.checkpoint_every", "training.keep_latest", "training.keep_every",
+    "training.max_nonfinite", "sampling.", "eval.", "analysis.", "export.",
+)  # fmt: skip
+
+# --- what every key may be ------------------------------------------------------------------------
+
+Check = tuple[Callable[[Any], bool], str]  # whether a value will do, and what will
+
+
+def _number(words: str, test: Callable[[float], bool] = lambda value: True) -> Check:
+    return lambda v: type(v) in (int, float) and math.isfinite(v) and test(v), f"a number {words}"
+
+
+def _whole(least: int, most: int = 2**31 - 1) -> Check:
+    words = f"a whole number of at least {least:,}"
+    words += f" and at most {most:,}" if most < 2**31 - 1 else ""
+    return lambda v: type(v) is int and least <= v <= most, words
+
+
+def _one_of(names: Iterable[Any]) -> Check:
+    names = tuple(names)
+    return lambda v: any(type(v) is type(n) and v == n for n in names), (
+        f"one of {', '.join(map(str, names))}"
+    )
+
+
+def _text(least: int = 0) -> Check:
+    words = "one line of text" + (", not empty" if least else "")
+    return lambda v: type(v) is str and len(v) >= least and not set("\n\r\0") & set(v), words
+
+
+def _several(each: Check, least: int = 0, most: int = 64, different: bool = True) -> Check:
+    def fits(value: Any) -> bool:
+        if type(value) not in (tuple, list) or not least <= len(value) <= most:
+            return False
+        return all(map(each[0], value)) and not (different and len(set(value)) < len(value))
+
+    kind = " different" if different else ""
+    return fits, f"{least} to {most}{kind} values, each {each[1]}"
+
+
+def _or(one: Check, other: Check) -> Check:
+    return lambda v: one[0](v) or other[0](v), f"{one[1]} or {other[1]}"
+
+
+_FLAG = _one_of((False, True))
+_FINITE = _number("that is finite")
+_POSITIVE = _number("above 0", lambda v: v > 0)
+_AT_LEAST_0 = _number("of at least 0", lambda v: v >= 0)
+_SHARE = _number("of at least 0 and at most 1", lambda v: 0 <= v <= 1)
+_BELOW_1 = _number("of at least 0 and below 1", lambda v: 0 <= v < 1)
+_TWO_STEPS = _several(_whole(1), 2, 2, different=False)
+
+# The first pattern that fits a key counts. How the numbers of a path must stand to each other, and
+# what data and devices allow, their constructors say.
+CHECKS: dict[str, Check] = {
+    "seed": _whole(0, 2**32 - 1),
+    "init_from": _text(),
+    "compilation_cache_dir": _text(),
+    "data.source": _text(1),
+    "data.resolution": _whole(0, SIZES["resolution"][1]),
+    "data.channels": _one_of((0, 1, 3)),
+    "data.resize": _one_of(("lanczos", "box")),
+    "data.too_small": _one_of(("refuse", "skip", "enlarge")),
+    "data.*_dir": _text(),
+    "data.*": _FLAG,
+    "model.name": _one_of(("ddpmpp", "ncsnpp")),
+    "model.model_channels": (
+        lambda v: _whole(*SIZES["model_channels"])[0](v) and v % 2 == 0,
+        "an even number of at least {} and at most {:,}".format(*SIZES["model_channels"]),
+    ),
+    "model.channel_mult": _several(_whole(*SIZES["channel_mult"]), 1, 12, different=False),
+    "model.num_blocks": _whole(1, SIZES["num_blocks"][1]),
+    "model.attention_resolutions": _several(_whole(*SIZES["resolution"])),
+    "model.num_classes": _whole(*SIZES["num_classes"]),
+    "model.*dropout": _BELOW_1,
+    "model.remat": _FLAG,
+    "model.dtype": _one_of(("float32", "bfloat16")),
+    "denoiser.parameterization": _one_of(denoiser.PARAMETERIZATIONS),
+    "denoiser.sigma_data": _POSITIVE,
+    "augment.transforms": _several(_one_of(TRANSFORMS)),
+    "augment.probability": _SHARE,
+    "schedule.constant_bnr.bnr": _or(_AT_LEAST_0, (lambda v: v == "auto", "auto")),
+    "schedule.*.bnr": _AT_LEAST_0,
+    "schedule.any_bnr.bnr_range": _several(_POSITIVE, 2, 2),
+    "schedule.*.attenuation": _number("above 0 and below 1", lambda v: 0 < v < 1),
+    "schedule.*_share": _SHARE,
+    "schedule.*.p_mean": _number("of at least -20 and at most 20", lambda v: abs(v) <= 20),
+    "schedule.*.p_std": _number("above 0 and at most 8", lambda v: 0 < v <= 8),  # within float32
+    "schedule.blurring_diffusion.sigma_blur_max": _AT_LEAST_0,
+    "schedule.*": _or(_POSITIVE, _several(_FINITE)),
+    "loss.residual_weight": _AT_LEAST_0,
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.warmup_images": _whole(0, 2**53),
+    "optimizer.b?": _BELOW_1,
+    "optimizer.*": _AT_LEAST_0,
+    "training.sharding": _one_of(devices.STATE_SHARDINGS),
+    "training.steps_per_call": _whole(1, 1_000),
+    "training.ema_halflife_images": _several(_POSITIVE, 1),
+    "training.ema_rampup": _AT_LEAST_0,
+    "training.writers": _several(_one_of(WRITERS)),
+    "training.profile_steps": (
+        lambda v: (
+            v == () or (_several(_whole(1), 2, 2, different=False)[0](v) and list(v) == sorted(v))
+        ),
+        "first and last step, whole numbers of at least 1, or ()",
+    ),
+    "training.*_every": _whole(0),
+    "training.device_megabytes": _whole(0),
+    "training.*": _whole(1),
+    "sampling.solver": _one_of(samplers.SOLVERS),
+    "sampling.num_steps": _whole(1, 100_000),
+    "sampling.grid": _one_of(drawing.GRIDS),
+    "sampling.rho": _number("of at least 1 and at most 1,000", lambda v: 1 <= v <= 1_000),
+    "sampling.ema": _whole(-1),
+    "sampling.label": _whole(-(2**31)),
+    "sampling.batch_size": _whole(1),
+    "sampling.churn.*": _AT_LEAST_0,
+    "sampling.*": _FINITE,
+    "eval.checkpoint": _text(1),
+    "eval.num_samples": _or((lambda v: v == 0, "0"), _whole(2)),
+    "eval.seed_ranges": _whole(1, 1_000),
+    "eval.features": _text(1),
+    "eval.likelihood": _FLAG,
+    "eval.likelihood_images": _or((lambda v: v == 0, "0"), _whole(2)),
+    "eval.likelihood_trace": _one_of(("hutchinson", "exact")),
+    "eval.*": _text(),
+    "analysis.num_images": _whole(1),
+    "analysis.held_out": _text(),
+    "export.num_images": _whole(0),
+    "export.evaluation": _text(),
+    "export.program": _FLAG,
+}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Compares every key with what it may be.
+
+    Raises:
+      ValueError: the keys that do not fit, what they may be, and their values.
+    """
+    paths = _one_of(key for key in config.schedule if key != "name")
+    checks = {"schedule.name": paths, **CHECKS}
+    wrong = []
+    for key, value in _flat(config.to_dict()).items():
+        fits, words = next(c for pattern, c in checks.items() if fnmatch.fnmatchcase(key, pattern))
+        if not fits(value):
+            wrong.append(f"{key} must be {words}, got {reprlib.repr(value)}")
+    churn, options = config.sampling.churn, config.training
+    if not wrong and churn.s_min > churn.s_max:
+        wrong.append(f"sampling.churn.s_min must be at most s_max, got {churn.s_min}")
+    edges = ("num_steps", "log_every", "sample_every", "checkpoint_every")
+    uneven = [name for name in edges if not wrong and options[name] % options.steps_per_call]
+    if uneven:
+        wrong.append(
+            f"training.steps_per_call={options.steps_per_call} must divide "
+            f"{', '.join(f'training.{name}={options[name]}' for name in uneven)}: the run looks up "
+            "between calls only"
+        )
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def check_training(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> None:
+    """Compares what only training asks for with the images (H, W, C).
+
+    Raises:
+      ValueError: attention at a height that no level of the network has, or an average to draw
+        with that is not kept.
+    """
+    heights = [image_shape[0] >> level for level in range(len(config.model.channel_mult))]
+    never = [size for size in config.model.attention_resolutions if size not in heights]
+    if never:
+        raise ValueError(
+            "model.attention_resolutions must be among the heights of the network's levels, "
+            f"{', '.join(map(str, heights))}, got {', '.join(map(str, never))}"
+        )
+    index, count = config.sampling.ema, len(config.training.ema_halflife_images)
+    if not -1 <= index < count:
+        raise ValueError(
+            f"sampling.ema must be -1 (raw weights) or 0 to {count - 1} (of "
+            f"training.ema_halflife_images), got {index}"
+        )
+
+
+# --- on disk --------------------------------------------------------------------------------------
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
@@ -57,81 +230,39 @@ def to_json(config: ml_collections.ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
+def plain(config: ml_collections.ConfigDict) -> dict:
+    """The configuration as its JSON is read again: with lists for tuples."""
+    return json.loads(to_json(config))
+
+
 def load(path: str, default: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Reads what `to_json` wrote, or the config.json of a model folder, over a default.
 
-    The default gives the types, and the values of keys that the file is too old to have. Names of
-    code and of folders to write to count from the command line only.
+    A file may come with somebody else's checkpoint: names of code, and of folders of this machine
+    to read code from or to write to, count from the command line only.
 
     Raises:
       ValueError: no such file, not JSON, or a key or type that the default does not have.
     """
     try:
-        default.update(_read(path))
-    except (KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: does not fit this version's configuration ({error})") from error
-    return default
-
-
-def _read(path: str | os.PathLike) -> dict:
-    """What a file says of the configuration, without what counts from the command line only.
-
-    A file may come with somebody else's checkpoint: it names no code, and no folder of this machine
-    to read code from (data sets of TensorFlow Datasets name theirs) or to write to.
-    """
-    saved, _ = _saved(path)
-    saved.pop("compilation_cache_dir", None)  # compiled programs are code as well
-    for key in ("cache_dir", "data_dir", "download"):
-        saved.get("data", {}).pop(key, None)
-    if ":" in saved.get("eval", {}).get("features", ""):
-        saved["eval"]["features"] = f"?{saved['eval']['features'].lstrip('?')}"
-    return saved
-
-
-def _saved(path: str | os.PathLike) -> tuple[dict, bool]:
-    """The configuration in a file, and whether it is a whole one."""
-    try:
         saved = storage.read_json(path)
-    except (FileNotFoundError, ValueError) as error:
+        if "format" in saved:  # a model folder's: a description, and perhaps the whole of its run
+            height, _, channels = saved["image_shape"]
+            data = {"resolution": height, "channels": channels}
+            own = build.configuration_of(saved)
+            saved = saved["info"].get("configuration", {"data": data})
+            saved = {**saved, **own, "sampling": {**saved.get("sampling", {}), "ema": 0}}
+        saved.pop("compilation_cache_dir", None)  # compiled programs are code as well
+        for key in ("cache_dir", "data_dir", "download"):
+            saved.get("data", {}).pop(key, None)
+        if ":" in saved.get("eval", {}).get("features", ""):
+            saved["eval"]["features"] = f"?{saved['eval']['features'].lstrip('?')}"
+        if unknown := explain_unknown_key(_flat(saved), default):
+            raise ValueError(unknown)
+        default.update(saved)
+    except (KeyError, AttributeError, TypeError, FileNotFoundError, ValueError) as error:
         raise ValueError(f"{path}: not a configuration that can be read ({error})") from error
-    whole = True
-    try:
-        if "format" in saved:  # the config.json of a model folder
-            whole = "configuration" in saved.get("info", {})
-            saved = saved["info"]["configuration"] if whole else build.configuration_of(saved)
-            saved["sampling"] = {**saved.get("sampling", {}), "ema": 0}  # it holds one average
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a configuration ({error!r})") from error
-    return saved, whole
-
-
-def missing_keys(path: str | os.PathLike, default: ml_collections.ConfigDict) -> list[str]:
-    """The keys that a file is too old to have; none where it holds no whole configuration."""
-    saved, whole = _saved(path)
-    return sorted(_flat(default.to_dict()).keys() - _flat(saved).keys()) if whole else []
-
-
-def check(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int] | None) -> None:
-    """Compares every key with its range, and with the images (H, W, C) once they are known.
-
-    Raises:
-      ValueError: keys that do not fit, their values, and what they may be.
-    """
-    keys = _flat(config.to_dict())
-    if image_shape is None:
-        ranges.check(keys)
-    else:
-        ranges.check_fit(keys, image_shape)
-
-
-def check_average(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError unless `sampling.ema` names an average that training keeps."""
-    index, count = config.sampling.ema, len(config.training.ema_halflife_images)
-    if not -1 <= index < count:
-        raise ValueError(
-            f"sampling.ema must be -1 (raw weights) or 0 to {count - 1} (of "
-            f"training.ema_halflife_images), got {index}"
-        )
+    return default
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:
@@ -157,60 +288,39 @@ def compare(config: ml_collections.ConfigDict, began: dict, path: pathlib.Path) 
     Raises:
       ValueError: keys that decide what is trained differ; the message lists them.
     """
-    changes, refused = _differences(config, began)
+    new, old = _flat(plain(config)), _flat(began)
+    changes = {
+        key: f"{key}: {old.get(key, '(absent)')!r} -> {new.get(key, '(absent)')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
+    refused = [line for key, line in changes.items() if not key.startswith(_FREE)]
     if refused:
         raise ValueError(
             f"{path.parent} holds a run of another configuration: {'; '.join(refused)}. Use a "
-            f"new --workdir, or continue that run with --config={path}"
+            f"new --workdir, or that run's own with --config={path}"
         )
-    return changes
+    return list(changes.values())
 
 
-def _differences(config: ml_collections.ConfigDict, began: dict) -> tuple[list[str], list[str]]:
-    """All keys that differ from those of a run, one line each; and those that must not."""
-    # Through JSON on both sides, so that tuples compare with lists.
-    new, old = _flat(json.loads(to_json(config))), _flat(began)
-    changes = [
-        f"{key}: {old.get(key, '(absent)')!r} -> {new.get(key, '(absent)')!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    # A key that the run is too old to have does not lock it out; what it is now is said above.
-    refused = [
-        f"{key}: {old[key]!r} -> {new.get(key, '(absent)')!r}"
-        for key in sorted(old)
-        if old[key] != new.get(key) and not key.startswith(_FREE)
-    ]
-    return changes, refused
+# --- on the command line --------------------------------------------------------------------------
 
 
-def refuse_other_run(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
-    """For a job that began before the run had written its configuration to `path`.
-
-    Raises:
-      ValueError: keys that decide what is trained differ; the message lists them.
-    """
-    _, refused = _differences(config, storage.read_json(path))
-    if refused:
-        raise ValueError(
-            f"the run in {path.parent} has another configuration than this job was started with: "
-            f"{'; '.join(refused)}. Start it again: it now finds {path}"
-        )
-
-
-def explain_unknown_key(argv: Sequence[str], config: ml_collections.ConfigDict) -> str | None:
-    """Names the first `--config.KEY` in argv that the configuration lacks, and the nearest one."""
-    known = _flat(config.to_dict())
-    for argument in argv:
-        if not argument.startswith(("--config.", "-config.", "--noconfig.")):
-            continue
-        key = argument.partition("=")[0].partition("config.")[2]
-        if key in known:
-            continue
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        return f"unknown configuration key {key!r}{hint} (all keys: configs/default.py)"
+def explain_unknown_key(keys: Iterable[str], default: ml_collections.ConfigDict) -> str | None:
+    """Names the first key that a configuration lacks, and the nearest one that it has."""
+    known = _flat(default.to_dict())
+    for key in keys:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            return f"unknown configuration key {key!r}{hint} (all keys: configs/default.py)"
     return None
+
+
+def keys_given(argv: Sequence[str]) -> list[str]:
+    """The keys that a command line sets by `--config.KEY=`."""
+    given = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in argv)
+    return [match[1] for match in given if match]
 
 
 def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[str]:
@@ -258,12 +368,8 @@ def start(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
     for key, flag in short:
         if flags[flag].present:
             config.sampling[key] = flags[flag].value
-    check(config, None)
+    check(config)
     enable_compilation_cache(config.compilation_cache_dir)
-    _, _, file = config_flags.get_config_filename(flags["config"]).partition(":")
-    missing = missing_keys(file, config) if file.endswith(".json") else []
-    if missing:
-        say(f"note     {file} is of an earlier version without the keys {', '.join(missing)}")
     if jax.process_count() > 1:
         _agree(flags)
     return config
@@ -271,7 +377,7 @@ def start(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
 
 def _agree(flags: absl.flags.FlagValues) -> None:
     """All processes must do the same with the same; where things lie may differ by machine."""
-    keys = _flat(json.loads(to_json(flags.config)))
+    keys = _flat(plain(flags.config))
     told = {f"--{name}": flags[name].value for name in ("mode", "seeds", "wait")}
     told |= {f"the version of {name}": version for name, version in versions().items()}
     told |= {f"config.{key}": keys[key] for key in keys if not key.startswith(_BY_MACHINE)}
@@ -294,9 +400,8 @@ def versions() -> dict[str, str]:
 
 def enable_compilation_cache(folder: str) -> None:
     """Keeps compiled programs for the next start; an environment variable of JAX's goes first."""
-    if not folder or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return
-    jax.config.update("jax_compilation_cache_dir", str(storage.path(folder)))
+    if folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(storage.path(folder)))
     # Small programs as well: a small network's start is made of many of them.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

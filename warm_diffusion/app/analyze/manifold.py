@@ -192,7 +192,7 @@ def analyze_sampling(
         "seeds": f"0-{states.shape[1] - 1}",
         "network_calls": sampler.num_calls,
         "sampling": options.to_dict(),
-        "schedule": config.schedule.to_dict(),
+        "schedule": build.chosen_path(config),
         "reference": about,
         "frequency": frequency.tolist(),
         "steps": steps,

@@ -50,7 +50,7 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
     reports, skipped = [], []
     for step in steps:
         if unproven and run_config.exists():
-            settings.refuse_other_run(config, run_config)
+            settings.compare(config, storage.read_json(run_config), run_config)
             unproven = False
         try:
             model = _load(config, training / "checkpoints" / str(step))

@@ -154,7 +154,7 @@ class Evaluator:
             "solver": sampling["solver"],
             "bnr": path_bnr(path),
             "sampling": sampling,
-            "schedule": self._config.schedule.to_dict(),
+            "schedule": build.chosen_path(self._config),
             "features": {"name": self._extract.name, "weights_hash": self._extract.weights_hash},
             "metric_settings": metrics.settings(count, self._statistics),
             "reference": self._statistics.provenance,

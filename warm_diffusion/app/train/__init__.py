@@ -1,6 +1,6 @@
 """Training: what is checked before anything is written, the start or the restore, the loop."""
 
-import json
+import copy
 import pathlib
 
 import clu.parameter_overview
@@ -14,7 +14,6 @@ from warm_diffusion import pretrained
 from warm_diffusion.app import build, memory, settings
 from warm_diffusion.app.train.feed import make_feed
 from warm_diffusion.app.train.loop import Loop
-from warm_diffusion.app.train.ratio import realise_bnr
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Dataset
 from warm_diffusion.models import weights
@@ -43,8 +42,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
       Diverged: gradients or state were not finite; the checkpoints are from before.
     """
     workdir = storage.path(workdir)
-    settings.check(config, None)
-    settings.check_average(config)
+    settings.check(config)
     writer.check(config.training.writers)
     # A kill in the first save leaves no finished checkpoint: such a run starts again.
     steps, about = last_checkpoint(workdir)
@@ -53,11 +51,11 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     if steps and began is None:
         raise ValueError(f"nothing in {workdir} says what was trained there: give a new --workdir")
     _check_calls(config, steps[-1] if steps else 0)
-    config, curve = realise_bnr(config, began)
+    config = _realised(config, began)
     mesh = devices.make_mesh()
     devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
     data, statistics = build.dataset(config), build.data_statistics(config)
-    settings.check(config, data.images.shape[1:])
+    settings.check_training(config, data.images.shape[1:])
     built = build.architecture(config, data.images.shape[1:], statistics)
     make_state, abstract = build.initial_state(config, built, mesh)
     _check_memory(config, abstract, data, mesh)
@@ -72,8 +70,6 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     with lock.hold(workdir) as check_lock:
         processes.check_shared(workdir)
         storage.write_bytes(path, settings.to_json(config).encode())
-        if curve:
-            storage.write_json(workdir / "bnr.json", curve)
         for change in changes:
             say(f"config   changed since this run began: {change}")
         _say_what_is_trained(config, data, abstract, mesh)
@@ -93,6 +89,22 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             origins = _origins(config, built, data)
             loop = Loop(config, workdir, saved, grids, data, statistics, origins, mesh, check_lock)
             return loop.run(state, feed)
+
+
+def _realised(config: ConfigDict, began: dict | None) -> ConfigDict:
+    """The configuration with a number for the ratio "auto": the run's, or else the data's."""
+    if config.schedule.constant_bnr.bnr != "auto":
+        return config
+    if began is None:
+        config = build.realised(config)
+        share = config.schedule.spectral.attenuation
+        why = f"at which no band loses more than {100 * share:g} % before noise hides it"
+    else:
+        config = copy.deepcopy(config)
+        config.schedule.constant_bnr.bnr = began["schedule"]["constant_bnr"]["bnr"]
+        why = "as this run began"
+    say(f"bnr      auto: {config.schedule.constant_bnr.bnr}, {why}")
+    return config
 
 
 def _agree(
@@ -193,7 +205,7 @@ def _origins(config: ConfigDict, built: Architecture, data: Dataset) -> dict:
     """Facts kept with each checkpoint: what is needed to use it, and where it comes from."""
     return {
         "model": built.description,
-        "configuration": json.loads(settings.to_json(config)),
+        "configuration": settings.plain(config),
         "weights": [f"ema {half} images" for half in config.training.ema_halflife_images],
         "data_sha256": data.info["content_sha256"],
         "versions": settings.versions(),

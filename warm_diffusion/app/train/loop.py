@@ -178,7 +178,7 @@ class Loop:
             self._warned = True
             say(
                 "note     the devices wait for images: put the data on a faster disk, raise "
-                "data.device_megabytes so that they live on the device or, if they do, "
+                "training.device_megabytes so that they live on the device or, if they do, "
                 "training.steps_per_call"
             )
         if self._writer:
