@@ -232,7 +232,7 @@ def sample(setting: Setting, dtype: str, solver: str, steps: int) -> dict:
 def inception_speed(setting: Setting) -> dict:
     """Images a second of Inception's features, of images as the network draws them."""
     mesh, size = devices.make_mesh(), setting.cifar10.data.resolution
-    network, batch = features.inception_program(mesh)
+    network, batch = features.program(inception.features_and_logits, mesh)
     params = devices.put_replicated(
         inception.params_from_arrays(evaluation_speed.random_arrays()), mesh
     )

@@ -116,7 +116,7 @@ class Judge:
         else:
             config = copy.deepcopy(config)
             config.eval.features = options.features
-            self._extract = build.extractor(config)
+            self._extract = build.extractor(config, data.images.shape[1:])
         self._real = np.concatenate(
             [
                 self._extract(np.asarray(data.images[first : first + 1024])).values

@@ -262,7 +262,7 @@ def test_the_step_asked_for_is_evaluated(app, trained, tmp_path):
             ["--config.eval.seed_ranges=0"],
             "eval.seed_ranges must be a whole number of at least 1 and at most 1,000, got 0",
         ),
-        (["--config.eval.features=inception"], "needs its weights"),
+        (["--config.eval.features=inception"], "no Inception weights at"),
         (["--config.eval.reference=gone.npz"], "--mode=fid_stats writes them"),
     ],
 )

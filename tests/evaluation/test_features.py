@@ -75,7 +75,7 @@ def test_a_function_that_returns_no_features_is_refused(user_module):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet", "pixels, inception or MODULE:FUNCTION, got 'resnet'"),
+        ("resnet", "efficientnet_lite0 or MODULE:FUNCTION, got 'resnet'"),
         ("no_such_module:f", "cannot be imported: No module named 'no_such_module'"),
         ("my_features:missing", "cannot be imported: module 'my_features' has no attribute"),
         ("my_features:seven", "is no function, but int"),
@@ -96,11 +96,6 @@ def test_a_name_that_came_with_a_checkpoint_is_refused_and_not_imported(user_mod
     assert f"came with the checkpoint names code ({name}) as features" in str(error.value)
     assert f"--config.eval.features={name} if you trust it" in str(error.value)
     assert "my_features" not in sys.modules
-
-
-def test_a_missing_weights_file_is_named_with_the_way_out(tmp_path):
-    with pytest.raises(ValueError, match=r"no Inception weights at .*gone.safetensors: get"):
-        features.extractor("inception", weights=str(tmp_path / "gone.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from warm_diffusion.data import Dataset, Statistics, augmentation, load_dataset,
 from warm_diffusion.data.images import from_uint8
 from warm_diffusion.evaluation import features, reference
 from warm_diffusion.runtime import devices
+from warm_diffusion.runtime.console import say
 from warm_diffusion.training import program
 from warm_diffusion.training import state as train_state
 
@@ -346,10 +347,13 @@ def sampler(
     )
 
 
-def extractor(config: ConfigDict) -> features.Extractor:
-    """The features of `config.eval`, on all devices."""
+def extractor(config: ConfigDict, image_shape: tuple[int, int, int]) -> features.Extractor:
+    """The features of `config.eval` for images (H, W, C), on all devices; says what auto means."""
     weights = config.eval.inception_weights
-    return features.extractor(config.eval.features, weights=weights, mesh=devices.make_mesh())
+    name, reason = features.choose(config.eval.features, image_shape, weights)
+    if reason:
+        say(f"features {name}: {reason} (eval.features=auto)")
+    return features.extractor(name, weights=weights, mesh=devices.make_mesh())
 
 
 def split_name(config: ConfigDict) -> str:

