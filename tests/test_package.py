@@ -23,6 +23,7 @@ CORE = (
 LAYERS = {
     **dict.fromkeys(("warm_diffusion", *CORE), 0),
     "runtime": 1,
+    "public": 1.5,
     **dict.fromkeys(("models", "data", "evaluation", "training"), 2),
     **dict.fromkeys(("architecture", "card"), 3),
     "drawing": 4,

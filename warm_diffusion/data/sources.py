@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from warm_diffusion.data import files, tables
+from warm_diffusion.data import cifar10, files, tables
 from warm_diffusion.data.images import decode
 from warm_diffusion.data.source import (
     Source,
@@ -27,12 +27,12 @@ from warm_diffusion.data.source import (
 from warm_diffusion.runtime import storage
 
 _KINDS = (
-    "digits, photos, folder:DIR, zip:FILE, tar:FILE, npy:FILE, npz:FILE, parquet:FILE or "
-    "tfds:NAME[:SPLIT]"
+    "digits, photos, cifar10[:SPLIT], folder:DIR, zip:FILE, tar:FILE, npy:FILE, npz:FILE, "
+    "parquet:FILE or tfds:NAME[:SPLIT]"
 )
 _LOCAL = ("folder", "zip", "tar", "npy", "npz", "parquet")
 # A + joins sources only before the name of one: paths may hold it as well.
-_JOIN = re.compile(rf"\+(?=(?:digits|photos)(?:\+|$)|(?:{'|'.join(_LOCAL)}|tfds):)")
+_JOIN = re.compile(rf"\+(?=(?:digits|photos|cifar10)(?:\+|$)|(?:cifar10|{'|'.join(_LOCAL)}|tfds):)")
 _PHOTOS = (
     "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png",
     "gravel.png", "motorcycle_left.png", "motorcycle_right.png", "rocket.jpg",
@@ -66,10 +66,10 @@ def open_source(
     """Opens a source by its specification.
 
     Args:
-      spec: one of `digits`, `photos`, `folder:DIR`, `zip:FILE`, `tar:FILES`, `npy:FILE`,
-        `npz:FILE`, `parquet:FILES` and `tfds:NAME[:SPLIT]`, or several joined by +. FILE may lie on
-        gs://; FILES may be a folder, or a pattern such as DIR/train-*.parquet.
-      data_dir: where TensorFlow Datasets keeps prepared sets; empty for its default.
+      spec: one of `digits`, `photos`, `cifar10[:SPLIT]`, `folder:DIR`, `zip:FILE`, `tar:FILES`,
+        `npy:FILE`, `npz:FILE`, `parquet:FILES` and `tfds:NAME[:SPLIT]`, or several joined by +.
+        FILE may lie on gs://; FILES may be a folder, or a pattern such as DIR/train-*.parquet.
+      data_dir: where CIFAR-10's files or TensorFlow Datasets' prepared sets are.
       download: whether a missing public set may be downloaded.
       cache_dir: where files of gs:// are copied to; None: the user's cache folder.
 
@@ -84,6 +84,8 @@ def open_source(
         return _digits()
     if spec == "photos":
         return _photos()
+    if kind == "cifar10":
+        return cifar10.cifar10(argument or "train", data_dir, download)
     if kind == "tfds" and argument:
         return tables.tfds(argument, data_dir, download)
     if kind not in _LOCAL or not argument:
