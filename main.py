@@ -71,6 +71,7 @@ flags.DEFINE_string("coordinator_address", None, "On any other: HOST:PORT of pro
 flags.DEFINE_integer("num_processes", None, "On any other: how many processes there are.")
 flags.DEFINE_integer("process_id", None, "On any other: which of them this is, from 0.")
 flags.DEFINE_float("join_seconds", 300.0, "How long to wait for the other processes.")
+flags.DEFINE_bool("download", False, "Fetch public data, weights and networks if missing.")
 flags.DEFINE_bool("version", False, "Print versions and exit.")
 flags.DEFINE_bool("debug", False, "Show the libraries' logs, and a traceback for every error.")
 

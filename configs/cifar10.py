@@ -1,9 +1,9 @@
 """CIFAR-10 by the paper's and EDM's recipe (DDPM++; 200 M images: weeks of GPU time).
 
-    python main.py --config=configs/cifar10.py --workdir=runs/cifar10
+    python main.py --config=configs/cifar10.py --workdir=runs/cifar10 --download
 
-reads `tfds:cifar10`, prepared beforehand; a folder of images serves as well:
-`--config.data.source=folder:DIR`. Variants, joined by commas: `configs/cifar10.py:cond` tells the
+fetches CIFAR-10 once (170 MB); without `--download` its files are looked for in `data.data_dir` and
+the cache. A folder of images serves as well: `--config.data.source=folder:DIR`. Variants, joined by commas: `configs/cifar10.py:cond` tells the
 network the class; `:hot` is EDM; `:bnr=0.3` another ratio; `:small` a 0.7 M-parameter network in
 batches of 32, to try things on a CPU.
 
@@ -23,7 +23,7 @@ ALL_TRANSFORMS = ("x_flip", "y_flip", "scale", "rotate", "anisotropy", "translat
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
     """The paper's CIFAR-10 network or a variant of it."""
     config = default.get_config()
-    config.data.source = "tfds:cifar10"
+    config.data.source = "cifar10"
     config.data.resolution = 32
     config.data.channels = 3
     config.model.model_channels = 128

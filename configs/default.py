@@ -16,13 +16,16 @@ def get_config() -> ml_collections.ConfigDict:
     # Initial weights of a new run, of the same network at any resolution: a model folder (such as
     # --mode=export writes), a training workdir or its checkpoints/STEP; empty: random ones.
     config.init_from = ""
+    # Fetch public files that are missing (warm_diffusion/public.py): --download.
+    config.download = False
     # Where compiled programs are kept for the next start; empty turns that off. The environment
     # variable JAX_COMPILATION_CACHE_DIR goes before it.
     config.compilation_cache_dir = "~/.cache/warm_diffusion/compiled"
 
     config.data = data = ml_collections.ConfigDict()
-    # digits | photos | folder:DIR | zip:FILE | tar:FILE | npy:FILE | npz:FILE | parquet:FILE |
-    # tfds:NAME[:SPLIT]; FILE may be on gs://; several joined by +, such as photos+folder:DIR
+    # digits | photos | cifar10[:SPLIT] | folder:DIR | zip:FILE | tar:FILE | npy:FILE | npz:FILE |
+    # parquet:FILE | tfds:NAME[:SPLIT]; FILE may be on gs://; several joined by +, such as
+    # photos+folder:DIR
     data.source = "digits"
     data.resolution = 0  # crop and resize to this height and width; 0: the images' own size
     data.channels = 0  # 1 (grey) or 3 (RGB) converts; 0: the images' own
@@ -31,8 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Cut every image into as many tiles of this resolution as fit, at its own scale, instead.
     data.tiles = False
     data.cache_dir = ""  # prepared images; empty: the user's cache folder
-    data.data_dir = ""  # where TensorFlow Datasets keeps prepared sets; empty: its default
-    data.download = False  # let tfds: download and prepare a missing set
+    data.data_dir = ""  # where cifar10's files, or TensorFlow Datasets' prepared sets, are
 
     config.model = model = ml_collections.ConfigDict()
     model.name = "ddpmpp"  # ddpmpp | ncsnpp
@@ -154,7 +156,7 @@ def get_config() -> ml_collections.ConfigDict:
     evaluation.inception_weights = ""  # safetensors file; without one, inception says how to get it
     # Statistics that --mode=fid_stats wrote, or EDM's own .npz (mu, sigma); empty: made from data.
     evaluation.reference = ""
-    evaluation.split = ""  # what data's images are, in metric names; empty: tfds's split, or train
+    evaluation.split = ""  # what data's images are, in metric names; empty: the source's, or train
     evaluation.likelihood = False  # bits per dimension of data's images as well (slow)
     evaluation.likelihood_images = 256  # how many, drawn at random; 0: all
     evaluation.likelihood_trace = "hutchinson"  # of the flow: hutchinson | exact (small images)

@@ -174,18 +174,14 @@ def test_a_configuration_that_came_with_a_checkpoint_names_no_folder_of_this_mac
     """Data sets of TensorFlow Datasets name code of their own; a cache is written to."""
     config = default.get_config()
     config.data.data_dir, config.data.cache_dir = "/crafted/sets", "/crafted/cache"
-    config.data.download, config.sampling.ema = True, 3
+    config.download, config.sampling.ema = True, 3
     told = json.loads(config.to_json_best_effort())
     run, model = tmp_path / "run.json", tmp_path / "model.json"
     run.write_text(json.dumps(told))
     model.write_text(json.dumps({"format": "x", "info": {"configuration": told}}))
     for path, average in ((run, 3), (model, 0)):  # a folder holds one average
         loaded = saved.get_config(str(path))
-        assert (loaded.data.data_dir, loaded.data.cache_dir, loaded.data.download) == (
-            "",
-            "",
-            False,
-        )
+        assert (loaded.data.data_dir, loaded.data.cache_dir, loaded.download) == ("", "", False)
         assert loaded.sampling.ema == average
 
 

@@ -34,7 +34,7 @@ _AFTERWARDS = ("model.dtype", "model.dropout", "model.label_dropout")
 
 def dataset(config: ConfigDict) -> Dataset:
     """The prepared images of `config.data`."""
-    return load_dataset(**config.data.to_dict())
+    return load_dataset(**config.data.to_dict(), download=config.download)
 
 
 @functools.lru_cache(maxsize=4)
@@ -45,7 +45,7 @@ def _statistics(**options) -> Statistics:
 
 def data_statistics(config: ConfigDict) -> Statistics:
     """Mean image and spectrum of the data; computed once in a process."""
-    return _statistics(**config.data.to_dict())
+    return _statistics(**config.data.to_dict(), download=config.download)
 
 
 def labels(config: ConfigDict, data: Dataset) -> np.ndarray | None:
@@ -361,7 +361,8 @@ def split_name(config: ConfigDict) -> str:
     if config.eval.split:
         return config.eval.split
     kind, _, argument = config.data.source.partition(":")
-    return (argument.partition(":")[2] if kind == "tfds" else "") or "train"
+    named = {"tfds": argument.partition(":")[2], "cifar10": argument}
+    return named.get(kind, "") or "train"
 
 
 def provenance(config: ConfigDict, data: Dataset, extract: features.Extractor) -> dict:

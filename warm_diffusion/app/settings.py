@@ -28,7 +28,7 @@ from warm_diffusion.training import WRITERS
 # Where things lie, which may differ between the machines of a run: a checkpoint and the processes
 # know their images by their hash.
 _BY_MACHINE = (
-    "compilation_cache_dir", "data.source", "data.cache_dir", "data.data_dir", "data.download",
+    "compilation_cache_dir", "data.source", "data.cache_dir", "data.data_dir", "download",
     "eval.inception_weights", "eval.reference",
 )  # fmt: skip
 # What may change between two starts of one run: where things lie, how long it runs, how a step is
@@ -102,7 +102,8 @@ CHECKS: dict[str, Check] = {
     "data.resize": _one_of(("lanczos", "box")),
     "data.too_small": _one_of(("refuse", "skip", "enlarge")),
     "data.*_dir": _text(),
-    "data.*": _FLAG,
+    "data.tiles": _FLAG,
+    "download": _FLAG,
     "model.name": _one_of(("ddpmpp", "ncsnpp")),
     "model.model_channels": (
         lambda v: _whole(*SIZES["model_channels"])[0](v) and v % 2 == 0,
@@ -253,7 +254,8 @@ def load(path: str, default: ml_collections.ConfigDict) -> ml_collections.Config
             saved = saved["info"].get("configuration", {"data": data})
             saved = {**saved, **own, "sampling": {**saved.get("sampling", {}), "ema": 0}}
         saved.pop("compilation_cache_dir", None)  # compiled programs are code as well
-        for key in ("cache_dir", "data_dir", "download"):
+        saved.pop("download", None)
+        for key in ("cache_dir", "data_dir"):
             saved.get("data", {}).pop(key, None)
         if ":" in saved.get("eval", {}).get("features", ""):
             saved["eval"]["features"] = f"?{saved['eval']['features'].lstrip('?')}"
@@ -358,7 +360,7 @@ def start(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
       flags: main.py's, parsed.
 
     Returns:
-      The configuration, with --bnr, --solver, --steps and --grid in its sampling section.
+      The configuration, with --bnr, --solver, --steps and --grid in its sampling section, and --download.
     """
     others = flags.coordinator_address, flags.num_processes, flags.process_id
     if flags.distributed or any(value is not None for value in others):
@@ -368,6 +370,7 @@ def start(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
     for key, flag in short:
         if flags[flag].present:
             config.sampling[key] = flags[flag].value
+    config.download |= flags.download
     check(config)
     enable_compilation_cache(config.compilation_cache_dir)
     if jax.process_count() > 1:
