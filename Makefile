@@ -46,7 +46,7 @@ proofs: $(VENV)/installed
 
 tpu: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu]'
-	$(BIN)/python -m pytest tests/test_aot.py
+	$(BIN)/python -m pytest tests/test_benchmarks.py -k tpu
 
 tutorial: $(VENV)/installed
 	$(BIN)/jupytext --to ipynb --execute docs/tutorial.py

@@ -1,24 +1,27 @@
-"""What would a configuration need on a TPU? Its programs, compiled for one that is not there.
+"""What would a configuration need on a TPU? Compiles its programs for one that is not there.
 
     python -m benchmarks.aot --config=configs/cifar10.py --config.model.dtype=bfloat16 \
         --topology=v5e:4x4 --batch_size=512 --out=aot.json
 
-Compiles the real training step, sampler and Inception features for the chips of a named topology,
-by the compiler that a TPU would use (`pip install '.[tpu]'`, 0.7 GB); or, without
---topology, for the devices that are there. Nothing runs, nothing is read, no weights are made. Big
-networks take minutes a program (`docs/scaling.md`).
+The real training step, sampler and Inception features are compiled for the chips of a named
+topology, by the compiler that a TPU would use (`pip install '.[tpu]'`, 0.7 GB); or, without
+--topology, for the devices that are there. Nothing runs, nothing is read, no weights are made. A
+program of a big network takes minutes (`docs/scaling.md`).
 
     memory      bytes on a chip: arguments, results that reuse none of them, temporaries, program
-    work        FLOP and bytes accessed on a chip by the compiler's count, a loop's body once: of
-                the sampler roughly one network call a solver step has; none where it does not say
-    collectives arrays that travel between chips, their number and bytes (`hlo.py`)
-    products    convolutions of the network, and matrix products (DCT, dense layers, attention,
-                resampling), by the type of their factors, with their share of the FLOP
+    work        FLOP and bytes accessed on a chip by the compiler's count, a loop's body once (so
+                for the sampler roughly one solver step); absent where it gives none
+    collectives arrays that travel between chips: their number and whole size, once for a loop's
+                body too, and how much of it loops repeat
+    network     its convolutions by the type of their factors
 """
 
+import collections
 import contextlib
 import json
+import math
 import os
+import re
 import sys
 import time
 
@@ -30,7 +33,6 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from benchmarks import hlo
 from benchmarks.train_step import run, write_json
 from warm_diffusion import drawing
 from warm_diffusion.app import build
@@ -139,30 +141,75 @@ def lower_inception(built: Architecture, mesh: Mesh):
     return program.lower(inception.abstract_params(), images), size
 
 
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][a-z\d-]*)\((.*)$")
+_ARRAY = re.compile(r"\b(pred|bf16|[a-z]\d+\w*)\[([\d,]*)\]")
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
+                "collective-broadcast")  # fmt: skip
+
+
+def num_bytes(type_text: str) -> int:
+    """Bytes of all arrays in a type of XLA's text, such as (f32[2,3]{1,0}, pred[])."""
+    total = 0
+    for dtype, sizes in _ARRAY.findall(type_text):
+        bits = re.search(r"\d+", dtype)  # none in pred
+        item = max(1, int(bits[0]) // 8) if bits else 1
+        total += item * math.prod(int(size) for size in sizes.split(",") if size)
+    return total
+
+
+def read(text: str) -> dict:
+    """What XLA's text of a compiled program says: traffic, precision, calls to the host."""
+    partitions = re.search(r"num_partitions=(\d+)", text)
+    travels, convolutions = {}, collections.Counter()
+    types, computation, callbacks, doubles = {}, "", 0, 0
+    for line in text.splitlines():
+        match = _INSTRUCTION.match(line)
+        if not match:
+            computation = line.lstrip("%").partition(" ")[0] if line.endswith("{") else computation
+            continue
+        name, result, opcode, rest = match.groups()
+        types[name] = result
+        kind, size = opcode.removesuffix("-done"), num_bytes(result)
+        if kind in _COLLECTIVES:  # nor the -start of a pair, whose type holds both ends
+            if kind == "reduce-scatter":
+                size *= int(partitions[1]) if partitions else 1
+            if computation.startswith("all-reduce-scatter"):  # a TPU's fusion of the two
+                kind = "reduce-scatter"
+            row = travels.setdefault(kind, {"count": 0, "bytes": 0, "looped": 0})
+            row["count"] += 1
+            row["bytes"] += size
+            row["looped"] += size * ("while/body" in rest)  # where JAX says that it comes from
+        # A TPU's compiler writes matrix products as convolutions too.
+        if opcode == "convolution" and "conv_general_dilated" in rest:
+            operands = re.findall(r"%([\w.-]+)", rest.partition(")")[0])
+            half = all(types[operand].startswith("bf16") for operand in operands)
+            convolutions["bfloat16" if half else "float32"] += 1
+        target = re.search(r'custom_call_target="([^"]*)"', rest)
+        called = target[1] if target else opcode
+        callbacks += bool(re.search(r"callback|infeed|outfeed|\bsend\b|\brecv\b", called))
+        doubles += bool(re.search(r"\b(f64|c128)\[", result))
+    return {
+        "collectives": travels,
+        "convolutions": dict(convolutions),
+        "host_callbacks": callbacks,
+        "float64": doubles,
+    }
+
+
 def examine(compiled) -> dict:
-    """All that the table shows of a compiled program; see the module."""
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    """Everything that the table shows of a compiled program; see the module."""
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     parts = {
         "arguments": memory.argument_size_in_bytes,
         "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "program": memory.generated_code_size_in_bytes,
     }
-    cost = compiled.cost_analysis() or {}
-    found = {}
-    for product in hlo.products(text):
-        network = product["primitive"] == "conv_general_dilated"
-        what = f"{'convolutions' if network else 'matrix products'} {product['dtype']}"
-        row = found.setdefault(what, {"count": 0, "flops": 0})
-        row["count"] += 1
-        row["flops"] += product["flops"]
     return {
         "bytes": {**parts, "total": sum(parts.values())},
         "flops": cost.get("flops"),
         "bytes_accessed": cost.get("bytes accessed"),
-        "collectives": hlo.collectives(text),
-        "products": found,
-        **hlo.count(text),
+        **read(compiled.as_text()),
     }
 
 
@@ -222,18 +269,13 @@ def show(row: dict) -> None:
             "accessed on a chip"
         )
     travels = [
-        f"{kind} {c['count']} of {c['bytes'] / 1e6:.3f} MB, largest {c['largest'] / 1e6:.3f} MB"
-        + f", {c['looped'] / 1e6:.3f} MB in loops" * (c["looped"] > 0)
+        f"{kind} {c['count']} of {c['bytes'] / 1e6:.3f} MB, {c['looped'] / 1e6:.3f} MB in loops"
         for kind, c in row["collectives"].items()
     ]
     print("  collectives " + ("; ".join(travels) or "none"))
-    flops = sum(product["flops"] for product in row["products"].values()) or 1
-    parts = [f"{k} {p['count']} ({p['flops'] / flops:.1%})" for k, p in row["products"].items()]
-    print("  products    " + (", ".join(parts) or "none"))
-    print(
-        f"  other       {row['transposes']} transposes, {row['copies']} copies, "
-        f"{row['host_callbacks']} host callbacks, {row['float64']} float64"
-    )
+    types = ", ".join(f"{count} in {dtype}" for dtype, count in row["convolutions"].items())
+    print(f"  network     convolutions: {types or 'none'}")
+    print(f"  other       {row['host_callbacks']} host callbacks, {row['float64']} float64")
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""How fast is it on this CPU, by XLA's own programs and by its library, YNNPACK?
+"""How fast is training and sampling on this CPU: XLA's own programs against its library, YNNPACK?
 
     python -m benchmarks.cpu --config=configs/digits.py --config.data.resolution=8 \
         --config.data.channels=1
@@ -15,24 +15,23 @@ ratio within a round, and above 1 says that the row is faster than the first:
 XLA_FLAGS must not name the option: it would hold for both.
 """
 
-import functools
 import statistics
 import sys
-from types import SimpleNamespace
+from collections.abc import Callable
 from unittest import mock
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from benchmarks import train_step, warm_overhead
-from benchmarks.accelerator_parts import Draw
+from benchmarks import train_step
+from benchmarks.accelerator import Draw
 from warm_diffusion.runtime import devices
 
 FLAGS = flags.FLAGS
 
 
-def rows(config: ConfigDict, edm_path: str) -> dict[str, dict]:
+def rows(config: ConfigDict, edm_path: str) -> dict[str, dict[str, Callable[[], float]]]:
     """What is timed, by what it does and by row.
 
     Raises:
@@ -45,14 +44,15 @@ def rows(config: ConfigDict, edm_path: str) -> dict[str, dict]:
         )
     count = config.training.batch_size
     with mock.patch.object(devices, "compiler_options", return_value=None):
-        training, sampling = {"library": train_step.Step(config)}, {"library": Draw(config, count)}
-    training["own"], sampling["own"] = train_step.Step(config), Draw(config, count)
+        training = {"library": train_step.Step(config).seconds}
+        sampling = {"library": Draw(config, count).seconds}
+    training["own"], sampling["own"] = train_step.Step(config).seconds, Draw(config, count).seconds
     if edm_path:
         from benchmarks.edm import Edm
 
-        training["edm"] = Edm(edm_path, config, half=False)
-        draw_seconds = functools.partial(training["edm"].draw_seconds, config.sampling.num_steps)
-        sampling["edm"] = SimpleNamespace(seconds=draw_seconds)
+        edm = Edm(edm_path, config, half=False)
+        training["edm"] = edm.seconds
+        sampling["edm"] = lambda: edm.draw_seconds(config.sampling.num_steps)
     return {"training": training, "sampling": sampling}
 
 
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
     )
     report = {}
     for what, each in found.items():
-        seconds = warm_overhead.measure(each, FLAGS.rounds)
+        seconds = train_step.in_turns(each, FLAGS.rounds)
         report[what] = seconds
         for name, times in seconds.items():
             ratios = [a / b for a, b in zip(seconds["library"], times, strict=True)]

@@ -3,17 +3,21 @@
     python -m benchmarks.figures                     # all; a minute on a CPU
     python -m benchmarks.figures sweep_digits.png    # some
 
-Nothing is trained or measured here; samples are drawn and a photograph is restored.
+Nothing is trained or measured here; samples are drawn and a photograph is restored: scikit-learn's
+china.jpg at half size. Seeds are 0 to 23, not chosen.
 """
 
 import argparse
 import json
 import pathlib
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
+from sklearn.datasets import load_sample_image
 
-from benchmarks import ablation, bnr_sweep, hero, nfe_curve
+from benchmarks import ablation, bnr_sweep, nfe_curve
 from warm_diffusion import dct, pretrained, process, samplers, spectra
 from warm_diffusion.app import plots
 from warm_diffusion.app.plots import style
@@ -23,7 +27,16 @@ from warm_diffusion.evaluation import pairs
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS, IMAGES = ROOT / "docs" / "results", ROOT / "docs" / "images"
 SETS = {"digits": "digits", "cifar10_16": "CIFAR-10 at 16x16"}
+DRAWS, RESTORES = ROOT / "pretrained" / "cifar10_16", ROOT / "pretrained" / "photos"
 METRICS = {"digits": "fd_classifier_2000", "cifar10_16": "fd_classifier_1000"}
+
+
+NOISE = (0.05, 0.15, 0.4, 1.2)  # beta of each column
+RATIO = 10.0  # alpha of each column is ten times that: blur that can be seen
+BLUR, GREY_LEVELS = 1.0, 12.75  # of the photograph to restore
+
+
+# --- docs/results as pictures -------------------------------------------------------------------
 
 
 def _rows(path: pathlib.Path) -> list[dict]:
@@ -81,13 +94,13 @@ def spectrum():
 @style.styled
 def ratios():
     """The same seeds along hot, warm and nearly cold paths, by the network of every ratio."""
-    model = pretrained.load(hero.DRAWS)
+    model = pretrained.load(DRAWS)
     rows = {0.0: "hot: 0", 0.5: "warm: 0.5", 2.0: "2", 10.0: "nearly cold: 10"}
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     grid = figure.subplots(len(rows), 12)
     for axes, (ratio, label) in zip(grid, rows.items(), strict=True):
         for one, image in zip(axes, model.sample(range(12), bnr=ratio), strict=True):
-            hero.show(one, image)
+            show(one, image)
         axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
         axes[0].yaxis.label.set(color=style.ratio_colour(ratio), fontweight="bold")
     figure.suptitle("CIFAR-10 at 16x16: one network, the same seeds, four blur-to-noise ratios")
@@ -97,10 +110,10 @@ def ratios():
 def restored():
     """A photograph blurred and noisy, its noise undone, and both."""
     alpha, beta = 1.0, 0.1
-    clean = from_uint8(hero.photograph())[None]
+    clean = from_uint8(photograph())[None]
     noise = samplers.initial_noise([0], clean.shape[1:])
     y = process.perturb(clean, noise, alpha, beta)
-    model = pretrained.load(hero.RESTORES)
+    model = pretrained.load(RESTORES)
     versions = {
         "blurred and noisy": y,
         "noise alone undone (α = 0)": model.denoise(y, 0.0, beta).clean,
@@ -116,9 +129,97 @@ def restored():
     return plots.comparison(panels, title)
 
 
+# --- the README's picture -----------------------------------------------------------------------
+
+
+def photograph() -> np.ndarray:
+    """The tower of china.jpg, uint8 [96, 96, 3]."""
+    image = Image.fromarray(load_sample_image("china.jpg"))
+    half = image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
+    return np.asarray(half)[22:118, 50:146]
+
+
+def forward(clean: np.ndarray) -> dict[str, list[np.ndarray]]:
+    """Rows of images at the levels of the columns: noise alone, both, blur alone."""
+    x0 = from_uint8(clean)[None]
+    noise = jax.random.normal(jax.random.key(0), x0.shape)
+    rows = {}
+    for name, blur, noisy in (("hot", 0, 1), ("warm", 1, 1), ("cold", 1, 0)):
+        states = [process.perturb(x0, noise, blur * RATIO * b, noisy * b) for b in NOISE]
+        # Noise above the range of pixels would be clipped: scaled as the eye expects it.
+        scales = [(1 + (noisy * b) ** 2) ** -0.5 for b in NOISE]
+        rows[name] = [to_uint8(s * x)[0] for s, x in zip(scales, states, strict=True)]
+    return rows
+
+
+def restored_photograph(clean: np.ndarray, model: pretrained.Model) -> list[tuple[str, np.ndarray]]:
+    """The photograph with blur and noise, restored by a network, and clean."""
+    x0, beta = from_uint8(clean)[None], GREY_LEVELS / 127.5
+    y = process.perturb(x0, jax.random.normal(jax.random.key(1), x0.shape), BLUR, beta)
+    mean = model.denoise(y, BLUR, beta).clean
+    return [
+        ("blurred and noisy", to_uint8(y)[0]),
+        ("restored", to_uint8(mean)[0]),
+        ("clean", clean),
+    ]
+
+
+def show(axes, image: np.ndarray, title: str = "", label: str = "") -> None:
+    """One image, its pixels as blocks, with a title above and a label at its left."""
+    axes.imshow(image, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=9)
+    axes.set_ylabel(label, fontsize=10)
+
+
+def draw_forward(figure, clean: np.ndarray) -> None:
+    """A row per kind of diffusion, a column per level."""
+    figure.suptitle("Images become noise, blur, or both", fontsize=12, weight="bold")
+    labels = {"hot": "hot: noise", "warm": "warm: both", "cold": "cold: blur"}
+    for axes, (name, images) in zip(figure.subplots(3, 5), forward(clean).items(), strict=True):
+        show(axes[0], clean, "clean" if name == "hot" else "", labels[name])
+        for one, image, beta in zip(axes[1:], images, NOISE, strict=True):
+            blur = "0" if name == "hot" else f"{RATIO * beta:.3g}"
+            noise = "0" if name == "cold" else f"{beta:g}"
+            show(one, image, f"α {blur} px\nβ {noise}")
+
+
+def new_figure(width: float) -> Figure:
+    """A white figure, readable on a dark page, without room between its parts."""
+    figure = Figure(figsize=(width, 5.3), layout="constrained", facecolor="white", dpi=100)
+    figure.get_layout_engine().set(h_pad=0.02, w_pad=0.02, hspace=0.0, wspace=0.0)
+    return figure
+
+
+def strips() -> Figure:
+    """The forward process alone."""
+    figure = new_figure(6)
+    draw_forward(figure, photograph())
+    return figure
+
+
+def hero() -> Figure:
+    """The forward process, samples, a restored photograph."""
+    clean, model = photograph(), pretrained.load(DRAWS)
+    figure = new_figure(12)
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1), wspace=0.03)
+    draw_forward(left, clean)
+    above, below = right.subfigures(2, 1, height_ratios=(1.12, 1))
+    title = "One small network draws images (16x16, CIFAR-10) …"
+    above.suptitle(title, fontsize=12, weight="bold")
+    for axes, image in zip(above.subplots(3, 8).flat, model.sample(range(24)), strict=True):
+        show(axes, image)
+    below.suptitle("… and another restores photographs", fontsize=12, weight="bold")
+    images = restored_photograph(clean, pretrained.load(RESTORES))
+    for axes, (title, image) in zip(below.subplots(1, 3), images, strict=True):
+        show(axes, image, title)
+    return figure
+
+
 FIGURES = {
-    "hero.png": hero.hero,
-    "process.png": hero.strips,
+    "hero.png": hero,
+    "process.png": strips,
     "sweep_digits.png": lambda: sweep("digits"),
     "sweep_cifar10_16.png": lambda: sweep("cifar10_16"),
     "ablation_digits.png": ablation_digits,

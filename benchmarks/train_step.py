@@ -35,7 +35,7 @@ from ml_collections import ConfigDict, config_flags
 
 from warm_diffusion.app import build
 from warm_diffusion.runtime import devices
-from warm_diffusion.training.state import Batch, LossFn, TrainMetrics
+from warm_diffusion.training.state import Batch, TrainMetrics
 
 FLAGS = flags.FLAGS
 
@@ -51,8 +51,8 @@ class Step:
       gigaflop: of one image's forward pass and gradient.
     """
 
-    def __init__(self, config: ConfigDict, loss: LossFn | None = None):
-        """Compiles; `loss` stands in for the configuration's."""
+    def __init__(self, config: ConfigDict):
+        """Compiles."""
         shape = (config.data.resolution, config.data.resolution, config.data.channels)
         if 0 in shape:
             raise ValueError(
@@ -63,7 +63,7 @@ class Step:
         devices.check_batch_size("training.batch_size", self.batch_size, mesh)
         built = build.architecture(config, shape)
         make_state, abstract = build.initial_state(config, built, mesh)
-        step = build.train_step(config, built, mesh, loss_fn=loss)
+        step = build.train_step(config, built, mesh)
         everywhere = devices.replicated(mesh)
         self._batch = devices.put_split(random_batch(config, shape), mesh)
         self._metrics = jax.jit(TrainMetrics.empty, out_shardings=everywhere)()
@@ -157,12 +157,25 @@ def peak_gigabytes() -> dict[str, float]:
     return peak
 
 
+def in_turns(rows: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every call, by row, after two rounds that do not count.
+
+    Rows take turns at going first, so that a busy machine slows all of them.
+    """
+    names, seconds = list(rows), {name: [] for name in rows}
+    for number in range(-2, rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            time = rows[name]()
+            if number >= 0:
+                seconds[name].append(time)
+    return seconds
+
+
 def measure(config: ConfigDict, rounds: int, peak_tflops: float) -> dict:
     """All figures of one configuration; `peak_tflops` 0 leaves out the utilisation."""
     step = Step(config)
-    step.seconds()  # the first two warm up
-    step.seconds()
-    times = sorted(step.seconds() for _ in range(rounds))
+    times = sorted(in_turns({"step": step.seconds}, rounds)["step"])
     median = statistics.median(times)
     tflops = step.gigaflop * step.batch_size / median / 1e3
     result = {

@@ -97,8 +97,7 @@ _LONGEST = (
     "test_tutorial.py",
     "app/test_export.py",
     "app/test_feed.py",
-    "test_comparisons.py",
-    "test_aot.py",
+    "test_benchmarks.py",
 )
 
 

@@ -1,0 +1,359 @@
+"""What the benchmarks rely on: programs read as XLA wrote them, short trainings equal to the app's.
+
+`make tpu` installs libtpu (0.7 GB) and compiles for four kinds of TPU; without it those tests are
+skipped.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import accelerator, bnr_sweep, comparison, nfe_curve, train_step
+from benchmarks import aot as benchmark
+from benchmarks.judge import Judge
+from configs import digits
+from warm_diffusion import pretrained, samplers, schedules
+from warm_diffusion.app import build
+from warm_diffusion.app.train import train
+from warm_diffusion.data.images import to_uint8
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TOPOLOGIES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")  # four chips each
+TINY = (
+    "--config=configs/digits.py", "--config.model.channel_mult=(1,)",
+    "--config.model.attention_resolutions=()", "--config.model.num_blocks=0",
+    "--config.sampling.solver=euler",
+)  # fmt: skip
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs TPU's compiler: make tpu, or pip install '.[tpu]' in a checkout",
+)
+
+
+@pytest.fixture(autouse=True)
+def _caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def tiny_config():
+    config = digits.get_config()
+    config.compilation_cache_dir = ""
+    config.model.model_channels, config.model.channel_mult = 8, (1,)
+    config.model.attention_resolutions = ()
+    config.training.num_steps, config.training.batch_size = 3, 16
+    config.training.ema_halflife_images, config.training.ema_rampup = (50,), 0.0
+    config.optimizer.warmup_images = 0
+    config.sampling.batch_size = 8
+    return config
+
+
+# --- programs compiled for other machines --------------------------------------------------------
+
+
+def aot(*arguments, **environment):
+    """Runs the benchmark in a process of its own: libtpu and the number of devices are global."""
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.aot", *arguments],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def compiled(out, *arguments, **environment):
+    """The rows of the report, by (topology, program)."""
+    run = aot(*TINY, *arguments, f"--out={out}", **environment)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(out.read_text())["programs"]
+    return {(row["topology"], row["program"]): row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def tpu(tmp_path_factory):
+    """A bfloat16 network of 8 channels: its step on four kinds of chip, the rest on one.
+
+    The rest is its sampler, and its step in slices under the name "slices".
+    """
+    folder = tmp_path_factory.mktemp("tpu")
+    network = ("--config.model.model_channels=8", "--config.model.dtype=bfloat16")
+    steps = ("--programs=train", f"--topology={','.join(TOPOLOGIES)}")
+    sampler = ("--programs=sample", "--topology=v5e:2x2")
+    slices = ("--programs=train", "--topology=v5e:2x2", "--config.training.grad_accumulation=4")
+    sliced = compiled(folder / "slices.json", *network, *slices)
+    return {
+        **compiled(folder / "train.json", *network, *steps),
+        **compiled(folder / "sample.json", *network, *sampler),
+        ("v5e:2x2", "slices"): sliced["v5e:2x2", "train"],
+    }
+
+
+@pytest.fixture(scope="module")
+def cpu(tmp_path_factory):
+    """A network of more than 1 MB on eight devices."""
+    out = tmp_path_factory.mktemp("cpu") / "out.json"
+    flags = "--xla_force_host_platform_device_count=8"
+    options = ("--config.model.model_channels=64", "--programs=train,sample")
+    split = ("--config.training.sharding=fsdp", "--programs=train")
+    return compiled(out, *options, XLA_FLAGS=flags) | {
+        "split": compiled(out, *options, *split, XLA_FLAGS=flags)["8 x cpu", "train"]
+    }
+
+
+def check_gradients_are_reduced_once(row):
+    """One float32 number per parameter, and the means of four losses, travel; nothing else does.
+
+    The compiler adds equal sums up once: the biases of a block's skip and of its last convolution
+    have the same gradient. That is less than a hundredth of the parameters.
+    """
+    assert set(row["collectives"]) == {"all-reduce"}
+    reduced = row["collectives"]["all-reduce"]
+    expected = 4 * row["parameters"] + 4 * 4
+    assert 0.99 * expected <= reduced["bytes"] <= expected
+    assert reduced["looped"] == 0
+
+
+def check_only_the_images_are_gathered(row):
+    size = 4 * row["batch_size"] * 8 * 8  # float32 digits
+    assert row["collectives"] == {"all-gather": {"count": 1, "bytes": size, "looped": 0}}
+
+
+def test_on_eight_devices_gradients_are_reduced_once_and_nothing_else_travels(cpu):
+    row = cpu["8 x cpu", "train"]
+    assert 4 * row["parameters"] > 1e6
+    check_gradients_are_reduced_once(row)
+
+
+def test_with_a_split_state_each_weight_is_gathered_and_each_gradient_reduced_once(cpu):
+    whole, split = cpu["8 x cpu", "train"], cpu["split"]
+    weights = 4 * split["parameters"]
+    assert set(split["collectives"]) <= {"all-gather", "all-reduce", "reduce-scatter"}
+    # Small arrays are everywhere and need no gathering; less than a tenth of this network.
+    assert 0.9 * weights < split["collectives"]["all-gather"]["bytes"] <= weights
+    reduced = sum(
+        split["collectives"].get(kind, {"bytes": 0})["bytes"]
+        for kind in ("all-reduce", "reduce-scatter")
+    )
+    assert 0.99 * weights < reduced < 1.01 * weights
+    # Weights, one average and Adam's two moments: an eighth of each per device, and the images.
+    images = 50_000 * 64  # aot's default, on every device
+    assert split["bytes"]["arguments"] - images < 0.2 * (whole["bytes"]["arguments"] - images)
+
+
+def test_on_eight_devices_the_sampler_gathers_its_images_alone(cpu):
+    check_only_the_images_are_gathered(cpu["8 x cpu", "sample"])
+
+
+def test_no_program_calls_the_host_or_computes_in_float64(cpu):
+    assert all(row["host_callbacks"] == row["float64"] == 0 for row in cpu.values())
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_on_a_tpu_gradients_are_reduced_once_and_nothing_else_travels(tpu, topology):
+    check_gradients_are_reduced_once(tpu[topology, "train"])
+
+
+@needs_libtpu
+def test_on_a_tpu_gradients_of_slices_are_reduced_once_after_the_last(tpu):
+    check_gradients_are_reduced_once(tpu["v5e:2x2", "slices"])
+
+
+@needs_libtpu
+def test_on_a_tpu_the_sampler_gathers_its_images_alone(tpu):
+    check_only_the_images_are_gathered(tpu["v5e:2x2", "sample"])
+
+
+@needs_libtpu
+def test_on_a_tpu_all_convolutions_of_a_bfloat16_network_run_in_bfloat16(tpu):
+    for row in tpu.values():
+        assert row["convolutions"]["bfloat16"] > 10
+        assert "float32" not in row["convolutions"]
+        assert row["host_callbacks"] == row["float64"] == 0
+        assert 0 < row["bytes"]["total"] < row["chip_bytes"] / 10
+
+
+# Lines of programs compiled for v5e by libtpu 0.0.42 (toy functions), shortened where "..." stands.
+TPU = """HloModule jit_f, is_scheduled=true, num_partitions=4
+
+%fused_computation.5 (param_0.18: bf16[16,8,8,32], param_1.16: bf16[16,8,8,64]) -> f32[3,3,64,32] {
+  %param_1.16 = bf16[16,8,8,64]{3,2,1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %param_0.18 = bf16[16,8,8,32]{3,2,1,0:T(8,128)(2,1)S(1)} parameter(0)
+  ROOT %convolution.12 = f32[3,3,64,32]{3,2,1,0:T(8,128)S(1)} convolution(%param_1.16, %param_0.18), metadata={op_name="jit(f)/transpose(jvp())/conv_general_dilated"}
+}
+
+%all-reduce-scatter.1 (input: f32[64]) -> f32[16] {
+  %input = f32[64]{0:T(128)} parameter(0)
+  %all-reduce.7 = f32[64]{0:T(128)} all-reduce(%input), channel_id=3, to_apply=%add
+}
+
+ENTRY %main.0_spmd (param.1: f32[3,3,64,32]) -> (f32[3,3,64,32]) {
+  %all-reduce = (f32[3,3]{1,0:T(8,128)}, bf16[5]{0:T(256)}, /*index=2*/f32[]{:T(128)}) all-reduce(%a, %b, %c), channel_id=1, metadata={op_name="jit(f)/while/body/add"}
+  %all-gather-start = (f32[2]{0:T(128)}, f32[8]{0:T(128)}) all-gather-start(%d), dimensions={0}
+  %all-gather-done = f32[8]{0:T(128)} all-gather-done(%all-gather-start)
+  %reduce-scatter.2 = f32[4]{0:T(128)} reduce-scatter(%e), dimensions={0}
+  %custom-call.1 = (f64[2]{0}) custom-call(%g), custom_call_target="xla_python_cpu_callback"
+}
+"""  # noqa: E501
+
+
+def test_a_tpus_program_is_read_as_it_is_written():
+    # all-reduce: 9 floats, 5 bfloat16s, 1 float. all-gather: what comes out, 8 floats. Scattered:
+    # 64 floats in the fusion, and 4 parts of 4 floats.
+    assert benchmark.read(TPU) == {
+        "collectives": {
+            "reduce-scatter": {"count": 2, "bytes": 256 + 64, "looped": 0},
+            "all-reduce": {"count": 1, "bytes": 36 + 10 + 4, "looped": 50},
+            "all-gather": {"count": 1, "bytes": 32, "looped": 0},
+        },
+        "convolutions": {"bfloat16": 1},
+        "host_callbacks": 1,
+        "float64": 1,
+    }
+
+
+def test_an_unknown_topology_is_one_line():
+    run = aot(*TINY, "--topology=v4-32")
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: cannot compile for topology 'v4-32'")
+    assert len(run.stderr.splitlines()) == 1
+
+
+# --- speed ---------------------------------------------------------------------------------------
+
+
+def test_the_dct_on_a_cpu_is_that_of_float64_to_float32_rounding():
+    found = accelerator.dct_error(None)
+    assert 0 < found["dct"] < 2e-6
+    assert 0 < found["round_trip"] < 4e-6
+
+
+def test_a_step_is_timed_and_its_flop_counted():
+    found = train_step.measure(tiny_config(), rounds=1, peak_tflops=1.0)
+    per_second = found["gigaflop_per_image"] * found["images_per_second"]
+    assert found["utilisation"] == pytest.approx(per_second / 1e3)
+
+
+def test_a_profile_names_operations_of_the_program_the_slowest_first(tmp_path):
+    a = jnp.ones((700, 700))
+    product = jax.jit(lambda a: jnp.sin(a @ a).sum()).lower(a).compile()
+    product(a).block_until_ready()
+    with jax.profiler.trace(str(tmp_path)):
+        product(a).block_until_ready()
+    (path,) = tmp_path.rglob("*.xplane.pb")
+    found = accelerator.slowest(jax.profiler.ProfileData.from_file(str(path)), rounds=1)
+    times = [row["milliseconds"] for row in found["slowest"]]
+    assert times == sorted(times, reverse=True)
+    assert found["milliseconds"] >= times[0] > 0
+    assert all(f"%{row['name']} " in product.as_text() for row in found["slowest"])
+
+
+@pytest.mark.long
+def test_all_parts_run_on_a_cpu_with_tiny_networks(tmp_path):
+    command = ["-m", "benchmarks.accelerator", "--tiny", f"--out={tmp_path}/tiny", "--seconds=900"]
+    subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
+    parts = json.loads((tmp_path / "tiny.json").read_text())["parts"]
+    assert {name: part["error"] for name, part in parts.items() if "error" in part} == {}
+    lines = (tmp_path / "tiny.txt").read_text().splitlines()
+    assert all(any(line.startswith(name) for line in lines) for name in parts)
+
+
+# --- comparisons ---------------------------------------------------------------------------------
+
+
+def options(out, **changes):
+    """The flags of a comparison of two trainings."""
+    values = {
+        "config": tiny_config(), "out": str(out), "seeds": ["0"], "solvers": ["euler:2"],
+        "samples": 16, "features": "pixels", "classifier_steps": 2, "minutes": 0.0,
+        "ratios": ["0", "2"], "any_ratios": [],
+    }  # fmt: skip
+    return types.SimpleNamespace(**(values | changes))
+
+
+@pytest.mark.long
+def test_a_trained_ratio_has_the_weights_of_the_apps_own_run(tmp_path):
+    config = tiny_config()
+    config.schedule.constant_bnr.bnr, config.seed = 2.0, 5
+    state = train(config, str(tmp_path / "run"))
+    other = tiny_config()  # its own ratio and seed are arguments here
+    trainer = comparison.Trainer(
+        other, build.dataset(other), comparison.Timer(), schedules.constant_bnr
+    )
+    trained = trainer.train(seed=5, ratio=2.0)
+    expected = jax.tree.leaves(state.ema[0])
+    for got, leaf in zip(jax.tree.leaves(trained.params), expected, strict=True):
+        np.testing.assert_allclose(got, leaf, atol=2e-5)
+
+
+def rows(out):
+    """By cell, without the seconds."""
+    lines = (out / "results.jsonl").read_text().splitlines()
+    found = {}
+    for row in (row for line in lines for row in json.loads(line)):
+        key = (row["bnr"], row["seed"], row["solver"])
+        assert key not in found
+        found[key] = {name: x for name, x in row.items() if not name.endswith("seconds")}
+    return found
+
+
+@pytest.mark.long
+def test_a_sweep_in_two_sittings_has_the_rows_of_one(tmp_path):
+    bnr_sweep.sweep(options(tmp_path / "one"))
+    bnr_sweep.sweep(options(tmp_path / "two", ratios=["2"]))
+    bnr_sweep.sweep(options(tmp_path / "two"))
+    assert rows(tmp_path / "one") == rows(tmp_path / "two")
+    assert sorted(rows(tmp_path / "two")) == [(0.0, 0, "euler"), (2.0, 0, "euler")]
+    with pytest.raises(ValueError, match="results of other settings"):
+        bnr_sweep.sweep(options(tmp_path / "two", samples=24))
+
+
+def curve_options(out, *checkpoints, **changes):
+    """The command line of `nfe_curve`."""
+    values = {
+        "checkpoints": [str(path) for path in checkpoints], "out": pathlib.Path(out),
+        "samples": 16, "calls": [3, 4], "solvers": ["euler", "heun"], "noise_range": [0.5, 3.0],
+        "features": "pixels", "classifier_steps": 2, "inception_weights": "",
+        "grids": ["edm"], "ratios": None, "first_seeds": [0], "source": "", "batch_size": 0,
+    }  # fmt: skip
+    return types.SimpleNamespace(**(values | changes))
+
+
+@pytest.mark.long
+def test_a_curve_has_each_number_of_calls_once_along_the_range_asked_for(tmp_path):
+    config = tiny_config()
+    train(config, str(tmp_path / "run"))
+    nfe_curve.compare(curve_options(tmp_path / "curve", tmp_path / "run"))
+    found = json.loads((tmp_path / "curve" / "nfe.json").read_text())["rows"]
+    assert [(row["solver"], row["nfe"]) for row in found] == [
+        ("euler", 3), ("euler", 4), ("heun", 3)
+    ]  # fmt: skip
+    # The pure sampler on the path of that range, with its two steps of Heun, draws the same.
+    model = pretrained.load(tmp_path / "run")
+    noise = samplers.initial_noise(np.arange(16, dtype=np.uint32), model.image_shape)
+    path = schedules.constant_bnr(config.schedule.constant_bnr.bnr, beta_min=0.5, beta_max=3.0)
+    images = samplers.sample(model.denoise, noise, path, num_steps=2)
+    judge = Judge(
+        config, build.dataset(config), tmp_path, curve_options(tmp_path, tmp_path / "run")
+    )
+    for name, distance in judge(np.asarray(to_uint8(images))).items():
+        assert found[2][name] == pytest.approx(distance, rel=1e-3)
+    # Started again, with another ratio and grids, it measures only what it lacks.
+    more = curve_options(
+        tmp_path / "curve", tmp_path / "run", solvers=["euler"], calls=[3], ratios=[0.0],
+        grids=["spectral", "2,1,0"],
+    )  # fmt: skip
+    nfe_curve.compare(more)
+    nfe_curve.compare(more)
+    after = json.loads((tmp_path / "curve" / "nfe.json").read_text())["rows"]
+    assert after[:3] == found
+    assert [(row["grid"], row["ratio"], row["nfe"]) for row in after[3:]] == [
+        ("spectral", 0.0, 3), ("2,1,0", 0.0, 2)
+    ]  # fmt: skip
