@@ -36,7 +36,7 @@ from warm_diffusion.data.sources import short_name
 from warm_diffusion.runtime import devices
 
 _LINES = ("-", "--", ":", "-.")
-_KEY = ("checkpoint", "weights_sha256", "noise_range", "ratio", "grid", "solver", "nfe", "seeds")
+_KEY = ("checkpoint", "weights_sha256", "schedule", "ratio", "grid", "solver", "nfe", "seeds")
 
 
 def num_steps(solver: str, calls: int) -> int:
@@ -140,13 +140,14 @@ def measure(
 ) -> None:
     """Adds a row for each cell to the report that has none, and writes it each time."""
     network = Network(checkpoint, config)
-    info = network.model.info
+    info, path = network.model.info, network.path(None)
     about = {
         "checkpoint": checkpoint,
         "step": info.get("step"),
         "weights": info["weights"],
         "weights_sha256": info["weights_sha256"][:16],
         "schedule": build.chosen_path(config),
+        "bnr": float(path.bnr(path.t_max)),
     }
 
     def key(row):

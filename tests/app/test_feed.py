@@ -11,7 +11,7 @@ import pytest
 
 from tests.app.conftest import STEPS
 from tests.app.test_train import final_arrays, rows
-from tests.test_comparisons import tiny_config
+from tests.test_benchmarks import tiny_config
 from warm_diffusion.app import build
 from warm_diffusion.app.train import profile
 from warm_diffusion.app.train.feed import Feed, make_feed
