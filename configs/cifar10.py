@@ -3,9 +3,9 @@
     python main.py --config=configs/cifar10.py --workdir=runs/cifar10 --download
 
 fetches CIFAR-10 once (170 MB); without `--download` its files are looked for in `data.data_dir` and
-the cache. A folder of images serves as well: `--config.data.source=folder:DIR`. Variants, joined by commas: `configs/cifar10.py:cond` tells the
-network the class; `:hot` is EDM; `:bnr=0.3` another ratio; `:small` a 0.7 M-parameter network in
-batches of 32, to try things on a CPU.
+the cache. A folder of images serves as well: `--config.data.source=folder:DIR`. Variants, joined by
+commas: `configs/cifar10.py:cond` tells the network the class; `:hot` is EDM; `:bnr=0.3` another
+ratio; `:small` a 0.7 M-parameter network in batches of 32, to try things on a CPU.
 
 Cost: 55.8 M parameters (223 MB; weights, one average and Adam's moments 0.9 GB), 121 GFLOP for an
 image's training step (XLA's count, forward and gradient).

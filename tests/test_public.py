@@ -9,7 +9,9 @@ import time
 
 import pytest
 
+from configs import default
 from warm_diffusion import public
+from warm_diffusion.app import build
 
 CONTENT = bytes(range(256)) * 8192  # 2 MB: more than one chunk
 
@@ -165,3 +167,18 @@ def test_the_command_lists_and_fetches_and_a_mistake_ends_with_2(server, tmp_pat
         public.main(["get", "y", f"--to={tmp_path}"])
     assert caught.value.code == 2
     assert "no public file is called 'y'" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_names_of_public_files_become_paths_where_a_mode_needs_them(monkeypatch):
+    config = default.get_config()
+    config.eval.features, config.eval.reference = "inception", "edm:cifar10-32x32"
+    monkeypatch.setattr(public, "obtain", lambda name, download: f"/{name} {download}")
+    assert build.fetch_public(config, "eval", "edm:x") == "/edm:x False"
+    assert config.eval.reference == "/edm:cifar10-32x32 False"
+    assert config.eval.inception_weights == "/pt_inception-2015-12-05-6726825d.pth False"
+    assert config.eval.inception_weights[1:-6] in public.FILES
+    config = default.get_config()
+    config.download, config.eval.features = True, "inception"
+    assert build.fetch_public(config, "train", None) is None
+    assert config.eval.inception_weights == ""
+    assert build.fetch_public(config, "sample", "runs/x") == "runs/x"

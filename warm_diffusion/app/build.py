@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from warm_diffusion import architecture as _architecture
-from warm_diffusion import denoiser, drawing, losses, samplers, schedules, spectra
+from warm_diffusion import denoiser, drawing, losses, public, samplers, schedules, spectra
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Dataset, Statistics, augmentation, load_dataset, statistics
 from warm_diffusion.data.images import from_uint8
@@ -27,6 +27,37 @@ from warm_diffusion.training import state as train_state
 
 # Keys of the network that do not matter once it is trained.
 _AFTERWARDS = ("model.dtype", "model.dropout", "model.label_dropout")
+
+
+# --- public files --------------------------------------------------------------------------------
+
+_INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
+
+
+def fetch_public(config: ConfigDict, mode: str, checkpoint: str | None) -> str | None:
+    """Puts paths in place of the names of public files, which `config.download` allows to fetch.
+
+    Args:
+      config: `eval.reference` may be edm:NAME, and Inception's weights are found where `eval` needs
+        them and names none; both are changed in place.
+      mode: main.py's.
+      checkpoint: a path, or edm:NAME.
+
+    Returns:
+      The path of the checkpoint.
+
+    Raises:
+      ValueError: an unknown name, or a file that is not there and may not or cannot be fetched.
+    """
+    options = config.eval
+    if options.reference.startswith("edm:"):
+        options.reference = str(public.obtain(options.reference, download=config.download))
+    inception = options.features == "inception" and not options.inception_weights
+    if inception and mode in ("eval", "fid_stats"):
+        options.inception_weights = str(public.obtain(_INCEPTION, download=config.download))
+    if checkpoint and checkpoint.startswith("edm:"):
+        return str(public.obtain(checkpoint, download=config.download))
+    return checkpoint
 
 
 # --- data ----------------------------------------------------------------------------------------

@@ -334,7 +334,8 @@ def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[
 
     Returns:
       argv, with `--config=configs/saved.py:FILE` where a JSON file is meant: given as such, or
-      beside the checkpoint that another mode than train reads; with neither, `configs/digits.py`.
+      beside the checkpoint that another mode than train reads; with neither, `configs/digits.py`,
+      or for EDM's public networks `configs/cifar10.py:hot`.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "mode", "workdir", "checkpoint"):
@@ -345,6 +346,8 @@ def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[
         path = storage.path(checkpoint)
         path = path.parent.parent if path.parent.name == "checkpoints" else path
         config = str(path / "config.json") if (path / "config.json").exists() else None
+    if config is None and (checkpoint or "").startswith("edm:cifar10"):
+        config = f"{configs / 'cifar10.py'}:hot"  # EDM's protocol of evaluation
     config = config or str(configs / "digits.py")
     if config.endswith(".json"):
         config = f"{configs / 'saved.py'}:{config}"
@@ -360,7 +363,8 @@ def start(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
       flags: main.py's, parsed.
 
     Returns:
-      The configuration, with --bnr, --solver, --steps and --grid in its sampling section, and --download.
+      The configuration, with --bnr, --solver, --steps, --grid and --download in it, and with paths
+      in place of the names of public files.
     """
     others = flags.coordinator_address, flags.num_processes, flags.process_id
     if flags.distributed or any(value is not None for value in others):
@@ -372,6 +376,7 @@ def start(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
             config.sampling[key] = flags[flag].value
     config.download |= flags.download
     check(config)
+    flags.checkpoint = build.fetch_public(config, flags.mode, flags.checkpoint)
     enable_compilation_cache(config.compilation_cache_dir)
     if jax.process_count() > 1:
         _agree(flags)
