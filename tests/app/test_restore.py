@@ -163,11 +163,12 @@ def test_transparency_that_hides_nothing_is_dropped_and_other_is_refused(tmp_pat
         ("L", 3, "is grey, and this network restores images that are in colour"),
         ("RGB", 1, "is in colour, and this network restores images that are grey"),
         ("CMYK", 3, "has colours of kind CMYK: convert it to RGB first"),
+        ("I", 1, "has colours of kind I: convert it"),
     ],
 )
 def test_what_the_network_cannot_restore_is_refused(tmp_path, mode, channels, message):
     path = tmp_path / "image.tif"
-    Image.fromarray(COLOURS).convert(mode).save(path)
+    Image.fromarray(COLOURS).convert("L" if mode == "I" else "RGB").convert(mode).save(path)
     with pytest.raises(ValueError, match=message):
         photographs.read(path, channels)
 

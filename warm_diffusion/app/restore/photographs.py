@@ -1,13 +1,13 @@
 """Photographs as people have them, into arrays in [-1, 1]: orientation, transparency, depth."""
 
+import io
 import pathlib
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from warm_diffusion.data.files import SUFFIXES
+from warm_diffusion.data.images import decode
 from warm_diffusion.runtime import storage
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
 def find(where: str, flag: str) -> dict[str, pathlib.Path]:
@@ -23,15 +23,17 @@ def find(where: str, flag: str) -> dict[str, pathlib.Path]:
         raise ValueError(f"{flag}: there is no file or folder {place}")
     found: dict[str, pathlib.Path] = {}
     for path in sorted(place.iterdir()):
-        if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
+        if not path.is_file():  # a pipe would be waited for without end
+            raise ValueError(f"{flag}: {path} is not a regular file; take it out")
         if path.stem in found:
             raise ValueError(
                 f"{flag}: {found[path.stem].name} and {path.name} would have one name: rename one"
             )
         found[path.stem] = path
     if not found:
-        raise ValueError(f"{flag}: no image ({', '.join(_SUFFIXES)}) in {place}")
+        raise ValueError(f"{flag}: no image ({', '.join(SUFFIXES)}) in {place}")
     return found
 
 
@@ -44,12 +46,7 @@ def read(path: pathlib.Path, channels: int) -> np.ndarray:
       ValueError: no image, transparent pixels, another kind of colours, or grey for a network of
         colours and the reverse.
     """
-    try:
-        image = ImageOps.exif_transpose(Image.open(path))
-        image.load()
-    # Pillow reports damage by many types: OSError, SyntaxError, ValueError, its bomb error.
-    except Exception as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from error
+    image = decode(io.BytesIO(path.read_bytes()), str(path))
     if image.has_transparency_data:
         alpha = image.convert("RGBA").getchannel("A")
         if alpha.getextrema()[0] < 255:
@@ -60,7 +57,7 @@ def read(path: pathlib.Path, channels: int) -> np.ndarray:
         image = image.convert("L" if image.mode == "LA" else "RGB")
     if image.mode == "P":
         image = image.convert("RGB")
-    if image.mode.startswith("I;16") or image.mode == "I":
+    if image.mode in ("I;16", "I;16L", "I;16B"):  # unsigned; I and I;16S have no known white
         pixels, largest = np.asarray(image).astype(np.float32), 65535
     elif image.mode in ("L", "RGB"):
         pixels, largest = np.asarray(image).astype(np.float32), 255
