@@ -1,16 +1,23 @@
-"""Photographs, blurred and noisy, into clean ones: known levels, or levels read off each image."""
+"""Restores photographs that are blurred and noisy, at known levels or at levels read off each one.
 
+It writes a folder of images and a page, index.html, that needs no other file: a template shows what
+it is given as text unless a filter says otherwise, so names of files are escaped.
+"""
+
+import base64
 import functools
+import math
 import pathlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jinja2
 import numpy as np
 from ml_collections import ConfigDict
 
 from warm_diffusion import pretrained, restoration
-from warm_diffusion.app import page, plots
+from warm_diffusion.app import plots
 from warm_diffusion.app.plots import style
 from warm_diffusion.app.restore import photographs
 from warm_diffusion.data.images import png, save_png, to_uint8
@@ -42,7 +49,7 @@ def restore(config: ConfigDict, workdir: str, checkpoint: str, request: Request)
 
     Raises:
       ValueError: no usable checkpoint, images or references that cannot be used, levels out of
-        range, or a folder that is not empty; all told before anything is written.
+        range, or a folder that is not empty; all of it is checked before anything is written.
     """
     folder = storage.local(workdir, "--workdir")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -51,8 +58,8 @@ def restore(config: ConfigDict, workdir: str, checkpoint: str, request: Request)
     model = pretrained.load(checkpoint, config.sampling.ema)
     if model.spectrum is None and None in (request.blur, request.noise):
         raise ValueError(
-            f"{checkpoint} does not know its data's spectrum, from which levels are read: give "
-            "--blur and --noise"
+            f"{checkpoint} does not carry the spectrum of its data, from which levels are read: "
+            "give --blur and --noise"
         )
     channels = model.image_shape[2]
     inputs = photographs.find(request.input, "--input")
@@ -60,15 +67,15 @@ def restore(config: ConfigDict, workdir: str, checkpoint: str, request: Request)
     references = _references(request.reference, images, channels)
     say_weights(model.info, checkpoint)
     ranges = _trained_ranges(model)
-    told, figures = {}, []
+    images_report, figures = {}, []
     with progress(len(images), "restoring", " images") as bar:
         for name, image in images.items():
             found = _levels(model, image, request)
             _say_levels(name, found, ranges)
             versions = _versions(model, image, found, config.sampling.num_steps, request.samples)
-            scores = _scores(versions, references.get(name))
+            scores = _scores(name, versions, references.get(name))
             _write(folder, name, versions, found, scores)
-            told[name] = {"file": str(inputs[name]), **found, "scores": scores}
+            images_report[name] = {"file": str(inputs[name]), **found, "scores": scores}
             pixels = {one: png(to_uint8(version)) for one, version in versions.items()}
             ordered = ["input", "mean", *(key for key in pixels if key not in ("input", "mean"))]
             figures.append((name, _caption(found), {key: pixels[key] for key in ordered}))
@@ -78,13 +85,27 @@ def restore(config: ConfigDict, workdir: str, checkpoint: str, request: Request)
         "weights_sha256": model.info["weights_sha256"],
         "num_steps_of_samples": config.sampling.num_steps,
         "request": request._asdict(),
-        "images": told,
+        "images": images_report,
     }
     storage.write_json(folder / "restoration.json", about)
-    content = page.render("restore.html", title="Restored photographs", figures=figures)
-    storage.write_bytes(folder / "index.html", content)
+    storage.write_bytes(folder / "index.html", page(figures))
     say(f"restored {len(images)} images in {folder}; look at {folder / 'index.html'}")
     return folder
+
+
+def page(figures: list[tuple[str, str, dict[str, bytes]]]) -> bytes:
+    """The page of (name, caption, PNG file by version) of each image."""
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("warm_diffusion.app"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["image"] = lambda png: (
+        f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    )
+    return templates.get_template("restore.html").render(figures=figures).encode()
 
 
 def _check(request: Request) -> None:
@@ -181,8 +202,8 @@ def _trained_ranges(model: pretrained.Model) -> dict[str, tuple[float, float]]:
 def _caption(found: dict) -> str:
     def one(name: str, unit: str) -> str:
         error = found[f"{name}_error"]
-        told = f"{name} {found[name]:.2f}"
-        return f"{told} ± {error:.2f} {unit} (estimated)" if error is not None else f"{told} {unit}"
+        level = f"{name} {found[name]:.2f}"
+        return f"{level} {unit}" if error is None else f"{level} ± {error:.2f} {unit} (estimated)"
 
     return f"{one('blur', 'pixels')}, {one('noise', 'grey levels')}"
 
@@ -193,14 +214,14 @@ def _say_levels(name: str, found: dict, ranges: dict) -> None:
     if not low <= found["noise"] <= high:
         say(
             f"note     {name}: noise {found['noise']:.2f} is outside what the network was trained "
-            f"on, {low:.2f} to {high:.2f} grey levels: expect less"
+            f"on, {low:.2f} to {high:.2f} grey levels: the result may be poor"
         )
     low, high = ranges["ratio"]
     ratio = found["blur"] / max(found["noise"], _LEAST_NOISE * _GREY)
     if not 0.9 * low <= ratio <= 1.1 * high:
         say(
             f"note     {name}: {ratio:.3g} pixels of blur per grey level of noise is outside what "
-            f"the network was trained on, {low:.3g} to {high:.3g}: expect less"
+            f"the network was trained on, {low:.3g} to {high:.3g}: the result may be poor"
         )
 
 
@@ -241,16 +262,20 @@ def _compiled(model: pretrained.Model, num_steps: int):
     return mean, sample
 
 
-def _scores(versions: dict, reference: np.ndarray | None) -> dict[str, dict[str, float]]:
+def _scores(name: str, versions: dict, reference: np.ndarray | None) -> dict[str, dict]:
+    """PSNR and SSIM by version; None for one that is no finite number."""
     if reference is None:
         return {}
-    measures = {"psnr": pairs.psnr}
+    measures, found = {"psnr": pairs.psnr}, {}
     if min(reference.shape[:2]) > 10:
         measures["ssim"] = pairs.ssim
-    return {
-        name: {measure: value(version, reference) for measure, value in measures.items()}
-        for name, version in versions.items()
-    }
+    for version, image in versions.items():
+        scores = {measure: value(image, reference) for measure, value in measures.items()}
+        found[version] = {key: x if math.isfinite(x) else None for key, x in scores.items()}
+        for measure, score in found[version].items():
+            if score is None:
+                say(f"note     {name}: {measure} of {version} is not finite, so it is null")
+    return found
 
 
 def _write(folder: pathlib.Path, name: str, versions: dict, found: dict, scores: dict) -> None:
@@ -264,9 +289,9 @@ def _write(folder: pathlib.Path, name: str, versions: dict, found: dict, scores:
     for version, image in versions.items():
         if version.startswith("sample ") and version != "sample 0":
             continue
-        told = scores.get(version, {})
         units = {"psnr": "{:.2f} dB", "ssim": "SSIM {:.3f}"}
-        lines = ", ".join(units[key].format(value) for key, value in told.items())
+        known = {key: x for key, x in scores.get(version, {}).items() if x is not None}
+        lines = ", ".join(units[key].format(x) for key, x in known.items())
         panels.append((f"{version}\n{lines}" if lines else version, to_uint8(image)))
     figure = plots.comparison(panels, f"{name}: {_caption(found)}")
     style.save(folder / "comparison" / f"{name}.png", figure)
