@@ -40,7 +40,7 @@ from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Statistics
 from warm_diffusion.evaluation import features, inception
 from warm_diffusion.runtime import devices
-from warm_diffusion.training.state import Batch
+from warm_diffusion.training.step import Batch, abstract_arguments
 
 FLAGS = flags.FLAGS
 
@@ -121,7 +121,8 @@ def lower_train(config: ConfigDict, built: Architecture, mesh: Mesh, images: int
     data = Batch(jax.ShapeDtypeStruct((images, *built.image_shape), np.uint8), classes)
     resident = images * np.prod(built.image_shape) <= config.training.device_megabytes * 2**20
     step = build.train_step(config, built, mesh, resident=resident)
-    arguments = build.step_arguments(config, state, data, mesh, resident=resident)
+    options = build.step_options(config)
+    arguments = abstract_arguments(state, data, options, mesh, resident=resident)
     return step.lower(*arguments), size
 
 

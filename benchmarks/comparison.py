@@ -28,7 +28,13 @@ from warm_diffusion.app import build, settings
 from warm_diffusion.data import Dataset, batch_indices
 from warm_diffusion.data.images import grid, save_png
 from warm_diffusion.runtime import devices
-from warm_diffusion.training.state import Batch, TrainMetrics, choose_average
+from warm_diffusion.training.step import (
+    Batch,
+    TrainMetrics,
+    abstract_arguments,
+    choose_average,
+    jitted,
+)
 
 
 class Timer:
@@ -96,8 +102,15 @@ class Trainer:
         everywhere = devices.replicated(self.mesh)
         self._no_metrics = jax.jit(TrainMetrics.empty, out_shardings=everywhere)
         data = Batch(self.data.images, build.labels(config, self.data))
-        arguments = build.step_arguments(config, state, data, self.mesh, resident=True)
-        step = build.train_step(config, self.built, self.mesh, resident=True, path=path)
+        loss, options = build.loss(config, self.built), build.step_options(config)
+
+        def loss_fn(params, keys, batch, ratio):
+            return loss(params, keys, batch, path(ratio) if path else self.built.schedule)
+
+        step = jitted(loss_fn, options, self.mesh, resident=True)
+        arguments = abstract_arguments(
+            state, data, options, self.mesh, resident=True, extra=(np.float32(0),)
+        )
         return step.lower(*arguments).compile()
 
     def _initial_state(self, seed: int):
@@ -123,7 +136,7 @@ class Trainer:
                 indices = batch_indices(seed, n, options.batch_size, count)
                 batch = devices.put_split(indices, self.mesh)
                 state, metrics = self._step(
-                    state, metrics, self._stored, batch, np.uint32(seed), np.float32(ratio)
+                    state, metrics, (self._stored, batch), np.uint32(seed), (np.float32(ratio),)
                 )
                 if n % 100 == 0:
                     jax.block_until_ready(state.step)

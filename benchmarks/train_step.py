@@ -35,7 +35,7 @@ from ml_collections import ConfigDict, config_flags
 
 from warm_diffusion.app import build
 from warm_diffusion.runtime import devices
-from warm_diffusion.training.state import Batch, TrainMetrics
+from warm_diffusion.training.step import Batch, TrainMetrics, abstract_arguments
 
 FLAGS = flags.FLAGS
 
@@ -63,6 +63,7 @@ class Step:
         devices.check_batch_size("training.batch_size", self.batch_size, mesh)
         built = build.architecture(config, shape)
         make_state, abstract = build.initial_state(config, built, mesh)
+        options = build.step_options(config)
         step = build.train_step(config, built, mesh)
         everywhere = devices.replicated(mesh)
         self._batch = devices.put_split(random_batch(config, shape), mesh)
@@ -70,8 +71,8 @@ class Step:
         self.parameters = int(clu.parameter_overview.count_parameters(abstract.params))
         self.gigaflop = gigaflop(config, shape, abstract.params, self._batch)
         begin = time.perf_counter()
-        self._varied = np.uint32(config.seed), np.float32(0)
-        arguments = build.step_arguments(config, abstract, self._batch, mesh)
+        self._varied = np.uint32(config.seed), ()
+        arguments = abstract_arguments(abstract, self._batch, options, mesh)
         self.compiled = step.lower(*arguments).compile()
         self.compile_seconds = time.perf_counter() - begin
         self._state = make_state()

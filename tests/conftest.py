@@ -25,7 +25,7 @@ jax.config.update("jax_platforms", "cpu")
 # An [H, W] factor that meets [B, H, W, C] images must fail here, not broadcast along a wrong axis.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# A second run takes compiled programs from this cache, however small they are. Its keys are programs
+# A second run takes compiled programs from this cache, however small. Its keys are programs
 # and versions: changed code never meets an old result. Processes that tests start share it.
 _CACHE = Path(tempfile.gettempdir()) / f"warm_diffusion_tests_{getpass.getuser()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))

@@ -179,8 +179,8 @@ def test_a_module_named_is_there_with_its_flags(name):
 def test_every_key_named_alone_is_there():
     known = settings._flat(default.get_config().to_dict())
     sections = "data|augment|schedule|loss|optimizer|training|sampling|eval|analysis|export"
-    keys = named(r"--config\.(\w+(?:\.\w+)?)") + named(
-        rf"`((?:{sections})\.(?!json)\w+)(?:=[^`]*)?`"
+    keys = named(r"--config\.(\w+(?:\.\w+)*)") + named(
+        rf"`((?:{sections})(?:\.(?!json)\w+)+)(?:=[^`]*)?`"
     )
     assert len(keys) > 50
     assert set(keys) - known.keys() == set()

@@ -1,5 +1,7 @@
 """What a configuration becomes: loss with labels, augmentation, dropout, slices, narrow types."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,13 @@ from warm_diffusion.data import Dataset, augmentation
 from warm_diffusion.data.images import from_uint8
 from warm_diffusion.runtime import devices
 from warm_diffusion.runtime.devices import make_mesh
-from warm_diffusion.training.state import Batch, TrainMetrics, make_train_step
+from warm_diffusion.training.step import (
+    Batch,
+    Options,
+    TrainMetrics,
+    abstract_arguments,
+    train_step,
+)
 
 SHAPE = (8, 8, 1)
 
@@ -119,26 +127,24 @@ def test_classes_that_the_data_do_not_have_are_refused(tmp_path):
     assert build.labels(config, dataset(["a"], [0], tmp_path)) is None
 
 
+def one_step(config, built, options, optimizer=None, unroll=False):
+    """The state before and after a step, and its metrics."""
+    make_state, _ = build.initial_state(config, built, make_mesh())
+    state, loss_fn = make_state(), build.loss(config, built)
+    if optimizer:
+        state = state.replace(tx=optimizer, opt_state=optimizer.init({}))
+    step = functools.partial(train_step, loss_fn, options, unroll=unroll)
+    return state, *jax.jit(step)(state, TrainMetrics.empty(), random_batch(), 0)
+
+
 @pytest.mark.long
 def test_slices_of_a_batch_give_the_gradient_of_the_batch():
     config = make_config(**{"augment.transforms": ("x_flip", "scale")})
-    built, mesh = build.architecture(config, SHAPE), make_mesh()
-    make_state, _ = build.initial_state(config, built, mesh)
-    updates = []
+    built, updates = build.architecture(config, SHAPE), []
     for slices, unroll in ((1, False), (4, False), (4, True)):
-        step = make_train_step(
-            build.loss(config, built),
-            jax.random.key(0),
-            batch_size=8,
-            ema_halflives=(100.0,),
-            ema_rampup=0.0,
-            grad_accumulation=slices,
-            unroll=unroll,
-        )
-        state = make_state().replace(tx=optax.sgd(1.0), opt_state=optax.sgd(1.0).init({}))
-        before = state.params
-        after, _ = jax.jit(step)(state, TrainMetrics.empty(), random_batch())
-        updates.append(jax.tree.map(jnp.subtract, after.params, before))
+        options = Options(8, (100.0,), grad_accumulation=slices)
+        before, after, _ = one_step(config, built, options, optax.sgd(1.0), unroll)
+        updates.append(jax.tree.map(jnp.subtract, after.params, before.params))
     for sliced in updates[1:]:
         assert largest_difference(updates[0], sliced) < 1e-4
 
@@ -194,7 +200,7 @@ def test_each_step_has_a_dropout_mask_of_its_own():
     step = build.train_step(config, watched, make_mesh())
     state, metrics = make_state(), TrainMetrics.empty()
     for _ in range(2):
-        state, metrics = step(state, metrics, random_batch(), np.uint32(3), np.float32(0))
+        state, metrics = step(state, metrics, random_batch(), np.uint32(3), ())
     jax.block_until_ready(state)
     jax.effects_barrier()
     expected = [
@@ -213,7 +219,7 @@ def test_the_step_is_compiled_once(sharding):
     metrics = jax.jit(TrainMetrics.empty, out_shardings=devices.replicated(mesh))()
     for _ in range(3):
         images = devices.put_split(random_batch(), mesh)
-        state, metrics = step(state, metrics, images, np.uint32(3), np.float32(0))
+        state, metrics = step(state, metrics, images, np.uint32(3), ())
     assert step._cache_size() == 1
 
 
@@ -224,7 +230,7 @@ def test_on_a_cpu_slices_of_a_batch_are_not_a_loop():
         config = make_config(**{"training.batch_size": 8, "training.grad_accumulation": slices})
         built, mesh = build.architecture(config, SHAPE), make_mesh()
         _, state = build.initial_state(config, built, mesh)
-        arguments = build.step_arguments(config, state, random_batch(), mesh)
+        arguments = abstract_arguments(state, random_batch(), build.step_options(config), mesh)
         lowered = build.train_step(config, built, mesh).lower(*arguments)
         loops.append(lowered.as_text().count("stablehlo.while"))
     assert loops[0] == loops[1]
@@ -300,12 +306,7 @@ def test_a_clipped_gradient_has_the_norm_asked_for():
     """Adam's first mean is 0.1 of the gradient it is given."""
     config = make_config(**{"optimizer.grad_clip": 0.01})
     built = build.architecture(config, SHAPE)
-    make_state, _ = build.initial_state(config, built, make_mesh())
-    step = make_train_step(
-        build.loss(config, built), jax.random.key(0), batch_size=8, ema_halflives=(9.0,),
-        ema_rampup=0.0,
-    )  # fmt: skip
-    state, metrics = jax.jit(step)(make_state(), TrainMetrics.empty(), random_batch())
+    _, state, metrics = one_step(config, built, Options(8, (9.0,)))
     assert metrics.compute()["grad_norm"] > 0.01
     mean = optax.tree.get(state.opt_state, "mu")
     np.testing.assert_allclose(optax.tree.norm(mean), 0.1 * 0.01, rtol=1e-4)

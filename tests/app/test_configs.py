@@ -10,7 +10,7 @@ import pytest
 
 from warm_diffusion.app import build, settings
 from warm_diffusion.runtime.devices import make_mesh
-from warm_diffusion.training.state import Batch
+from warm_diffusion.training.step import Batch
 
 
 def load_config(name, *arguments):

@@ -1,5 +1,6 @@
 """What training's loop is fed: batches ahead of the devices, no read of their results, profiles."""
 
+import concurrent.futures
 import contextlib
 import pathlib
 import threading
@@ -14,41 +15,40 @@ from tests.app.test_train import final_arrays, rows
 from tests.test_benchmarks import tiny_config
 from warm_diffusion.app import build
 from warm_diffusion.app.train import profile
-from warm_diffusion.app.train.feed import Feed, make_feed
-from warm_diffusion.app.train.loop import Loop
+from warm_diffusion.app.train.loop import Loop, batches, loader
 from warm_diffusion.runtime import devices, storage
-from warm_diffusion.training.state import TrainMetrics
+from warm_diffusion.training.step import TrainMetrics
 
 
 def test_two_batches_are_under_way_while_one_is_used():
     loaded = threading.Semaphore(0)
     started = []
 
-    def load(step):
-        started.append(step)
+    def load(done):
+        started.append(done)
         loaded.release()
-        return step
+        return done
 
-    batches = Feed(None, load, steps=2).batches(4, 20)
-    assert next(batches).result() == 4
+    found = batches(load, range(4, 20, 2))
+    assert next(found).result() == 4
     for _ in range(3):
         loaded.acquire()
     time.sleep(0.05)  # a fourth would have begun by now
     assert started == [4, 6, 8]
-    assert [batch.result() for batch in batches] == [6, 8, 10, 12, 14, 16, 18]
+    assert [batch.result() for batch in found] == [6, 8, 10, 12, 14, 16, 18]
 
 
 def test_an_error_of_the_thread_reaches_the_step_that_needs_the_batch():
-    def load(step):
-        if step == 1:
+    def load(done):
+        if done == 1:
             raise OSError("the disk is gone")
-        return step
+        return done
 
-    batches = Feed(None, load, steps=1).batches(0, 5)
-    assert next(batches).result() == 0
+    found = batches(load, range(5))
+    assert next(found).result() == 0
     with pytest.raises(OSError, match="the disk is gone"):
-        next(batches).result()
-    batches.close()
+        next(found).result()
+    found.close()
 
 
 class Unread:
@@ -62,10 +62,12 @@ class Unread:
 
 
 def test_between_reports_the_loop_reads_no_result_and_waits_for_none(tmp_path, monkeypatch):
-    """All but the first step, whose time is told."""
+    """All but the first step, whose time is reported."""
     config = tiny_config()
     config.training.num_steps, config.training.log_every = 20, 10
     monkeypatch.setattr(jax, "block_until_ready", lambda state: waited.append(state.step))
+    # Batches are there before the loop asks for them.
+    monkeypatch.setattr(concurrent.futures.Future, "done", lambda future: True)
     reports, waited = [], []
 
     class Watched(Loop):
@@ -75,25 +77,11 @@ def test_between_reports_the_loop_reads_no_result_and_waits_for_none(tmp_path, m
         def _save(self, step, state):
             pass
 
-    ahead = Feed(None, lambda step: step, steps=1)
-    nothing = dict.fromkeys(("saved", "grids", "statistics", "origins", "check_lock"))
-    data = type("Data", (), {"images": np.zeros((4, 8, 8, 1))})
-    loop = Watched(config, tmp_path, data=data, mesh=devices.make_mesh(1), **nothing)
-
-    class Ready:
-        """Its batches are there before the loop asks for them."""
-
-        steps = 1
-
-        def advance(self, state, metrics, batch):
-            return Unread(batch + 1), None
-
-        def batches(self, start, stop):
-            for batch in ahead.batches(start, stop):
-                batch.result()
-                yield batch
-
-    assert loop.run(Unread(0), Ready()).step == 20
+    loop = Watched(
+        config, tmp_path, lambda state, *_: (Unread(state.step + 1), None), lambda done: done,
+        *[None] * 6, devices.make_mesh(1),
+    )  # fmt: skip
+    assert loop.run(Unread(0)).step == 20
     assert reports == [10, 20]
     assert waited == [1, 20]  # the last is saved
 
@@ -102,13 +90,14 @@ def test_a_step_sends_nothing_to_the_devices_and_reads_nothing():
     config = tiny_config()
     data, mesh = build.dataset(config), devices.make_mesh(1)
     built = build.architecture(config, data.images.shape[1:])
-    make_state, abstract = build.initial_state(config, built, mesh)
-    feed = make_feed(config, built, data, mesh, abstract)
+    make_state, _ = build.initial_state(config, built, mesh)
+    step = build.train_step(config, built, mesh, resident=True)
     state, metrics = make_state(), jax.jit(TrainMetrics.empty)()
-    for batch in feed.batches(0, 3):
+    seed = devices.put_replicated(np.uint32(0), mesh)
+    for batch in batches(loader(config, data, mesh), range(3)):
         batch = batch.result()
         with jax.transfer_guard("disallow"):
-            state, metrics = feed.advance(state, metrics, batch)
+            state, metrics = step(state, metrics, batch, seed, ())
     assert int(state.step) == 3
 
 

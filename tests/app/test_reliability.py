@@ -166,7 +166,7 @@ def test_non_finite_gradients_end_a_run_that_reports_seldom(app, tmp_path):
              "--config.training.max_nonfinite=3", "--config.training.num_steps=5000",
              "--config.training.log_every=5000")  # fmt: skip
     _, err = app.run(f"--workdir={tmp_path}", *flags, status=3)
-    assert "up to step 100 or before: stopped" in one_line(err)
+    assert "up to step 100: stopped" in one_line(err)
 
 
 # --- damaged checkpoints -------------------------------------------------------------------------

@@ -170,7 +170,7 @@ def test_info_says_what_is_added_to_edms_network(tmp_path):
         (["--config=nowhere.py", "--workdir=w"], "No such file or directory: 'nowhere.py'"),
         (["--config=nowhere.json", "--workdir=w"], "not a configuration that can be read"),
         (["train", "--workdir=w"], "unexpected argument 'train'"),
-        (["--workdir=w", "--config.schedule.name=warm"], "schedule.name must be one of hot,"),
+        (["--workdir=w", "--config.schedule.name=warm"], "schedule.name must be one of any_bnr,"),
         (["--workdir=w", "--config.model.name=unet"], "model.name must be one of ddpmpp, ncsnpp"),
         (["--workdir=w", "--config.sampling.solver=rk4"], "solver must be one of euler, heun,"),
         (

@@ -332,21 +332,3 @@ def test_a_run_goes_on_where_its_images_were_moved(app, trained, tmp_path):
         "--config.training.num_steps=7",
     )  # fmt: skip
     assert "continues at step 6" in out
-
-
-def test_a_key_that_is_newer_than_a_run_does_not_lock_it_out(app, trained, tmp_path):
-    shutil.copytree(trained[0], tmp_path / "run")
-    path = tmp_path / "run" / "config.json"
-    config = json.loads(path.read_text())
-    del config["model"]["remat"], config["export"]
-    path.write_text(json.dumps(config))
-    told = tmp_path / "run" / "checkpoints" / "6" / "about" / "metadata"
-    told.write_text(json.dumps(json.loads(told.read_text()) | {"configuration": config}))
-    out, _ = app.run(f"--workdir={tmp_path / 'run'}", "--config.training.num_steps=7")
-    assert "changed since this run began: model.remat: '(absent)' -> False" in out
-    assert "continues at step 6" in out
-    path.write_text(json.dumps(config))
-    common = (f"--checkpoint={tmp_path / 'run'}", f"--workdir={tmp_path / 'samples'}")
-    out, _ = app.run("--mode=sample", *common, "--seeds=0", tiny=False)
-    assert "earlier version without the keys export." in out
-    assert "model.remat\n" in out

@@ -13,7 +13,7 @@ import pytest
 from warm_diffusion.runtime import storage
 from warm_diffusion.training import checkpoints
 from warm_diffusion.training.checkpoints import Checkpoints
-from warm_diffusion.training.state import create_state
+from warm_diffusion.training.step import create_state
 
 STATISTICS = {
     "mean": np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 2, 3),

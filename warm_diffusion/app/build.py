@@ -4,6 +4,7 @@ Everything below takes plain arguments; `configs/default.py` explains every key.
 """
 
 import copy
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -22,8 +23,7 @@ from warm_diffusion.data.images import from_uint8
 from warm_diffusion.evaluation import features, reference
 from warm_diffusion.runtime import devices
 from warm_diffusion.runtime.console import say
-from warm_diffusion.training import program
-from warm_diffusion.training import state as train_state
+from warm_diffusion.training import step
 
 # Keys of the network that do not matter once it is trained.
 _AFTERWARDS = ("model.dtype", "model.dropout", "model.label_dropout")
@@ -225,18 +225,16 @@ def trained_architecture(config: ConfigDict, trained: Architecture) -> Architect
 # --- training ------------------------------------------------------------------------------------
 
 
-def loss(
-    config: ConfigDict, built: Architecture, path: schedules.Schedule | None = None
-) -> train_state.LossFn:
-    """(params, keys [B], Batch) -> LossTerms of the training objective.
+def loss(config: ConfigDict, built: Architecture) -> step.LossFn:
+    """(params, keys [B], Batch, path=...) -> LossTerms of the training objective.
 
     `path` stands in for the architecture's, where its ratio is an argument of a jitted function.
     """
-    path, augment = path or built.schedule, config.augment
-    divides = built.description["parameterization"] != "score"
-    residual_weight = config.loss.residual_weight if divides else 0.0
+    augment = config.augment
+    # Parameterization score has no residual to learn.
+    weight = 0.0 if config.denoiser.parameterization == "score" else config.loss.residual_weight
 
-    def loss_fn(params, keys, batch):
+    def loss_fn(params, keys, batch, path=built.schedule):
         loss_keys, augment_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         images, augment_labels = from_uint8(batch.images), None
         if augment.transforms:
@@ -255,7 +253,7 @@ def loss(
             images,
             path,
             sigma_data=config.denoiser.sigma_data,
-            residual_weight=residual_weight,
+            residual_weight=weight,
         )
 
     return loss_fn
@@ -263,10 +261,10 @@ def loss(
 
 def initial_state(
     config: ConfigDict, built: Architecture, mesh: Mesh
-) -> tuple[Callable[[], train_state.TrainState], train_state.TrainState]:
+) -> tuple[Callable[[], step.TrainState], step.TrainState]:
     """A jitted function that makes the state before the first step, and its abstract form."""
     options = config.optimizer
-    rate = train_state.warmup_schedule(
+    rate = step.warmup_schedule(
         options.learning_rate, options.warmup_images, config.training.batch_size
     )
     optimizer = optax.adam(rate, b1=options.b1, b2=options.b2, eps=options.eps)
@@ -276,7 +274,7 @@ def initial_state(
     def make():
         params = built.init_params(jax.random.key(config.seed))
         num_ema = len(config.training.ema_halflife_images)
-        return train_state.create_state(built.network.apply, params, optimizer, num_ema)
+        return step.create_state(built.network.apply, params, optimizer, num_ema)
 
     shapes = jax.eval_shape(make)
     shardings = devices.state_shardings(config.training.sharding, shapes, mesh)
@@ -284,67 +282,30 @@ def initial_state(
     return made, devices.abstract(shapes, shardings)
 
 
+def step_options(config: ConfigDict) -> step.Options:
+    """How `config.training` computes a step."""
+    names = [field.name for field in dataclasses.fields(step.Options)]
+    return step.Options(**{name: config.training[name] for name in names})
+
+
 def train_step(
-    config: ConfigDict,
-    built: Architecture,
-    mesh: Mesh,
-    *,
-    resident: bool = False,
-    path: Callable[[jax.Array], schedules.Schedule] | None = None,
-    loss_fn: train_state.LossFn | None = None,
+    config: ConfigDict, built: Architecture, mesh: Mesh, *, resident: bool = False
 ) -> Callable:
-    """The jitted step: state and metrics donated, the batch split, the state as it is given.
-
-    Args:
-      config: see `configs/default.py`.
-      built: of this configuration.
-      mesh: the devices.
-      resident: the batch is given as all images, everywhere, and the indices of the batch, split.
-      path: makes the path of a traced ratio, where one program trains many.
-      loss_fn: stands in for the configuration's.
-
-    Returns:
-      (state, metrics, batch, seed, ratio) -> (state, metrics); with `resident` (state, metrics,
-      stored, indices, seed, ratio); `training.steps_per_call` above 1 adds an axis
-      (`program.jitted`). Seed and ratio are arguments so that many trainings share a program; the
-      ratio is not used without `path`.
-    """
-    options = config.training
-
-    def shardings(tree):
-        return devices.state_shardings(options.sharding, tree, mesh)
-
-    def make(key, loss_fn):
-        def loss_of_split(params, *batch):
-            return loss_fn(devices.gathered(params, mesh, shardings(params)), *batch)
-
-        return train_state.make_train_step(
-            loss_fn if options.sharding == "replicated" else loss_of_split, key,
-            batch_size=options.batch_size, ema_halflives=options.ema_halflife_images,
-            ema_rampup=options.ema_rampup, grad_accumulation=options.grad_accumulation,
-            unroll=devices.platform(mesh) == "cpu",
-        )  # fmt: skip
-
-    devices.check_slices(options.grad_accumulation, options.batch_size, mesh)
-    fixed = loss_fn or loss(config, built)
-    make(jax.random.key(0), fixed)  # what does not fit shows here
-
-    def step(state, metrics, *arguments):
-        *batch, seed, ratio = arguments
-        if resident:
-            stored, indices = batch
-            batch = [jax.tree.map(lambda leaf: leaf[indices], stored)]
-        chosen = loss(config, built, path(ratio)) if path else fixed
-        state, metrics = make(jax.random.key(seed), chosen)(state, metrics, *batch)
-        return jax.lax.with_sharding_constraint(state, shardings(state)), metrics
-
-    return program.jitted(step, mesh, resident=resident, steps=options.steps_per_call)
+    """The jitted step of a configuration, `training.step.jitted`."""
+    return step.jitted(loss(config, built), step_options(config), mesh, resident=resident)
 
 
-def step_arguments(config: ConfigDict, *of, resident: bool = False) -> tuple:
-    """The abstract arguments of `train_step`; `of` state, images, mesh: see `program.arguments`."""
-    size, steps = config.training.batch_size, config.training.steps_per_call
-    return program.arguments(*of, batch_size=size, resident=resident, steps=steps)
+def step_arguments(config: ConfigDict, data: Dataset, state: step.TrainState, mesh: Mesh) -> tuple:
+    """The abstract arguments of `train_step` for a data set and an abstract state."""
+    everything, options = step.Batch(data.images, labels(config, data)), step_options(config)
+    return step.abstract_arguments(
+        state, everything, options, mesh, resident=resident(config, data)
+    )
+
+
+def resident(config: ConfigDict, data: Dataset) -> bool:
+    """Whether training keeps the images on the devices."""
+    return data.images.nbytes <= config.training.device_megabytes * 2**20
 
 
 # --- sampling and evaluation ---------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """What a configuration means: parameters and shapes of the network, data, what training needs."""
 
+import math
+
 import clu.parameter_overview
 import jax
 import jax.numpy as jnp
@@ -7,12 +9,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from warm_diffusion import denoiser
-from warm_diffusion.app import build, memory, settings
+from warm_diffusion.app import build, settings
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Dataset
 from warm_diffusion.runtime import devices
 from warm_diffusion.runtime.console import say
-from warm_diffusion.training.state import Batch
 
 
 def print_info(config: ConfigDict, details: bool = False) -> None:
@@ -61,21 +62,16 @@ def print_info(config: ConfigDict, details: bool = False) -> None:
 
 
 def _memory(config: ConfigDict, data: Dataset, built: Architecture, mesh: Mesh) -> str:
-    """What training needs of each device."""
+    """What a device holds for certain all the time; what a step computes comes on top."""
     _, state = build.initial_state(config, built, mesh)
-    slice_size = config.training.batch_size // config.training.grad_accumulation // mesh.size
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), slice_size))
-    images = jax.ShapeDtypeStruct((slice_size, *data.images.shape[1:]), jnp.uint8)
-    classes = jax.ShapeDtypeStruct((slice_size,), jnp.int32) if built.num_classes else None
-    loss = build.loss(config, built)
-    kept = memory.activations(
-        lambda *of: loss(*of).total.mean(), built.abstract_params, keys, Batch(images, classes)
+    held = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
     )
-    certain, there = memory.certain(config, data, state, mesh), memory.of_a_device(mesh)
-    told = [f"{number / 2**30:,.2f} GiB" for number in (certain, kept, there)]
+    images = data.images.nbytes if build.resident(config, data) else 0
     return (
-        f"memory     {told[0]} a device at least, and about {told[1]} for the backward pass before "
-        f"XLA's optimisations; a device has {told[2]}"
+        f"memory     {held / 1e9:,.3f} GB a device for weights, averages and optimizer, "
+        f"{images / 1e9:,.3f} GB for images; what a step computes comes on top"
     )
 
 

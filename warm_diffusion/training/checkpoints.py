@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 
 from warm_diffusion.runtime import processes, storage
 from warm_diffusion.training import checksums
-from warm_diffusion.training.state import TrainState
+from warm_diffusion.training.step import TrainState
 
 _FORMAT = 3
 _REMOVE_SECONDS = 5.0

@@ -11,9 +11,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from warm_diffusion import pretrained
-from warm_diffusion.app import build, memory, settings
-from warm_diffusion.app.train.feed import make_feed
-from warm_diffusion.app.train.loop import Loop
+from warm_diffusion.app import build, settings
+from warm_diffusion.app.train.loop import Loop, loader
 from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Dataset
 from warm_diffusion.models import weights
@@ -21,7 +20,7 @@ from warm_diffusion.runtime import devices, lock, processes, storage
 from warm_diffusion.runtime.console import say
 from warm_diffusion.training import writer
 from warm_diffusion.training.checkpoints import Checkpoints, last_checkpoint
-from warm_diffusion.training.state import TrainState
+from warm_diffusion.training.step import TrainState
 
 _GRID_IMAGES = 64
 
@@ -58,8 +57,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     settings.check_training(config, data.images.shape[1:])
     built = build.architecture(config, data.images.shape[1:], statistics)
     make_state, abstract = build.initial_state(config, built, mesh)
-    _check_memory(config, abstract, data, mesh)
-    feed = make_feed(config, built, data, mesh, abstract)
+    step = build.train_step(config, built, mesh, resident=build.resident(config, data))
+    load = loader(config, data, mesh)
+    step.eval_shape(*build.step_arguments(config, data, abstract, mesh))  # what is wrong shows
     grid_size = max(1, _GRID_IMAGES // mesh.size) * mesh.size
     grids = build.sampler(config, built, mesh, batch_size=grid_size)
     initial = None if steps else _initial_params(config, built)
@@ -81,14 +81,17 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 state = _start_from(make_state(), initial)
                 say(f"run      new, in {workdir}")
             else:
-                step = int(state.step)
-                _check_calls(config, step)
-                _refuse_other_data(saved.about(step), config, data)
-                images = step * config.training.batch_size
-                say(f"run      continues at step {step:,} ({images:,} images), in {workdir}")
+                done = int(state.step)
+                _check_calls(config, done)
+                _refuse_other_data(saved.about(done), config, data)
+                images = done * config.training.batch_size
+                say(f"run      continues at step {done:,} ({images:,} images), in {workdir}")
             origins = _origins(config, built, data)
-            loop = Loop(config, workdir, saved, grids, data, statistics, origins, mesh, check_lock)
-            return loop.run(state, feed)
+            loop = Loop(
+                config, workdir, step, load, saved, grids, data, statistics, origins, check_lock,
+                mesh,
+            )  # fmt: skip
+            return loop.run(state)
 
 
 def _realised(config: ConfigDict, began: dict | None) -> ConfigDict:
@@ -180,18 +183,6 @@ def _check_calls(config: ConfigDict, step: int) -> None:
         )
 
 
-def _check_memory(config: ConfigDict, abstract: TrainState, data: Dataset, mesh: Mesh) -> None:
-    needed = memory.certain(config, data, abstract, mesh)
-    there = memory.of_a_device(mesh)
-    if needed > there:
-        raise ValueError(
-            f"training needs at least {needed / 2**30:,.1f} GiB on each device, which has "
-            f"{there / 2**30:,.1f}: make model.model_channels, training.batch_size or the number "
-            "of averages smaller, set training.grad_accumulation, or training.sharding=fsdp on "
-            "several devices"
-        )
-
-
 def _refuse_other_data(about: dict, config: ConfigDict, data: Dataset) -> None:
     found, saved = data.info["content_sha256"], about.get("data_sha256")
     if saved and found != saved:
@@ -220,7 +211,7 @@ def _say_what_is_trained(
     batch = config.training.batch_size
     say(
         f"data     {config.data.source}: {len(data.images):,} images {height}x{width}x{channels}, "
-        f"{'on the device' if memory.fits_device(config, data) else 'read from disk'}"
+        f"{'on the device' if build.resident(config, data) else 'read from disk'}"
     )
     if batch > len(data.images):
         say(f"note     training.batch_size={batch:,} is more than the {len(data.images):,} images")

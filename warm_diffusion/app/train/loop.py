@@ -1,7 +1,9 @@
-"""The loop around the jitted step: reports, grids, checkpoints, the request to stop."""
+"""The loop around the jitted step: batches, reports, grids, checkpoints, the request to stop."""
 
+import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -11,21 +13,55 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion.app import Diverged, Interrupted
-from warm_diffusion.app.train.feed import Feed
+from warm_diffusion.app import Diverged, Interrupted, build
 from warm_diffusion.app.train.profile import Profile
-from warm_diffusion.data import Dataset, Statistics
+from warm_diffusion.data import Dataset, Statistics, batch_indices
 from warm_diffusion.data.images import grid, save_png
 from warm_diffusion.drawing import Sampler
 from warm_diffusion.runtime import devices
 from warm_diffusion.runtime.console import progress, say
 from warm_diffusion.training.checkpoints import Checkpoints
 from warm_diffusion.training.signals import stop_requests
-from warm_diffusion.training.state import TrainMetrics, TrainState, choose_average, is_finite
+from warm_diffusion.training.step import Batch, TrainMetrics, TrainState, choose_average, is_finite
 from warm_diffusion.training.writer import Writer
 
+_AHEAD = 2  # batches that wait for the devices
 _LOOK_EVERY = 100  # steps between looks at the gradients, if not reported before
 _MUCH_WAITING = 0.05  # share of the time
+
+
+def loader(config: ConfigDict, data: Dataset, mesh: Mesh) -> Callable[[int], tuple]:
+    """A function from the steps done to the next call's batch, on the devices."""
+    options, count = config.training, len(data.images)
+    everything, axis = Batch(data.images, build.labels(config, data)), options.steps_per_call > 1
+    stored = devices.put_replicated(everything, mesh) if build.resident(config, data) else None
+
+    def load(done: int) -> tuple:
+        numbers = range(done, done + options.steps_per_call)
+        each = [batch_indices(config.seed, n, options.batch_size, count) for n in numbers]
+        indices = np.stack(each) if axis else each[0]
+        if stored:
+            return stored, devices.put_split(indices, mesh, axis)
+        chosen = devices.process_slice(indices, mesh, axis)
+        return devices.put_local(jax.tree.map(lambda leaf: leaf[chosen], everything), mesh, axis)
+
+    return load
+
+
+def batches(
+    load: Callable[[int], tuple], calls: range
+) -> Iterator[concurrent.futures.Future[tuple]]:
+    """The batches of the calls; a thread loads the next two while one is used."""
+    with concurrent.futures.ThreadPoolExecutor(1, "batches") as thread:
+        pending = collections.deque()
+        try:
+            for done in calls:
+                pending.append(thread.submit(load, done))
+                if len(pending) > _AHEAD:
+                    yield pending.popleft()
+            yield from pending
+        finally:
+            thread.shutdown(cancel_futures=True)
 
 
 class _Clock:
@@ -38,96 +74,98 @@ class _Clock:
         self._step, self._start, self._waited = step, time.monotonic(), 0.0
 
     def seconds(self) -> float:
-        return time.monotonic() - self._start
+        return max(time.monotonic() - self._start, 1e-9)
 
     def steps_per_second(self, step: int) -> float:
-        return (step - self._step) / max(self.seconds(), 1e-9)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        begin = time.monotonic()
-        yield
-        self._start += time.monotonic() - begin
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        begin = time.monotonic()
-        yield
-        self._waited += time.monotonic() - begin
+        return (step - self._step) / self.seconds()
 
     def waited(self) -> float:
         """Share of the time that the devices waited for a batch."""
-        return self._waited / max(self.seconds(), 1e-9)
+        return self._waited / self.seconds()
+
+    @contextlib.contextmanager
+    def paused(self, *, waits: bool = False) -> Iterator[None]:
+        """What goes on does not count, or with `waits` it counts as waiting for a batch."""
+        begin = time.monotonic()
+        yield
+        if waits:
+            self._waited += time.monotonic() - begin
+        else:
+            self._start += time.monotonic() - begin
 
 
+@dataclasses.dataclass
 class Loop:
-    """The loop and what happens between its steps."""
+    """The steps of a run and what happens between them.
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        workdir: pathlib.Path,
-        saved: Checkpoints,
-        grids: Sampler,
-        data: Dataset,
-        statistics: Statistics,
-        origins: dict,
-        mesh: Mesh,
-        check_lock: Callable[[], None],
-    ):
-        """`statistics` and `origins` are kept with each checkpoint; `check_lock` goes before it."""
-        self._config, self._options = config, config.training
-        self._workdir, self._saved, self._grids, self._data = workdir, saved, grids, data
-        self._statistics, self._origins = statistics, origins
-        self._check_lock = check_lock
+    Attributes:
+      config: see `configs/default.py`.
+      workdir: where reports, grids and profiles go.
+      step: of `training.step.jitted`.
+      load: see `loader`.
+      saved: the checkpoints.
+      grids: draws the sample grids.
+      data: the images, which some paths start from.
+      statistics: of the data, kept with each checkpoint.
+      origins: facts that are kept with each checkpoint.
+      check_lock: goes before each checkpoint.
+      mesh: the devices.
+    """
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    step: Callable
+    load: Callable[[int], tuple]
+    saved: Checkpoints
+    grids: Sampler
+    data: Dataset
+    statistics: Statistics
+    origins: dict
+    check_lock: Callable[[], None]
+    mesh: Mesh
+
+    def __post_init__(self):
+        self._options, self._writer, self._warned = self.config.training, None, False
         self._is_finite = jax.jit(is_finite)
-        self._no_metrics = jax.jit(TrainMetrics.empty, out_shardings=devices.replicated(mesh))
-        self._writer, self._warned = None, False
+        everywhere = devices.replicated(self.mesh)
+        self._no_metrics = jax.jit(TrainMetrics.empty, out_shardings=everywhere)
+        # On the devices: the host would send it again at every step.
+        self._seed = devices.put_replicated(np.uint32(self.config.seed), self.mesh)
 
-    def run(self, state: TrainState, feed: Feed) -> TrainState:
-        start, num_steps = int(state.step), self._options.num_steps
-        if start >= num_steps:
-            say(f"run      nothing to do: {start:,} steps of {num_steps:,} are done")
+    def run(self, state: TrainState) -> TrainState:
+        """Trains to the end, or until a signal asks to stop."""
+        options, start = self._options, int(state.step)
+        if start >= options.num_steps:
+            say(f"run      nothing to do: {start:,} steps of {options.num_steps:,} are done")
             return state
         if jax.process_index() == 0:
-            configuration = self._config.to_dict()
-            self._writer = Writer(self._workdir, start, self._options.writers, configuration)
-        try:
-            profile = Profile(self._workdir, self._options.profile_steps)
-            with (
-                progress(num_steps, "training", " steps", initial=start) as bar,
-                stop_requests() as stop_request,
-                contextlib.closing(profile),
-                contextlib.closing(feed.batches(start, num_steps)) as batches,
-            ):
-                return self._steps(state, feed, batches, profile, bar, stop_request)
-        finally:
+            self._writer = Writer(self.workdir, start, options.writers, self.config.to_dict())
+        calls = range(start, options.num_steps, options.steps_per_call)
+        with contextlib.ExitStack() as stack:
             if self._writer:
-                self._writer.close()
+                stack.callback(self._writer.close)
+            bar = stack.enter_context(
+                progress(options.num_steps, "training", " steps", initial=start)
+            )
+            stop_request = stack.enter_context(stop_requests())
+            profile = Profile(self.workdir, options.profile_steps)
+            stack.callback(profile.close)
+            futures = stack.enter_context(contextlib.closing(batches(self.load, calls)))
+            return self._steps(state, calls, futures, profile, bar, stop_request)
 
-    def _steps(
-        self,
-        state: TrainState,
-        feed: Feed,
-        batches: Iterator[concurrent.futures.Future],
-        profile: Profile,
-        bar,
-        stop_request: Callable[[], str],
-    ) -> TrainState:
-        options, start, metrics = self._options, int(state.step), self._no_metrics()
-        clock = _Clock(start)
+    def _steps(self, state, calls, futures, profile, bar, stop_request) -> TrainState:
+        options, metrics, clock = self._options, self._no_metrics(), _Clock(calls.start)
         # Counted on the host: reading state.step would wait for the device at every step.
-        for step, batch in zip(
-            range(start + feed.steps, options.num_steps + 1, feed.steps), batches, strict=True
-        ):
-            profile.look(step - feed.steps, feed.steps, state)
+        for done, batch in zip(calls, futures, strict=True):
+            profile.look(done, options.steps_per_call, state)
             if not batch.done():
                 jax.block_until_ready(state)  # until then the devices have something to do
-                with clock.waiting():
+                with clock.paused(waits=True):
                     concurrent.futures.wait([batch])
-            state, metrics = feed.advance(state, metrics, batch.result())
-            bar.update(feed.steps)
-            if step == start + feed.steps:
+            state, metrics = self.step(state, metrics, batch.result(), self._seed, ())
+            step = done + options.steps_per_call
+            bar.update(options.steps_per_call)
+            if done == calls.start:
                 jax.block_until_ready(state)
                 say(f"compile  first step after {clock.seconds():.1f} s")
                 clock.restart(step)
@@ -137,12 +175,10 @@ class Loop:
                 self._report(step, state, metrics, clock)
                 metrics = self._no_metrics()
                 clock.restart(step)
-            elif step // _LOOK_EVERY > (step - feed.steps) // _LOOK_EVERY:
-                self._look(step, metrics)
-            save, draw = (
-                last or _due(step, options.checkpoint_every),
-                _due(step, options.sample_every),
-            )
+            elif step // _LOOK_EVERY > done // _LOOK_EVERY:
+                self._look(step, state)
+            save = last or _due(step, options.checkpoint_every)
+            draw = _due(step, options.sample_every)
             if save or draw:
                 jax.block_until_ready(state)
                 with clock.paused():
@@ -152,7 +188,7 @@ class Loop:
                         self._draw(step, state)
             if stop:
                 raise Interrupted(
-                    f"{stop}: stopped after step {step:,} and saved in {self._workdir}; the same "
+                    f"{stop}: stopped after step {step:,} and saved in {self.workdir}; the same "
                     "command continues"
                 )
         return state
@@ -160,7 +196,6 @@ class Loop:
     def _report(self, step: int, state: TrainState, metrics: TrainMetrics, clock: _Clock) -> None:
         options = self._options
         values = {name: float(value) for name, value in metrics.compute().items()}
-        values.pop("streak")
         skipped = int(state.nonfinite_total)
         rate = clock.steps_per_second(step) * options.batch_size
         remaining = (options.num_steps - step) * options.batch_size / rate if rate else 0.0
@@ -184,39 +219,39 @@ class Loop:
         if self._writer:
             extra = {"images": images, "images_per_second": rate, "nonfinite_total": skipped}
             self._writer.scalars(step, values | extra | {"input_wait": waited})
-        self._look(step, metrics)
+        self._look(step, state)
 
-    def _look(self, step: int, metrics: TrainMetrics) -> None:
-        """Ends the run after too many gradients in a row that were not finite."""
-        streak = int(metrics.streak.compute())
+    def _look(self, step: int, state: TrainState) -> None:
+        """Ends the run while too many gradients in a row are not finite."""
+        streak = int(state.nonfinite_in_a_row)
         if streak >= self._options.max_nonfinite:
             raise Diverged(
-                f"the gradient was not finite in {streak} steps in a row, up to step {step:,} or "
-                "before: stopped. These steps changed no weights and no averages; lower "
+                f"the gradient was not finite in {streak} steps in a row, up to step {step:,}: "
+                "stopped. These steps changed no weights and no averages; lower "
                 "optimizer.learning_rate, or look at the data and model.dtype"
             )
 
     def _save(self, step: int, state: TrainState) -> None:
-        self._check_lock()
-        self._saved.check()
+        self.check_lock()
+        self.saved.check()
         if not bool(self._is_finite(state)):
             raise Diverged(
                 f"the state at step {step:,} is not finite and was not saved; the "
-                f"checkpoints in {self._workdir} are from before"
+                f"checkpoints in {self.workdir} are from before"
             )
         if self._writer:
             self._writer.flush()
         images = {"images_seen": step * self._options.batch_size}
-        self._saved.save(state, self._statistics._asdict(), self._origins | images)
+        self.saved.save(state, self.statistics._asdict(), self.origins | images)
 
     def _draw(self, step: int, state: TrainState) -> None:
         """Writes the grid of the fixed seeds 0, 1, ... at this step."""
-        params = choose_average(state, self._config.sampling.ema)
-        seeds = np.arange(self._grids.batch_size)
-        images = np.concatenate(list(self._grids.generate(params, seeds, self._data.images)))
+        params = choose_average(state, self.config.sampling.ema)
+        seeds = np.arange(self.grids.batch_size)
+        images = np.concatenate(list(self.grids.generate(params, seeds, self.data.images)))
         picture = grid(images, min_side=32)
         if self._writer:
-            save_png(self._workdir / "samples" / f"step_{step:08d}.png", picture)
+            save_png(self.workdir / "samples" / f"step_{step:08d}.png", picture)
             self._writer.image(step, "samples", picture)
 
 
