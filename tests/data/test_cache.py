@@ -243,6 +243,7 @@ def test_a_second_start_reads_the_cache_and_not_the_source(load, tree, images, m
     assert first.info["content_sha256"] == hashlib.sha256(images).hexdigest()
     assert isinstance(first.images, np.memmap)
     monkeypatch.setattr(cache, "_prepare", None)
+    cache._open.cache_clear()  # as a new process has it
     second = load(f"folder:{tree}")
     assert second.path == first.path
     np.testing.assert_array_equal(second.images, images)
@@ -287,7 +288,7 @@ def an_empty_array(path):
 )
 def test_a_damaged_cache_is_named_with_a_way_out(load, tree, damage):
     path = load(f"folder:{tree}").path
-    cache._check_content.cache_clear()  # as a new process has it
+    cache._open.cache_clear()  # as a new process has it
     damage(path)
     with pytest.raises(ValueError, match=r"is damaged .*delete that folder"):
         load(f"folder:{tree}")
