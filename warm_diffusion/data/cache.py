@@ -33,7 +33,6 @@ from warm_diffusion.data.sources import open_source
 from warm_diffusion.runtime import storage
 from warm_diffusion.runtime.console import say
 
-_RECIPE_VERSION = 3
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
 _CHOICES = {
     "resize": tuple(_FILTERS),
@@ -104,20 +103,16 @@ def load_dataset(
         raise ValueError(
             "data.tiles keeps images at their scale: set data.too_small=refuse or skip"
         )
-    root = storage.local(
-        cache_dir or storage.default_cache_dir() / "data", "data.cache_dir"
-    ).resolve()
+    root = cache_dir or storage.default_cache_dir() / "data"
+    root = storage.local(root, "data.cache_dir").resolve()
     opened = open_source(source, data_dir=data_dir, download=download, cache_dir=root)
     recipe = {
+        "format": 2,  # of the cache's folder
         "source": source,
         "fingerprint": opened.fingerprint,
         "resolution": resolution,
         "channels": channels,
-        "resize": (
-            "tiles, version 1"
-            if tiles
-            else f"centre crop, {resize}, uint8, version {_RECIPE_VERSION}"
-        ),
+        "resize": "tiles, version 1" if tiles else f"centre crop, {resize}, uint8, version 3",
     }
     if too_small != "refuse":  # which changes nothing where all are large enough
         recipe["too_small"] = too_small
