@@ -166,6 +166,7 @@ def test_info_says_what_is_added_to_edms_network(tmp_path):
             "should be one of <train|sample|eval|fid_stats|analyze|export|restore|info>",
         ),
         (["--mode=train"], "set --workdir=DIR"),
+        (["--mode=info", "--config.model.num_classes=9"], "is 9, but digits has 10 classes"),
         (["--mode=sample", "--workdir=nowhere"], "there is no trained network in"),
         (["--config=nowhere.py", "--workdir=w"], "No such file or directory: 'nowhere.py'"),
         (["--config=nowhere.json", "--workdir=w"], "not a configuration that can be read"),

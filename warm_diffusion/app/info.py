@@ -27,6 +27,7 @@ def print_info(config: ConfigDict, details: bool = False) -> None:
     mesh = devices.make_mesh()
     devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
     data = build.dataset(config)
+    build.labels(config, data)  # raises what training would
     image_shape = data.images.shape[1:]
     settings.check_training(config, image_shape)
     built = build.architecture(config, image_shape)
