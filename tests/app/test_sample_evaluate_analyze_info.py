@@ -176,7 +176,7 @@ def test_info_says_what_is_added_to_edms_network(tmp_path):
         (["--workdir=w", "--config.sampling.solver=rk4"], "solver must be one of euler, heun,"),
         (
             ["--workdir=w", "--config.data.source=cifar"],
-            "data.source must be digits, photos, folder:DIR",
+            "data.source must be digits, photos, cifar10",
         ),
     ],
 )
