@@ -79,7 +79,8 @@ flags.DEFINE_bool("debug", False, "Show the libraries' logs, and a traceback for
 def fail(message: str, status: int = 2) -> None:
     """Prints one line and exits."""
     message = message.splitlines()[-1] if "Traceback (" in message else message  # a config file's
-    processes.end(status, " ".join(message.split()))
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    processes.exit(status)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -110,11 +111,10 @@ def main(argv: list[str]) -> None:
             if not FLAGS.workdir and FLAGS.mode != "info":
                 raise ValueError(f"--mode={FLAGS.mode} writes files: set --workdir=DIR")
             MODES[FLAGS.mode](config, FLAGS.workdir, FLAGS.checkpoint or FLAGS.workdir)
-            processes.leave()
     except signals.Ended as ended:
-        sys.exit(ended.status)
+        processes.exit(ended.status)
     except Exception as error:
-        other = processes.caused_by_another(error) or storage.explain(error)
+        other = processes.explain(error) or storage.explain(error)
         mistake = isinstance(error, ValueError | modes.Stopped) or other
         if FLAGS.debug or not mistake:
             traceback.print_exc()

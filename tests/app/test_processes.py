@@ -50,58 +50,44 @@ def training(app, *arguments, **options):
     return workdir, processes
 
 
-@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.long), 1])
-def test_when_one_is_killed_the_other_says_so_and_ends(app, killed):
+def test_when_one_is_killed_the_other_ends_within_the_heartbeats_limit(app):
     _, processes = training(app)
-    processes[killed].send_signal(signal.SIGKILL)
-    status, outputs = ends(processes, timeout=20)
-    assert status[1 - killed] == 75
-    assert last_line(outputs[1 - killed][1]).startswith(f"error: process {killed} (")
-    assert "was lost" in last_line(outputs[1 - killed][1])
+    processes[1].kill()
+    status, _ = ends(processes, timeout=90)  # 30 s, on a busy machine
+    assert status[0] != 0
 
 
-@pytest.mark.parametrize(
-    ("told", "number"),
-    [((1,), signal.SIGTERM), pytest.param((0, 1), signal.SIGINT, marks=pytest.mark.long)],
-)
-def test_a_signal_to_one_or_all_saves_the_same_step_and_ends_with_75(app, told, number):
+def test_a_signal_to_one_saves_the_same_step_and_ends_all_with_75(app):
     workdir, processes = training(app)
-    for index in told:
-        processes[index].send_signal(number)
-    status, outputs = ends(processes, timeout=60)
+    processes[1].send_signal(signal.SIGTERM)
+    status, outputs = ends(processes)
     assert status == [75, 75], outputs
     step = rows(workdir)[-1]["step"]
     assert (workdir / "checkpoints" / str(step)).is_dir()
-    assert f"stopped after step {step:,}" in outputs[0][1]
-
-
-def test_a_process_without_data_ends_all_with_its_reason(app, tmp_path):
-    np.save(tmp_path / "images.npy", np.zeros((32, 8, 8), np.uint8))
-    sources = [(f"--config.data.source=npy:{tmp_path}/{name}.npy",) for name in ("images", "gone")]
-    status, outputs = ends(
-        start(app, free_port(), f"--workdir={tmp_path / 'run'}", *STEPS, apart=sources), timeout=60
-    )
-    assert status == [2, 2]
     for _, err in outputs:
-        assert "gone.npy" in last_line(err)
-    assert not (tmp_path / "run").exists()
+        assert f"stopped after step {step:,}" in last_line(err)
 
 
-def test_processes_with_other_images_or_settings_do_not_train(app, tmp_path):
+def test_where_the_images_differ_all_end_and_say_so_before_anything_is_written(app, tmp_path):
     for name, value in (("one", 0), ("other", 9)):
         np.save(tmp_path / f"{name}.npy", np.full((32, 8, 8), value, np.uint8))
     sources = [(f"--config.data.source=npy:{tmp_path}/{name}.npy",) for name in ("one", "other")]
-    common = (f"--workdir={tmp_path / 'run'}", *STEPS)
-    for apart, message in (
-        (sources, "the hash of the images is '"),
-        (((), ("--config.seed=3",)), "config.seed is 3, not 0"),
-    ):
-        processes = start(app, free_port(), *common, apart=apart)
-        status, outputs = ends(processes, timeout=90)
-        assert status == [2, 2]
-        for _, err in outputs:
-            assert last_line(err).startswith("error: process 1 (")
-            assert message in last_line(err)
+    processes = start(app, free_port(), f"--workdir={tmp_path / 'run'}", *STEPS, apart=sources)
+    status, outputs = ends(processes)
+    assert status == [2, 2], outputs
+    for _, err in outputs:
+        told = "error: process 1 differs from process 0: the hash of the images is '"
+        assert last_line(err).startswith(told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_ends_with_an_error_takes_the_others_with_it(app, tmp_path):
+    apart = ((), (f"--config.data.source=npy:{tmp_path}/gone.npy",))
+    processes = start(app, free_port(), f"--workdir={tmp_path / 'run'}", *STEPS, apart=apart)
+    status, outputs = ends(processes)
+    assert status[1] == 2
+    assert "gone.npy" in last_line(outputs[1][1])
+    assert status[0] != 0
     assert not (tmp_path / "run").exists()
 
 

@@ -1,32 +1,37 @@
-"""The processes of one run: who is there, whether they agree, and why one of them ended.
+"""The processes of one run, over JAX's own runtime: they join, agree, and end together.
 
-JAX's own runtime (`jax.distributed`) joins the devices. It does not say which process is missing,
-and when one ends the others wait in a collective for ever or abort with a crash dump. So the
-processes keep connections of their own beside JAX's (`cluster_group.py`).
-
-A run of one process has no group; what is below then does nothing.
+A process that vanishes shows in the others as a failed collective, or JAX aborts them when its
+heartbeat has been missing for half a minute. A run of one process does none of this.
 """
 
+import collections
+import contextlib
+import json
 import os
 import pathlib
 import re
 import sys
+import threading
 import time
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from warm_diffusion.runtime import storage
-from warm_diffusion.runtime.cluster_group import Group, connect
 
-# How errors of JAX's runtime begin, whatever the class: gloo's are ValueErrors.
-_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|[A-Z]+_[A-Z_]+): ")
-_group: Group | None = None
+_HEARTBEAT_SECONDS = 30  # a process that has been silent for so long is lost
+_SHUTDOWN_SECONDS = 86_400  # process 0 may still evaluate when the others are done
+_LEAVING_SECONDS = 5.0  # for the others, to end for the same reason
+_BLOCK = 4096  # bytes; messages are padded to multiples, so that few programs are compiled
+_LOST = 75  # as after a signal: the same command continues from the last checkpoint
+_OF_THE_OTHERS = re.compile("gloo|nccl|coordination|unavailable|heartbeat", re.IGNORECASE)
 
 
 def join(
     address: str | None, count: int | None, index: int | None, *, seconds: float = 300.0
 ) -> None:
-    """Joins the other processes of the run and starts JAX's runtime over them.
+    """Joins the other processes of the run; all devices are one system then.
 
     Args:
       address: host:port of process 0.
@@ -34,95 +39,132 @@ def join(
       index: of this one, from 0.
       seconds: how long to wait for the others.
 
-    What is None comes from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or from
-    the cluster, where JAX knows it (TPU, Slurm, Open MPI, Kubernetes).
+    What is None comes from the cluster, where JAX knows it (TPU, Slurm, Open MPI, Kubernetes).
 
     Raises:
-      ValueError: not known who and where the others are, or some did not come in time.
+      ValueError: it is not known who and where the others are, or some did not come in time.
     """
-    global _group
-    # JAX's own detection, so that both connections are of the same processes. JAX has no public
-    # name for it.
-    from jax._src.clusters import ClusterEnv
-
-    environment = os.environ
-    address = address or environment.get("JAX_COORDINATOR_ADDRESS")
-    given = [
-        _number("JAX_NUM_PROCESSES") if count is None else count,
-        _number("JAX_PROCESS_ID") if index is None else index,
-    ]
-    address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
-        address, *given, None, None, int(seconds)
-    )
-    missing = [
-        name
-        for name, value in (
-            ("--coordinator_address=HOST:PORT of process 0", address),
-            ("--num_processes", count),
-            ("--process_id", index),
-        )
-        if value is None
-    ]
-    if missing:
-        raise ValueError(
-            "this is no cluster that JAX knows (TPU, Slurm, Open MPI, Kubernetes), so the other "
-            f"processes must be told: {', '.join(missing)} is missing"
-        )
-    if not 0 <= index < count:
-        raise ValueError(f"--process_id must be 0 to {count - 1} (--num_processes), got {index}")
-    host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
+    if address is not None and not re.fullmatch(r"\S+:\d{1,5}", address):
         raise ValueError(f"--coordinator_address must be HOST:PORT, got {address!r}")
-    group = connect(host, int(port), count, index, seconds)
-    jax.distributed.initialize(
-        address,
-        count,
-        index,
-        local_device_ids=devices,
-        cluster_detection_method="deactivate",
-        initialization_timeout=int(seconds),
-    )
-    _group = group
+    if count is not None and index is not None and not 0 <= index < count:
+        raise ValueError(f"--process_id must be 0 to {count - 1} (--num_processes), got {index}")
+    errors: list[Exception] = []
 
+    def connect():
+        try:
+            jax.distributed.initialize(
+                address, count, index,
+                initialization_timeout=int(seconds) + 600,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+            )  # fmt: skip
+        except Exception as error:
+            errors.append(error)
 
-def _number(name: str) -> int | None:
-    text = os.environ.get(name)
-    if text is None:
-        return None
-    if not text.isdigit():
-        raise ValueError(f"the environment variable {name} must be a number, got {text!r}")
-    return int(text)
+    # In a thread, because JAX ends a process that has waited in vain with a crash dump.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise ValueError(
+            f"not all processes of the run came in {seconds:g} s: is each started, with a "
+            f"--process_id of its own and process 0's --coordinator_address, and is its port open?"
+        )
+    if errors:
+        raise ValueError(
+            f"the processes cannot join ({errors[0]}); where JAX does not know the cluster (TPU, "
+            "Slurm, Open MPI, Kubernetes), --coordinator_address=HOST:PORT of process 0, "
+            "--num_processes and --process_id must be given"
+        ) from errors[0]
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"expected equally many devices in each process, got {dict(counts)}")
+    # XLA for CPUs waits only 30 s where a group of devices meets for the first time, and without
+    # limit later: they meet here, before one process can be late because it compiles or reads.
+    agree()
+    devices = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
+    own = np.zeros(jax.local_device_count(), np.float32)
+    sharding = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec("all"))
+    everywhere = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec())
+    total = jax.jit(lambda x: x.sum(), out_shardings=everywhere)
+    total(jax.make_array_from_process_local_data(sharding, own)).block_until_ready()
 
 
 def agree(**facts) -> None:
-    """Waits for all processes and compares what they say.
+    """Waits for all processes and compares what they say (JSON).
 
     Raises:
-      ValueError: in every process, with what differs and where.
+      ValueError: in every process, with what differs from process 0.
     """
-    if _group:
-        _group.agree(facts)
+    if jax.process_count() == 1:
+        return
+    first, *others = _exchange(facts)
+    for process, told in enumerate(others, 1):
+        differences = [
+            f"{name} is {told.get(name)!r}, not {first.get(name)!r}"
+            for name in sorted(first.keys() | told.keys())
+            if told.get(name) != first.get(name)
+        ]
+        if differences:
+            raise ValueError(f"process {process} differs from process 0: {'; '.join(differences)}")
 
 
 def first_says(value):
     """The value of process 0 (JSON), in all processes."""
-    return _group.agree({}, value) if _group else value
+    return value if jax.process_count() == 1 else _exchange(value)[0]
+
+
+def _exchange(value) -> list:
+    """The value of each process, in all processes."""
+    text = json.dumps(value).encode()
+    longest = multihost_utils.process_allgather(np.int32(len(text))).max()
+    padded = text.ljust(-(-int(longest) // _BLOCK) * _BLOCK)
+    everything = multihost_utils.process_allgather(np.frombuffer(padded, np.uint8))
+    return [json.loads(row.tobytes()) for row in everything]
 
 
 def check_shared(folder: pathlib.Path) -> None:
     """Raises ValueError unless what process 0 writes to a folder is there for all processes."""
-    if not _group:
+    if jax.process_count() == 1:
         return
     probe = folder / "probe-of-a-start.json"
-    if _group.index == 0:
-        storage.write_json(probe, time.time())
+    storage.write_json(probe, time.time())
     agree()
     seen = storage.read_json(probe) if probe.exists() else None
     try:
         agree(**{f"what is in {probe} (--workdir must be one folder that all see)": seen})
     finally:
-        if _group.index == 0:
-            probe.unlink()
+        storage.remove(probe)
+
+
+def explain(error: Exception) -> tuple[int, str] | None:
+    """Exit status and words for an error that the end of another process causes; None for others.
+
+    JAX reports it by various exceptions, Gloo's are ValueErrors.
+    """
+    if not (jax.distributed.is_initialized() and _OF_THE_OTHERS.search(str(error))):
+        return None
+    return _LOST, f"another process of the run ended or was lost ({str(error).splitlines()[0]})"
+
+
+def exit(status: int) -> None:
+    """Ends this process after an error, and with it the run.
+
+    By `sys.exit` alone it would wait for the others, which may wait for it in a collective.
+    """
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
+
+    def leave():
+        with contextlib.suppress(Exception):
+            jax.distributed.shutdown()  # waits for the others, if all end for the same reason
+
+    thread = threading.Thread(target=leave, daemon=True)
+    thread.start()
+    thread.join(_LEAVING_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def unused_devices() -> str:
@@ -137,27 +179,3 @@ def unused_devices() -> str:
         f"this node has {gpus} GPUs and {tasks} Slurm tasks, and JAX takes one GPU per task: start "
         f"one task per GPU (--ntasks-per-node={gpus})"
     )
-
-
-def end(status: int, reason: str) -> None:
-    """Says why and exits; the other processes end as well, with the same status."""
-    if _group:
-        _group.end(status, reason)
-    print(f"error: {reason}", file=sys.stderr)
-    sys.exit(status)
-
-
-def leave() -> None:
-    """Tells the others that this process has done its part."""
-    if _group:
-        _group.leave()
-
-
-def caused_by_another(error: Exception) -> tuple[int, str] | None:
-    """Status and reason of another process that ended, if that is what `error` came from.
-
-    A collective fails in all processes when one has gone; JAX reports it by various exceptions.
-    """
-    if _group and (isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))):
-        return _group.why_others_ended()
-    return None
