@@ -7,15 +7,18 @@ connection made, or a pickle loaded. A short form runs with the suite, `-m long`
 
 import contextlib
 import io
+import json
 import os
 import pickle
 import resource
 import subprocess
 import sys
+import tarfile
 import threading
 import zipfile
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -168,6 +171,48 @@ def test_a_zip_file(tmp_path, examples):
 def test_an_array(tmp_path, examples):
     content = numpy_file(lambda s, a: np.save(s, a), a=np.zeros((5, 8, 8), np.uint8))
     check(content, "a.npy", examples, tmp_path, lambda path: cached(f"npy:{path}", tmp_path))
+
+
+def tarred():
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, content in (("0.png", encoded("PNG")), ("0.cls", b"3")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def table():
+    features = {"img": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a"]}}
+    rows = pyarrow.table({"img": [{"bytes": encoded("PNG"), "path": "a.png"}], "label": [0]})
+    rows = rows.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    pyarrow.parquet.write_table(rows, stream := io.BytesIO())
+    return stream.getvalue()
+
+
+@lengths
+@pytest.mark.parametrize(("kind", "make"), [
+    ("tar", tarred),
+    ("npz", lambda: numpy_file(np.savez, images=np.zeros((2, 8, 8), np.uint8), labels=[0, 1])),
+    ("parquet", table),
+])  # fmt: skip
+def test_an_archive(tmp_path, examples, kind, make):
+    check(make(), f"a.{kind}", examples, tmp_path,
+          lambda path: cached(f"{kind}:{path}", tmp_path))  # fmt: skip
+
+
+@lengths
+def test_cifar10s_pickles(tmp_path, examples):
+    batch = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}
+
+    def read(path):
+        load_dataset("cifar10:test", data_dir=str(path.parent), cache_dir=str(tmp_path / "cache"))
+
+    content = pickle.dumps(batch, protocol=2)
+    check(content, "cifar-10-batches-py/test_batch", examples, tmp_path, read)
 
 
 @lengths
