@@ -6,7 +6,6 @@ process is what is tested: signals, kills, devices, several processes, what is i
 
 import contextlib
 import io
-import json
 import os
 import pathlib
 import subprocess
@@ -19,7 +18,7 @@ import pytest
 from absl import flags, logging
 
 import main
-from warm_diffusion.app import build
+from warm_diffusion.app import build, settings
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
@@ -37,7 +36,7 @@ TINY = (
 
 
 class Programs:
-    """Jitted functions of `factory` kept between runs in this process: tracing is most of a run.
+    """Jitted functions of `build` kept between runs in this process: tracing is most of a run.
 
     The key is all that they are made of: runs share one where a second start would make the same.
     """
@@ -51,14 +50,11 @@ class Programs:
 
     def _kept(self, make):
         def made(config, built, mesh, **options):
-            told = {n: section for n, section in config.to_dict().items() if n not in _ELSEWHERE}
-            told["training"] = {
-                name: told["training"][name] for name in told["training"].keys() - _BETWEEN_STEPS
-            }
+            told, statistics = settings.plain(config), built.statistics or ()
             key = (
-                make.__name__, json.dumps(told, sort_keys=True), repr(built.network), mesh,
-                json.dumps(built.description, sort_keys=True), _digest(built.statistics),
-                tuple(sorted(options.items())),
+                make.__name__, repr(built.network), str(built.description), mesh,
+                str([told[section] for section in _MADE_OF]), build.step_options(config),
+                *(np.asarray(array).tobytes() for array in statistics), *sorted(options.items()),
             )  # fmt: skip
             if key not in self._made:
                 self._made[key] = make(config, built, mesh, **options)
@@ -67,17 +63,7 @@ class Programs:
         return made
 
 
-# Sections that the three are not made of, besides what is in the key already.
-_ELSEWHERE = {"data", "eval", "analysis", "export", "compilation_cache_dir", "init_from"}
-# What the loop does between steps, in `config.training`.
-_BETWEEN_STEPS = {
-    "num_steps", "log_every", "sample_every", "checkpoint_every", "keep_latest", "keep_every",
-    "max_nonfinite", "profile_steps",
-}  # fmt: skip
-
-
-def _digest(statistics):
-    return statistics and b"".join(np.asarray(array).tobytes() for array in statistics)
+_MADE_OF = ("seed", "denoiser", "augment", "loss", "optimizer", "sampling")
 
 
 class App:

@@ -65,7 +65,7 @@ def test_every_check_is_the_first_that_fits_some_key():
     [
         ("schedule.name", "warm", "schedule.name must be one of .*hot.*, got 'warm'"),
         ("schedule.constant_bnr.bnr", "atuo", "of at least 0 or auto, got 'atuo'"),
-        ("model.model_channels", 7, "model_channels must be an even number of at least 4"),
+        ("model.model_channels", 7, "model_channels must be a multiple of 2 of at least 4"),
         ("training.profile_steps", (25, 20), "profile_steps must be first and last step"),
         ("training.steps_per_call", 7, "steps_per_call=7 must divide"),
         ("sampling.churn.s_min", 1e7, "s_min must be at most s_max"),

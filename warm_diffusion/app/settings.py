@@ -50,17 +50,16 @@ def _number(words: str, test: Callable[[float], bool] = lambda value: True) -> C
     return lambda v: type(v) in (int, float) and math.isfinite(v) and test(v), f"a number {words}"
 
 
-def _whole(least: int, most: int = 2**31 - 1) -> Check:
-    words = f"a whole number of at least {least:,}"
-    words += f" and at most {most:,}" if most < 2**31 - 1 else ""
-    return lambda v: type(v) is int and least <= v <= most, words
+def _whole(least: int, most: int = 2**31 - 1, step: int = 1) -> Check:
+    words = "a whole number" if step == 1 else f"a multiple of {step}"
+    words += f" of at least {least:,}" + (f" and at most {most:,}" if most < 2**31 - 1 else "")
+    return lambda v: type(v) is int and least <= v <= most and v % step == 0, words
 
 
 def _one_of(names: Iterable[Any]) -> Check:
     names = tuple(names)
-    return lambda v: any(type(v) is type(n) and v == n for n in names), (
-        f"one of {', '.join(map(str, names))}"
-    )
+    words = f"one of {', '.join(map(str, names))}"
+    return lambda v: type(v) is type(names[0]) and v in names, words
 
 
 def _text(least: int = 0) -> Check:
@@ -89,26 +88,23 @@ _AT_LEAST_0 = _number("of at least 0", lambda v: v >= 0)
 _SHARE = _number("of at least 0 and at most 1", lambda v: 0 <= v <= 1)
 _BELOW_1 = _number("of at least 0 and below 1", lambda v: 0 <= v < 1)
 _TWO_STEPS = _several(_whole(1), 2, 2, different=False)
+_ALL_OR_2 = _or((lambda v: v == 0, "0"), _whole(2))
 
 # The first pattern that fits a key counts. How the numbers of a path must stand to each other, and
 # what data and devices allow, their constructors say.
 CHECKS: dict[str, Check] = {
     "seed": _whole(0, 2**32 - 1),
     "init_from": _text(),
-    "compilation_cache_dir": _text(),
+    "*_dir": _text(),
     "data.source": _text(1),
     "data.resolution": _whole(0, SIZES["resolution"][1]),
     "data.channels": _one_of((0, 1, 3)),
     "data.resize": _one_of(("lanczos", "box")),
     "data.too_small": _one_of(("refuse", "skip", "enlarge")),
-    "data.*_dir": _text(),
     "data.tiles": _FLAG,
     "download": _FLAG,
     "model.name": _one_of(("ddpmpp", "ncsnpp")),
-    "model.model_channels": (
-        lambda v: _whole(*SIZES["model_channels"])[0](v) and v % 2 == 0,
-        "an even number of at least {} and at most {:,}".format(*SIZES["model_channels"]),
-    ),
+    "model.model_channels": _whole(*SIZES["model_channels"], step=2),
     "model.channel_mult": _several(_whole(*SIZES["channel_mult"]), 1, 12, different=False),
     "model.num_blocks": _whole(1, SIZES["num_blocks"][1]),
     "model.attention_resolutions": _several(_whole(*SIZES["resolution"])),
@@ -140,9 +136,7 @@ CHECKS: dict[str, Check] = {
     "training.ema_rampup": _AT_LEAST_0,
     "training.writers": _several(_one_of(WRITERS)),
     "training.profile_steps": (
-        lambda v: (
-            v == () or (_several(_whole(1), 2, 2, different=False)[0](v) and list(v) == sorted(v))
-        ),
+        lambda v: v == () or (_TWO_STEPS[0](v) and v[0] <= v[1]),
         "first and last step, whole numbers of at least 1, or ()",
     ),
     "training.*_every": _whole(0),
@@ -158,11 +152,11 @@ CHECKS: dict[str, Check] = {
     "sampling.churn.*": _AT_LEAST_0,
     "sampling.*": _FINITE,
     "eval.checkpoint": _text(1),
-    "eval.num_samples": _or((lambda v: v == 0, "0"), _whole(2)),
+    "eval.num_samples": _ALL_OR_2,
     "eval.seed_ranges": _whole(1, 1_000),
     "eval.features": _text(1),
     "eval.likelihood": _FLAG,
-    "eval.likelihood_images": _or((lambda v: v == 0, "0"), _whole(2)),
+    "eval.likelihood_images": _ALL_OR_2,
     "eval.likelihood_trace": _one_of(("hutchinson", "exact")),
     "eval.*": _text(),
     "analysis.num_images": _whole(1),
