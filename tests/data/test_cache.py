@@ -294,6 +294,12 @@ def test_a_damaged_cache_is_named_with_a_way_out(load, tree, damage):
         load(f"folder:{tree}")
 
 
+def test_a_cache_folder_that_cannot_be_made_is_named_with_its_key(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"file/c: Not a directory; set data\.cache_dir"):
+        cache.load_dataset("digits", cache_dir=str(tmp_path / "file" / "c"))
+
+
 def test_a_full_disk_ends_preparing_by_an_error_and_leaves_nothing(tmp_path):
     """Not by SIGBUS, as a memory-mapped array would; in a process whose files may not grow."""
     program = f"""

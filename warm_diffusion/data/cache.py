@@ -119,7 +119,10 @@ def load_dataset(
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     path = root / f"{source.partition(':')[0]}-{key}"
     if not path.exists():
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{root}: {error.strerror}; set data.cache_dir") from error
         resample = None if tiles else _FILTERS[resize]
         _prepare(opened, recipe, resample, path)
     return _open(path)
