@@ -30,7 +30,7 @@ demo: $(VENV)/installed
 	$(DEMO) --mode=analyze
 	@echo
 	@echo "training   $(RUN)/metrics.jsonl, TensorBoard events, $(RUN)/samples/ (grids while training)"
-	@echo "samples    $(RUN)/generated/*/grid.png and one PNG per seed"
+	@echo "samples    $(RUN)/generated/: one PNG per seed, and a grid"
 	@echo "evaluation $(RUN)/eval/"
 	@echo "analysis   $(RUN)/analysis/spectrum.png, forward.png"
 

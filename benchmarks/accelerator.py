@@ -245,7 +245,7 @@ def sample(setting: Setting, dtype: str, solver: str, steps: int) -> dict:
 def inception_speed(setting: Setting) -> dict:
     """Images a second of Inception's features, of images as the network draws them."""
     mesh, size = devices.make_mesh(), setting.cifar10.data.resolution
-    network, batch = features.program(inception.features_and_logits, mesh)
+    network, batch = features.program(inception.features, mesh)
     zeros = jax.tree.map(
         lambda leaf: np.zeros(leaf.shape, leaf.dtype), inception.abstract_params()
     )  # speed does not depend on the weights

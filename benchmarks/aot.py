@@ -136,8 +136,8 @@ def lower_sample(config: ConfigDict, built: Architecture, mesh: Mesh):
 
 
 def lower_inception(built: Architecture, mesh: Mesh):
-    """Inception's features and logits of RGB images of this size."""
-    program, size = features.program(inception.features_and_logits, mesh)
+    """Inception's features of RGB images of this size."""
+    program, size = features.program(inception.features, mesh)
     images = jax.ShapeDtypeStruct((size, *built.image_shape[:2], 3), np.uint8)
     return program.lower(inception.abstract_params(), images), size
 

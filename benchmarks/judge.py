@@ -97,9 +97,7 @@ def classifier_features(data: Dataset, out: pathlib.Path, steps: int) -> feature
     print(f"classifier accuracy {accuracy:.1%} on the tenth of the images it has not seen")
     apply = devices.jit(lambda images: network.apply(params, from_uint8(images))[0])
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return features.Extractor(
-        "classifier", digest, 512, lambda images: features.Features(np.asarray(apply(images)))
-    )
+    return features.Extractor("classifier", digest, 512, lambda images: np.asarray(apply(images)))
 
 
 class Judge:
@@ -119,7 +117,7 @@ class Judge:
             self._extract = build.extractor(config, data.images.shape[1:])
         self._real = np.concatenate(
             [
-                self._extract(np.asarray(data.images[first : first + 1024])).values
+                self._extract(np.asarray(data.images[first : first + 1024]))
                 for first in range(0, len(data.images), 1024)
             ]
         )
@@ -131,12 +129,12 @@ class Judge:
 
     def __call__(self, images: np.ndarray) -> dict[str, float]:
         """Both distances of uint8 images [N, H, W, C]."""
-        values, real = self._extract(images).values, self._moments
+        values, real = self._extract(images), self._moments
         own = distances.Moments.of(values)
         smaller = min(len(values), len(self._real))
         kernel, _ = distances.kernel_distance(
             values, self._real, num_blocks=_KERNEL_BLOCKS,
-            block_size=metrics.kernel_block_size(smaller),
+            block_size=min(1000, smaller // 2),
         )  # fmt: skip
         frechet = distances.frechet(own.mean, own.covariance, real.mean, real.covariance)
         return dict(zip(self.names, (frechet, kernel), strict=True))

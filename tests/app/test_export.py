@@ -274,7 +274,7 @@ def test_edms_network_statistics_and_inception_make_an_fid(
     assert report["reference"]["origin"] == "external"
     app.run("--mode=sample", *common, "--seeds=0-5", tiny=False)
     extract = features.extractor("inception", weights=str(inception_weights))
-    found = extract(images(tmp_path / "generated")).values.astype(np.float64)
+    found = extract(images(tmp_path / "generated")).astype(np.float64)
     # tr sqrt(S diag(s)) over the five eigenvalues of six images, from their Gram matrix
     centred = (found - found.mean(0)) / np.sqrt(5)
     cross = np.linalg.eigvalsh((centred * scale) @ centred.T)

@@ -22,7 +22,7 @@ def pngs(folder):
 
 
 def sampled(workdir):
-    return next(iter((workdir / "generated").iterdir()))
+    return next((workdir / "generated").rglob("sampling.json")).parent
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_sampling_writes_a_png_for_each_seed_and_a_grid(samples):
     images = pngs(folder)
     assert set(images) == {f"{seed:06d}" for seed in range(10)}
     assert all(image.shape == (8, 8) for image in images.values())
-    assert (folder / "grid.png").exists()
+    assert folder.with_name(f"{folder.name}.png").exists()
     about = json.loads((folder / "sampling.json").read_text())
     assert about["seeds"] == "0-9"
     assert about["network_calls"] == 3  # Heun, two steps: 2 * 2 - 1

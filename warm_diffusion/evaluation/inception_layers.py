@@ -11,9 +11,6 @@ torch-fidelity's weights file.
 import functools
 from typing import NamedTuple
 
-_NUM_FEATURES = 2048
-_NUM_CLASSES = 1008
-
 Kernel = tuple[int, int, int]
 
 
@@ -120,7 +117,7 @@ def layer_shapes() -> dict[str, tuple[int, int, int, int]]:
 
 def array_shapes() -> dict[str, tuple[int, ...]]:
     """Names and shapes of the published arrays that are used."""
-    shapes = {"fc.weight": (_NUM_CLASSES, _NUM_FEATURES)}
+    shapes = {}
     for name, (height, width, channels, out) in layer_shapes().items():
         shapes[f"{name}.conv.weight"] = (out, channels, height, width)
         for statistic in ("weight", "bias", "running_mean", "running_var"):

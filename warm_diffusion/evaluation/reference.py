@@ -1,4 +1,4 @@
-"""Reference statistics: moments of a data set's features, with where they come from.
+"""Statistics of a set of images: moments of their features, with where they come from.
 
 The file is an .npz without pickles:
 
@@ -10,9 +10,12 @@ The file is an .npz without pickles:
 Statistics of unknown origin are behind many a FID that nobody could reproduce; so the origin is in
 the file, and `check` refuses statistics that are not of the same features, images and recipe.
 
-Other projects' files, EDM's and pytorch-fid's, hold `mu` and `sigma` alone. They are read as well,
-with a provenance that says so (`is_external`) and is None wherever it is unknown: `check` cannot
-vouch for their images. They keep no examples: Frechet distances alone.
+Other projects' files hold `mu` and `sigma`: EDM's alone, ADM's (VIRTUAL_*.npz) beside arrays that
+are not needed here. They are read as well, with a provenance that says so and is None wherever it
+is unknown: `check` cannot vouch for their images. They keep no examples: Frechet distances alone.
+Inception must have been TensorFlow's, with its resizing, as EDM's, ADM's and torch-fidelity's is.
+pytorch-fid and clean-fid resize otherwise, and their files look the same: `warning` says so of
+every file but those that are known by their hash.
 
 Deliberately absent: writing such files.
 """
@@ -22,24 +25,26 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from warm_diffusion.evaluation.distances import Moments
 from warm_diffusion.evaluation.features import Extractor
 from warm_diffusion.runtime import storage
+from warm_diffusion.runtime.console import progress
 
 FORMAT = 1
 KEPT = 10_000
-_CHUNK = 1024
+_BATCH = 1024
 _FACTS = (
     "format", "count", "split", "source", "data_sha256", "recipe", "image_shape", "features",
     "weights_hash",
 )  # fmt: skip
-_OWN = ("mean", "covariance", "kept", "provenance")
+_SIZE = 2048  # of Inception's features, which other projects' files do not name
 _ASYMMETRY = 1e-6  # of the largest entry, as far as `distances.frechet` goes
-_EXTERNAL_SIZE = 2048  # of Inception's features, which other projects' files do not name
+# EDM's reference statistics by SHA-256.
+_EDM = {"4ada108cdfd8e43409ed427f5f76631beac9b9617cdcaf416d41b1e161d85969": "cifar10-32x32.npz"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,50 +91,40 @@ def facts(
     }
 
 
+def in_batches(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Images [N, H, W, C], which may be memory-mapped, in parts that fit in memory."""
+    return (np.asarray(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH))
+
+
 def collect(
-    extract: Extractor,
-    images: np.ndarray,
-    provenance: dict,
-    report: Callable[[int], None] = lambda count: None,
+    extract: Extractor, batches: Iterable[np.ndarray], provenance: dict, name: str = "reference"
 ) -> FeatureStatistics:
-    """Statistics of all images [N, H, W, C], uint8, read in chunks.
+    """Statistics of all images of some batches, uint8 [B, H, W, C].
 
     Args:
       extract: the features.
-      images: at least 2; may be memory-mapped.
-      provenance: of `facts`; its count must be N.
-      report: is told how many more images are done.
+      batches: together `provenance["count"]` images, at least 2.
+      provenance: of `facts`.
+      name: of the images, for the progress bar.
 
     Raises:
       ValueError: images that the features are not for, or another number of them.
     """
-    if len(images) != provenance["count"]:
-        raise ValueError(f"expected {provenance['count']} images, got {len(images)}")
-    chosen = np.zeros(len(images), bool)
-    chosen[kept_rows(len(images))] = True
-    moments, kept = None, []
-    for first in range(0, len(images), _CHUNK):
-        values = extract(np.asarray(images[first : first + _CHUNK])).values
-        moments = add(moments, values)
-        kept.append(values[chosen[first : first + _CHUNK]])
-        report(len(values))
+    count, done, moments, kept = provenance["count"], 0, None, []
+    # Not the first ones: a folder's images come class by class.
+    chosen = np.zeros(count, bool)
+    chosen[np.random.default_rng(0).permutation(count)[:KEPT]] = True
+    with progress(count, name, " images") as bar:
+        for batch in batches:
+            values = extract(batch)
+            new = Moments.of(values)
+            moments = moments.merge(new) if moments else new
+            kept.append(values[chosen[done : done + len(values)]])
+            done += len(values)
+            bar.update(len(values))
+    if done != count:
+        raise ValueError(f"expected {count} images, got {done}")
     return FeatureStatistics(moments.mean, moments.covariance, np.concatenate(kept), provenance)
-
-
-def kept_rows(count: int) -> np.ndarray:
-    """Which of `count` images' features are kept, ascending: all, or a fixed random part.
-
-    Not the first ones: a folder's images come class by class.
-    """
-    if count <= KEPT:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(0).permutation(count)[:KEPT])
-
-
-def add(moments: Moments | None, values: np.ndarray) -> Moments:
-    """Moments (None: of nothing yet) with those of features [N, D] merged in."""
-    new = Moments.of(values)
-    return new if moments is None else moments.merge(new)
 
 
 def save(path: str | os.PathLike, statistics: FeatureStatistics) -> None:
@@ -154,15 +149,15 @@ def load(path: str | os.PathLike) -> FeatureStatistics:
 
     Raises:
       ValueError: no such file, a damaged one, one without provenance, or another project's of
-        other arrays, sizes or numbers than these.
+        other sizes or numbers than these.
     """
     path = storage.fetch(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             if {"mu", "sigma"} <= set(file.files):
-                return _external(path, {name: file[name] for name in ("mu", "sigma")}, file.files)
-            arrays = {name: file[name] for name in _OWN}
-        provenance = json.loads(str(arrays.pop("provenance")))
+                return _external(path, file["mu"], file["sigma"])
+            arrays = {name: file[name] for name in ("mean", "covariance", "kept")}
+            provenance = json.loads(str(file["provenance"]))
         missing = [name for name in _FACTS if name not in provenance]
         if missing or provenance["format"] != FORMAT:
             raise ValueError(f"its provenance is not of format {FORMAT} (missing: {missing})")
@@ -179,18 +174,12 @@ def load(path: str | os.PathLike) -> FeatureStatistics:
     return FeatureStatistics(**arrays, provenance=provenance)
 
 
-def _external(
-    path: pathlib.Path, arrays: dict[str, np.ndarray], names: list[str]
-) -> FeatureStatistics:
-    """Another project's statistics: `arrays` mu and sigma, of all the `names` in the file."""
-    mean, covariance = arrays["mu"], arrays["sigma"]
-    unknown = sorted(set(names) - {"mu", "sigma"})
-    if unknown:
-        raise ValueError(f"beside mu and sigma it holds {unknown}: expected these two alone")
-    if mean.shape != (_EXTERNAL_SIZE,) or covariance.shape != (_EXTERNAL_SIZE,) * 2:
+def _external(path: pathlib.Path, mean: np.ndarray, covariance: np.ndarray) -> FeatureStatistics:
+    """Another project's statistics."""
+    if mean.shape != (_SIZE,) or covariance.shape != (_SIZE, _SIZE):
         raise ValueError(
             f"mu and sigma have shapes {mean.shape} and {covariance.shape}: without a provenance "
-            f"they are taken for Inception's, of {_EXTERNAL_SIZE} features"
+            f"they are taken for Inception's, of {_SIZE} features"
         )
     for name, array in (("mu", mean), ("sigma", covariance)):
         if array.dtype.kind != "f" or not np.all(np.isfinite(array)):
@@ -198,29 +187,28 @@ def _external(
     asymmetry = np.abs(covariance - covariance.T).max()
     if asymmetry > _ASYMMETRY * np.abs(covariance).max():
         raise ValueError(f"sigma is not symmetric: it differs by {asymmetry:.3g} from its mirror")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     provenance = dict.fromkeys(_FACTS) | {
         "format": FORMAT,
         "origin": "external",
         "file": path.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": digest,
         "split": "train",
         "features": "inception",
     }
-    return FeatureStatistics(
-        mean.astype(np.float64),
-        covariance.astype(np.float64),
-        np.zeros((0, _EXTERNAL_SIZE), np.float32),
-        provenance,
+    moments = mean.astype(np.float64), covariance.astype(np.float64)
+    return FeatureStatistics(*moments, np.zeros((0, _SIZE), np.float32), provenance)
+
+
+def warning(provenance: Mapping) -> str:
+    """What to say of another project's statistics that are not known; empty for all others."""
+    if provenance.get("origin") != "external" or provenance["sha256"] in _EDM:
+        return ""
+    return (
+        f"{provenance['file']} is none of EDM's files that are known by their hash: if pytorch-fid "
+        "or clean-fid wrote it, which resize otherwise than TensorFlow, the distance means nothing"
     )
-
-
-def is_external(statistics: FeatureStatistics) -> bool:
-    """Whether another project wrote them: of images that nobody can check, without examples."""
-    return _is_external(statistics.provenance)
-
-
-def _is_external(provenance: Mapping) -> bool:
-    return provenance.get("origin") == "external"
 
 
 def fingerprint(statistics: FeatureStatistics) -> str:
@@ -239,11 +227,11 @@ def check(provenance: Mapping, expected: Mapping, name: str) -> None:
     Raises:
       ValueError: names every fact that differs.
     """
+    external = provenance.get("origin") == "external"
     differences = [
         f"{fact} is {provenance.get(fact)!r}, expected {value!r}"
         for fact, value in expected.items()
-        if provenance.get(fact) != value
-        and not (_is_external(provenance) and provenance.get(fact) is None)
+        if provenance.get(fact) != value and not (external and provenance.get(fact) is None)
     ]
     if differences:
         raise ValueError(
