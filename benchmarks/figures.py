@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from benchmarks import ablation, bnr_sweep, nfe_curve
+from benchmarks import ablation, bnr_sweep, comparison, nfe_curve
 from warm_diffusion import dct, pretrained, process, samplers, spectra
 from warm_diffusion.app import plots
 from warm_diffusion.app.plots import style
@@ -29,7 +29,6 @@ RESULTS, IMAGES = ROOT / "docs" / "results", ROOT / "docs" / "images"
 SETS = {"digits": "digits", "cifar10_16": "CIFAR-10 at 16x16"}
 DRAWS, RESTORES = ROOT / "pretrained" / "cifar10_16", ROOT / "pretrained" / "photos"
 METRICS = {"digits": "fd_classifier_2000", "cifar10_16": "fd_classifier_1000"}
-
 
 NOISE = (0.05, 0.15, 0.4, 1.2)  # beta of each column
 RATIO = 10.0  # alpha of each column is ten times that: blur that can be seen
@@ -45,16 +44,16 @@ def _rows(path: pathlib.Path) -> list[dict]:
 
 def sweep(name: str):
     """Distance against ratio."""
-    metric = METRICS[name]
-    entries = bnr_sweep.summarise(_rows(RESULTS / f"sweep_{name}.jsonl"), (metric,))
+    rows, metric = _rows(RESULTS / f"sweep_{name}.jsonl"), METRICS[name]
+    entries = comparison.summarise(rows, (metric,), bnr_sweep.GROUP)
     return bnr_sweep.draw(entries, metric, SETS[name])
 
 
 def ablation_digits():
     """Distance of each variant."""
-    rows = _rows(RESULTS / "ablation_digits.jsonl")
-    summary = ablation.summarise(rows, (METRICS["digits"],))
-    return ablation.draw(summary, "digits, blur-to-noise ratio 0.5 where a variant has one")
+    rows, metric = _rows(RESULTS / "ablation_digits.jsonl"), METRICS["digits"]
+    entries = comparison.summarise(rows, (metric,), ablation.GROUP)
+    return ablation.draw(entries, metric, f"digits, {ablation.title_of(0.5)}")
 
 
 def nfe(name: str):
