@@ -83,12 +83,6 @@ def test_python_that_runs_elsewhere_parses(page):
         ast.parse(re.sub(r"^--8<--.*$", "", code, flags=re.MULTILINE))
 
 
-def test_the_readmes_snippet_has_ten_lines_and_the_readme_900_words_at_most():
-    (code,) = blocks("python", README)
-    assert len(code.strip().splitlines()) == 10
-    assert len(README.split()) <= 900
-
-
 STEMS = [path.stem for path in EXAMPLES]
 
 
