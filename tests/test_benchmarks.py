@@ -273,24 +273,22 @@ def options(out, **changes):
     values = {
         "config": tiny_config(), "out": str(out), "seeds": ["0"], "solvers": ["euler:2"],
         "samples": 16, "features": "pixels", "classifier_steps": 2, "minutes": 0.0,
-        "ratios": ["0", "2"], "any_ratios": [],
+        "ratios": ["0", "2"], "any_ratios": ["1"],
     }  # fmt: skip
     return types.SimpleNamespace(**(values | changes))
 
 
 @pytest.mark.long
-def test_a_trained_ratio_has_the_weights_of_the_apps_own_run(tmp_path):
+def test_a_training_has_the_weights_of_the_apps_own_run(tmp_path):
     config = tiny_config()
-    config.schedule.constant_bnr.bnr, config.seed = 2.0, 5
+    trainer = comparison.Trainer(config, build.dataset(config))
+    trainer.train(seed=4)  # the same compiled step, for another seed
+    params, facts = trainer.train(seed=5)
+    config.seed = 5
     state = train(config, str(tmp_path / "run"))
-    other = tiny_config()  # its own ratio and seed are arguments here
-    trainer = comparison.Trainer(
-        other, build.dataset(other), comparison.Timer(), schedules.constant_bnr
-    )
-    trained = trainer.train(seed=5, ratio=2.0)
-    expected = jax.tree.leaves(state.ema[0])
-    for got, leaf in zip(jax.tree.leaves(trained.params), expected, strict=True):
+    for got, leaf in zip(jax.tree.leaves(params), jax.tree.leaves(state.ema[0]), strict=True):
         np.testing.assert_allclose(got, leaf, atol=2e-5)
+    assert facts["images_seen"] == 48
 
 
 def rows(out):
@@ -310,7 +308,12 @@ def test_a_sweep_in_two_sittings_has_the_rows_of_one(tmp_path):
     bnr_sweep.sweep(options(tmp_path / "two", ratios=["2"]))
     bnr_sweep.sweep(options(tmp_path / "two"))
     assert rows(tmp_path / "one") == rows(tmp_path / "two")
-    assert sorted(rows(tmp_path / "two")) == [(0.0, 0, "euler"), (2.0, 0, "euler")]
+    assert sorted(rows(tmp_path / "two")) == [
+        (0.0, 0, "euler"),
+        (1.0, 0, "euler"),
+        (2.0, 0, "euler"),
+    ]
+    assert "any" in (tmp_path / "two" / "table.md").read_text()
     with pytest.raises(ValueError, match="results of other settings"):
         bnr_sweep.sweep(options(tmp_path / "two", samples=24))
 
