@@ -1,4 +1,4 @@
-"""Public data and weights by name: where they are, what they weigh, and how they are checked.
+"""Public data and weights by name: where they are, how large they are, and how they are checked.
 
     python -m warm_diffusion.public list
     python -m warm_diffusion.public get NAME... --to=FOLDER
