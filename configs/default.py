@@ -153,7 +153,7 @@ def get_config() -> ml_collections.ConfigDict:
     # auto: inception where its weights are given, else pixels of grey images and efficientnet_lite0
     # of colour images
     evaluation.features = "auto"
-    evaluation.inception_weights = ""  # safetensors file; without one, inception says how to get it
+    evaluation.inception_weights = ""  # file of Inception's weights; empty: fetched by --download
     # Statistics that --mode=fid_stats wrote, or EDM's own .npz (mu, sigma); empty: made from data.
     evaluation.reference = ""
     evaluation.split = ""  # what data's images are, in metric names; empty: the source's, or train

@@ -73,7 +73,7 @@ def test_a_function_that_returns_no_features_is_refused(user_module):
         ("no_such_module:f", "cannot be imported: No module named 'no_such_module'"),
         ("my_features:missing", "cannot be imported: module 'my_features' has no attribute"),
         ("my_features:seven", "is no function, but int"),
-        ("inception", "python -m warm_diffusion.evaluation.inception convert pt_inception"),
+        ("inception", "python -m warm_diffusion.public get pt_inception"),
     ],
 )
 def test_features_that_cannot_be_had_are_refused(user_module, name, message):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.evaluation.torch_writer import dictionary, tensor, torch_file
 from warm_diffusion.evaluation import features, inception, inception_layers
 
 
@@ -144,22 +145,36 @@ def test_images_of_another_shape_or_type_are_refused(images, message):
 
 def test_a_missing_weights_file_says_where_the_weights_come_from(tmp_path):
     with pytest.raises(ValueError, match="no Inception weights at") as error:
-        inception.load(tmp_path / "inception.safetensors")
-    for part in (inception.PUBLISHED_NAME, "github.com/mseitzer/pytorch-fid", "inception convert"):
-        assert part in str(error.value)
+        inception.load(tmp_path / "inception.pth")
+    assert f"warm_diffusion.public get {inception.PUBLISHED_NAME} --to={tmp_path}" in str(
+        error.value
+    )
 
 
-@pytest.mark.parametrize("content", [b"\x80\x02}q\x00.", b"PK\x03\x04 an archive"])
-def test_a_pickle_is_refused_with_the_command_that_converts_it(content, tmp_path):
-    path = tmp_path / "weights.pth"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="is a pickle") as error:
-        inception.load(path)
-    assert f"inception convert {path} {tmp_path / 'weights.safetensors'}" in str(error.value)
+def test_torchs_file_and_a_safetensors_one_hold_the_same_weights(golden_arrays, tmp_path, capsys):
+    items, storages = {}, {}
+    for name, array in golden_arrays.items():
+        strides = tuple(stride // 4 for stride in array.strides)
+        items[name] = tensor("zip", name, "<f4", array.size, 0, array.shape, strides)
+        storages[name] = array.ravel()
+    content = torch_file("zip", dictionary(items), storages)
+    (tmp_path / "a.pth").write_bytes(content)
+    safetensors.numpy.save_file(golden_arrays, tmp_path / "a.safetensors")
+    one, two = (inception.load(tmp_path / f"a.{ending}") for ending in ("pth", "safetensors"))
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+    assert one.weights_hash == hashlib.sha256(content).hexdigest()
+    assert "is not the published file" in capsys.readouterr().out
 
 
-def test_a_damaged_weights_file_is_refused(tmp_path):
-    path = tmp_path / "inception.safetensors"
-    path.write_bytes(b"\x00" * 20)
-    with pytest.raises(ValueError, match="not a safetensors file, or a damaged one"):
-        inception.load(path)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02}q\x00.", "cannot read .*weights"),
+        (b"PK\x03\x04 an archive", "cannot read .*weights"),
+        (b"\x00" * 20, "neither torch's file nor a safetensors one, or damaged"),
+    ],
+)
+def test_a_damaged_weights_file_is_refused(tmp_path, content, message):
+    (tmp_path / "weights").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        inception.load(tmp_path / "weights")

@@ -1,21 +1,16 @@
-"""torch's files read without torch, and the convert command built on that.
+"""torch's files read without torch.
 
 The files are written opcode by opcode (`torch_writer`).
 """
 
-import hashlib
 import io
 import pickle
 import pickletools
 import struct
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from tests.evaluation.torch_writer import (
     EMPTY,
@@ -28,7 +23,7 @@ from tests.evaluation.torch_writer import (
     tensor,
     torch_file,
 )
-from warm_diffusion.evaluation import inception, inception_layers, torch_files
+from warm_diffusion.evaluation import torch_files
 
 
 def _example(layout, **changes):
@@ -234,93 +229,3 @@ def test_a_file_with_damaged_bytes_raises_nothing_but_valueerror(layout, write):
         except ValueError:
             refused += 1
     assert refused > 100
-
-
-# --- the convert command --------------------------------------------------------------------------
-
-
-def _inception_file(layout):
-    """Weights of the right shapes, all of them views of one storage, and what they hold."""
-    shapes = inception_layers.array_shapes()
-    size = max(np.prod(shape) for shape in shapes.values())
-    numbers = np.random.default_rng(0).uniform(0.1, 1, size).astype("<f4")
-    items, expected = {}, {}
-    for name, shape in shapes.items():
-        strides = np.cumprod((1, *shape[:0:-1]))[::-1]
-        items[name] = tensor(layout, "0", "<f4", int(size), 0, shape, tuple(map(int, strides)))
-        expected[name] = numbers[: np.prod(shape)].reshape(shape)
-    items["Mixed_5b.branch1x1.bn.num_batches_tracked"] = tensor(
-        layout, "0", "<f4", int(size), 0, (), ()
-    )
-    return torch_file(layout, dictionary(items), {"0": numbers}), expected
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_convert_writes_the_weights_that_load_reads(layout, write, tmp_path, capsys):
-    content, expected = _inception_file(layout)
-    source, destination = write(content), tmp_path / "inception.safetensors"
-    assert inception.main(["convert", str(source), str(destination)]) == 0
-    converted = safetensors.numpy.load_file(destination)
-    assert converted.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(converted[name], array, strict=True)
-    output = capsys.readouterr()
-    digest = hashlib.sha256(destination.read_bytes()).hexdigest()
-    assert output.out == f"wrote {destination}, SHA-256 {digest}\n"
-    # These weights are not the published ones, and the user hears so.
-    assert hashlib.sha256(content).hexdigest() in output.err
-    assert output.err.startswith("warning: ")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [destination.name, source.name]
-
-
-def test_convert_of_a_hostile_file_ends_with_one_line_and_status_2(write, tmp_path):
-    mark = tmp_path / "mark"
-    path = write(torch_file("legacy", dictionary({"x": _call(f"touch {mark}")}), {}))
-    command = [sys.executable, "-m", "warm_diffusion.evaluation.inception", "convert"]
-    run = subprocess.run(
-        [*command, path, tmp_path / "out.safetensors"],
-        cwd=Path(torch_files.__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 2
-    assert run.stdout == ""
-    assert run.stderr.startswith(f"error: cannot read {path}: it names 'posix.system'")
-    assert run.stderr.count("\n") == 1
-    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["convert", "{missing}", "{out}"], "No such file"),
-        (["convert", "{other}", "{out}"], "missing fc.weight"),
-        (["convert", "{other}", "{other}"], "must end in .safetensors"),
-    ],
-)
-def test_convert_ends_with_one_line_and_status_2(arguments, message, write, tmp_path, capsys):
-    names = {"missing": tmp_path / "missing.pth", "out": tmp_path / "out.safetensors"}
-    names["other"] = write(_example("zip"))
-    assert inception.main([argument.format(**names) for argument in arguments]) == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.startswith("error: ")
-    assert message in output.err
-    assert output.err.count("\n") == 1
-    assert not names["out"].exists()
-
-
-def test_convert_that_cannot_write_leaves_nothing_behind(write, tmp_path, capsys):
-    source, destination = write(_inception_file("legacy")[0]), tmp_path / "out.safetensors"
-    destination.mkdir()  # cannot be replaced by a file
-    assert inception.main(["convert", str(source), str(destination)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == [destination.name, source.name]
-
-
-@pytest.mark.parametrize("arguments", [[], ["convert"], ["download"]])
-def test_a_wrong_command_line_ends_with_one_line_and_status_2(arguments, capsys):
-    with pytest.raises(SystemExit) as stop:
-        inception.main(arguments)
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1

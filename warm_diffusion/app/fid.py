@@ -1,6 +1,6 @@
 """Distances of two sets of images as files, or as statistics of --mode=fid_stats.
 
-    python -m warm_diffusion.app.fid GENERATED REFERENCE --weights=inception.safetensors
+    python -m warm_diffusion.app.fid GENERATED REFERENCE --weights=FILE
     python -m warm_diffusion.app.fid GENERATED REFERENCE --features=pixels
 
 Each is a folder of images, such as --mode=sample fills, a source as config.data.source names it
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("reference", help="the same, or EDM's or ADM's .npz of mu and sigma")
     names = "auto, inception, efficientnet_lite0, pixels or MODULE:FUNCTION [auto]"
     parser.add_argument("--features", default="auto", help=names)
-    parser.add_argument("--weights", default="", help="Inception's safetensors file")
+    parser.add_argument("--weights", default="", help="Inception's weights, .pth or .safetensors")
     parser.add_argument("--json", help="file to write the result to as well")
     options = parser.parse_args(arguments)
     try:

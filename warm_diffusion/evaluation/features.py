@@ -102,7 +102,7 @@ def extractor(name: str, *, weights: str = "", mesh: Mesh | None = None) -> Extr
 
     Args:
       name: pixels, inception, efficientnet_lite0 or MODULE:FUNCTION (a module to import).
-      weights: Inception's safetensors file (`inception.convert` makes it).
+      weights: Inception's file, see `inception.load`.
       mesh: devices to divide a network's batches over; None for one of this process.
 
     Raises:

@@ -15,21 +15,15 @@ layers, named as in pytorch-fid and torch-fidelity, which share one weights file
 Averaging neighbours and a 1 x 1 convolution commute: the blocks convolve first, all branches in one
 product, and average the few channels that are left. Same numbers, less work.
 
-Deliberately absent: training, the classifiers, and any download. The published weights are
-a pickle, pytorch-fid's of torch tensors or jax-fid's of numpy arrays; either is converted once,
-running nothing that it contains:
-
-    python -m warm_diffusion.evaluation.inception convert PUBLISHED OUT.safetensors
+Deliberately absent: training, the classifiers, and any download. The published weights are torch's
+file, which is read without torch, running nothing in it.
 """
 
-import argparse
 import functools
 import hashlib
 import os
-import pathlib
-import sys
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +32,9 @@ import safetensors
 import safetensors.numpy
 
 from warm_diffusion.evaluation import inception_layers as layers
-from warm_diffusion.evaluation import numpy_pickles, torch_files
+from warm_diffusion.evaluation import torch_files
 from warm_diffusion.runtime import storage
+from warm_diffusion.runtime.console import say
 
 Params = dict[str, dict[str, jax.Array]]
 
@@ -47,19 +42,6 @@ Params = dict[str, dict[str, jax.Array]]
 # is the same file. Their names end in the first digits of its SHA-256.
 PUBLISHED_NAME = "pt_inception-2015-12-05-6726825d.pth"
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-# The same weights as JAX packages have them, of github.com/matthias-wright/jax-fid.
-JAX_NAME = "inception_v3_weights_fid.pickle"
-JAX_SHA256 = "4e030efa5bccac3222d975f658d1884f9e00fab24f2812082884539220b90d77"
-_COMMAND = "python -m warm_diffusion.evaluation.inception convert"
-
-# The end of an array's name here and in the JAX file; the beginnings are the same.
-_JAX_ENDS = {
-    "conv.weight": "conv.kernel",  # HWIO there, OIHW here
-    "bn.weight": "bn.scale",
-    "bn.bias": "bn.bias",
-    "bn.running_mean": "bn.mean",
-    "bn.running_var": "bn.var",
-}
 
 _SIZE = 299
 _EPSILON = 1e-3
@@ -252,116 +234,42 @@ def features(params: Params, images: jax.Array) -> jax.Array:
 
 
 class Weights(NamedTuple):
-    """Parameters and the SHA-256 of the safetensors file that they came from."""
+    """Parameters and the SHA-256 of the file that they came from."""
 
     params: Params
     weights_hash: str
 
 
 def load(path: str | os.PathLike) -> Weights:
-    """Parameters from a safetensors file, and its SHA-256 to store with every result.
-
-    Raises:
-      ValueError: no such file (says where the weights come from), a pickle (says how to convert
-        it), a damaged file, or other weights.
-    """
-    path = storage.local(path or "inception.safetensors", "eval.inception_weights")
-    if not path.is_file():
-        raise ValueError(
-            f"features=inception: no Inception weights at {path} (eval.inception_weights): get "
-            f"{PUBLISHED_NAME} from the release fid_weights of github.com/mseitzer/pytorch-fid and "
-            f"run: {_COMMAND} {PUBLISHED_NAME} {path}"
-        )
-    data = path.read_bytes()
-    try:
-        arrays = safetensors.numpy.load(data)
-    except safetensors.SafetensorError as error:
-        if data.startswith((b"PK", b"\x80")):
-            raise ValueError(
-                f"{path} is a pickle, which could run anything; convert it once: "
-                f"{_COMMAND} {path} {path.with_suffix('.safetensors')}"
-            ) from None
-        raise ValueError(f"{path} is not a safetensors file, or a damaged one: {error}") from error
-    return Weights(params_from_arrays(arrays), hashlib.sha256(data).hexdigest())
-
-
-def _from_jax(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays of the JAX file, named by their keys, in torch's names and layout; others left out."""
-    found = {}
-    for name in layers.array_shapes():
-        *layer, operation, array = name.split(".")
-        theirs = ".".join([*layer, _JAX_ENDS[f"{operation}.{array}"]])
-        if theirs in arrays:
-            array = arrays[theirs]
-            axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
-            found[name] = array if axes is None else array.transpose(axes)
-    return found
-
-
-def _read_published(source: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Arrays of either published file in torch's names and layout."""
-    with open(source, "rb") as file:
-        start = file.read(16)
-    if start.startswith(b"\x80") and not torch_files.is_legacy(start):
-        return _from_jax(numpy_pickles.read_arrays(source))
-    return torch_files.read_tensors(source)
-
-
-def convert(source: str | os.PathLike, destination: str | os.PathLike) -> str:
-    """Writes the published pickle's weights as safetensors, reading arrays only, running nothing.
+    """Parameters from the published file, and its SHA-256 to store with every result.
 
     Args:
-      source: pytorch-fid's .pth file, or jax-fid's .pickle.
-      destination: a path that ends in .safetensors; replaced in one step if it exists.
-
-    Returns:
-      SHA-256 of the source; `PUBLISHED_SHA256` or `JAX_SHA256` if it is a published file.
+      path: the published file, or other weights of the same names as .pth or .safetensors.
 
     Raises:
-      ValueError: the source holds more than arrays, or other weights; the destination's name.
-      OSError: one of them cannot be read or written.
+      ValueError: no such file (says where the weights come from), a file that holds more than
+        arrays, or a damaged one, or other weights.
     """
-    destination = storage.local(destination, "the converted file")
-    if destination.suffix != ".safetensors":
-        raise ValueError(f"the converted file's name must end in .safetensors, got {destination}")
-    arrays = _read_published(source)
-    params_from_arrays(arrays)
-    needed = {name: np.array(arrays[name], np.float32, order="C") for name in layers.array_shapes()}
-    storage.write_bytes(destination, safetensors.numpy.save(needed))
-    return hashlib.sha256(pathlib.Path(source).read_bytes()).hexdigest()
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; try --help\n")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, or 2 after one line on stderr."""
-    parser = _Parser(
-        prog="python -m warm_diffusion.evaluation.inception",
-        description="Prepares the weights that FID needs.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("convert", help="published weights to safetensors")
-    command.add_argument("source", help=f"{PUBLISHED_NAME} or {JAX_NAME}")
-    command.add_argument("destination", help="the .safetensors file to write")
-    options = parser.parse_args(arguments)
-    try:
-        source_hash = convert(options.source, options.destination)
-        weights_hash = load(options.destination).weights_hash
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if source_hash not in (PUBLISHED_SHA256, JAX_SHA256):
-        print(
-            f"warning: {options.source} is not a published file (SHA-256 {source_hash}, expected "
-            f"{PUBLISHED_SHA256} or {JAX_SHA256}): its FIDs compare with no one else's",
-            file=sys.stderr,
+    path = storage.local(path or PUBLISHED_NAME, "eval.inception_weights")
+    if not path.is_file():
+        raise ValueError(
+            f"features=inception: no Inception weights at {path} (eval.inception_weights): fetch "
+            f"them by python -m warm_diffusion.public get {PUBLISHED_NAME} --to={path.parent}"
         )
-    print(f"wrote {options.destination}, SHA-256 {weights_hash}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if data.startswith((b"PK", b"\x80")):
+        arrays = torch_files.read_tensors(path)
+        if found != PUBLISHED_SHA256:
+            say(
+                f"note     {path} is not the published file (SHA-256 {found}, expected "
+                f"{PUBLISHED_SHA256}): its FIDs compare with no one else's"
+            )
+    else:
+        try:
+            arrays = safetensors.numpy.load(data)
+        except safetensors.SafetensorError as error:
+            raise ValueError(
+                f"{path} is neither torch's file nor a safetensors one, or damaged: {error}"
+            ) from error
+    return Weights(params_from_arrays(arrays), found)

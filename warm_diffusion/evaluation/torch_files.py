@@ -16,7 +16,6 @@ import io
 import math
 import os
 import pathlib
-import pickle
 import struct
 import zipfile
 from typing import Any, NamedTuple
@@ -170,13 +169,3 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if data.startswith(b"\x80"):
             return _read_legacy(io.BytesIO(data))
         raise ValueError("it is no file of torch.save")
-
-
-def is_legacy(start: bytes) -> bool:
-    """Whether a pickle that starts with these 16 bytes is torch's: its first is a long number.
-
-    Every other pickle of weights begins with a dictionary.
-    """
-    # After the protocol (2 bytes) and, since protocol 4, the frame (9 bytes).
-    first = start[11:12] if start[2:3] == pickle.FRAME else start[2:3]
-    return start.startswith(pickle.PROTO) and first == pickle.LONG1
