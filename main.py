@@ -13,18 +13,16 @@ import signal
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below go on
 
-import pathlib
 import sys
 import traceback
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 import warm_diffusion
 from configs import default
 from warm_diffusion import app as modes
 from warm_diffusion.app import settings
-from warm_diffusion.runtime import console, processes, storage
+from warm_diffusion.runtime import console, processes
 from warm_diffusion.training import signals
 
 FLAGS = flags.FLAGS
@@ -41,45 +39,28 @@ MODES = {
     ),
     "info": lambda config, *_: modes.info.print_info(config, FLAGS.details),
 }
-config_flags.DEFINE_config_file(
-    "config",
-    None,  # a default here would be loaded, with all overrides, before errors can be caught
-    "File [--checkpoint's, or configs/digits.py]; keys (configs/default.py) by --config.KEY=VALUE.",
-)
+settings.define_flags()
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 flags.DEFINE_string("workdir", None, "Where results go; train continues what is there.")
 flags.DEFINE_string("checkpoint", None, "Model folder, or training workdir [--workdir].")
 flags.DEFINE_string("seeds", "0-63", "sample: such as 0-63 or 3,5,8-11.")
-flags.DEFINE_float("bnr", None, "sample, eval: blur-to-noise ratio of the path [as trained].")
-flags.DEFINE_string("solver", None, "sample, eval: euler, heun or multistep.")
 flags.DEFINE_float("wait", 0.0, "eval: seconds to wait for a checkpoint still to come.")
-flags.DEFINE_integer("steps", None, "sample, eval: steps of the solver.")
-flags.DEFINE_string("grid", None, "sample, eval: time grid, edm or spectral.")
-flags.DEFINE_string(
-    "input",
-    None,
-    "restore: photograph, or folder of them, with Gaussian blur and noise; not for "
-    "motion blur, defocus or the blocks of JPEG.",
-)
+flags.DEFINE_string("input", None, "restore: photograph, or folder of them (docs/restoration.md).")
 flags.DEFINE_float("blur", None, "restore: standard deviation in pixels [read off each image].")
 flags.DEFINE_float("noise", None, "restore: in grey levels of 0..255 [read off each image].")
 flags.DEFINE_integer("samples", 0, "restore: samples of the posterior besides its mean.")
 flags.DEFINE_string("reference", None, "restore: clean images of the same names, for PSNR, SSIM.")
 flags.DEFINE_bool("details", False, "info: also every key and the table of parameters.")
-flags.DEFINE_bool("distributed", False, "Join the other processes of a cluster that JAX knows.")
-flags.DEFINE_string("coordinator_address", None, "On any other: HOST:PORT of process 0.")
-flags.DEFINE_integer("num_processes", None, "On any other: how many processes there are.")
-flags.DEFINE_integer("process_id", None, "On any other: which of them this is, from 0.")
-flags.DEFINE_float("join_seconds", 300.0, "How long to wait for the other processes.")
-flags.DEFINE_bool("download", False, "Fetch public data, weights and networks if missing.")
 flags.DEFINE_bool("version", False, "Print versions and exit.")
 flags.DEFINE_bool("debug", False, "Show the libraries' logs, and a traceback for every error.")
 
 
-def fail(message: str, status: int = 2) -> None:
-    """Prints one line and exits."""
-    message = message.splitlines()[-1] if "Traceback (" in message else message  # a config file's
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+def fail(error: Exception) -> None:
+    """Ends with one line, and for a fault of the program with its traceback before it."""
+    status, line = modes.explain(error)
+    if status == 1 or (FLAGS.is_parsed() and FLAGS.debug):
+        traceback.print_exc()
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
     processes.exit(status)
 
 
@@ -90,12 +71,9 @@ def parse(argv: list[str]) -> list[str]:
         print(*(f"{name} {version}" for name, version in versions.items()), sep="\n")
         sys.exit(0)
     try:
-        rest = FLAGS(settings.resolve_config_argument(argv, pathlib.Path(default.__file__).parent))
-        FLAGS.config.to_dict()  # a file that could not be loaded says so now
-        return rest
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        keys = settings.keys_given(argv)
-        fail(settings.explain_unknown_key(keys, default.get_config()) or str(error))
+        return settings.parse(argv, default)
+    except ValueError as error:
+        fail(error)
 
 
 def main(argv: list[str]) -> None:
@@ -105,22 +83,12 @@ def main(argv: list[str]) -> None:
         console.hide_tracebacks()
     try:
         with signals.quiet_end():
-            config = settings.start(FLAGS)
-            if len(argv) > 1:
-                raise ValueError(f"unexpected argument {argv[1]!r}; flags look like --mode=train")
-            if not FLAGS.workdir and FLAGS.mode != "info":
-                raise ValueError(f"--mode={FLAGS.mode} writes files: set --workdir=DIR")
+            config = settings.start(FLAGS, argv)
             MODES[FLAGS.mode](config, FLAGS.workdir, FLAGS.checkpoint or FLAGS.workdir)
     except signals.Ended as ended:
         processes.exit(ended.status)
     except Exception as error:
-        other = processes.explain(error) or storage.explain(error)
-        mistake = isinstance(error, ValueError | modes.Stopped) or other
-        if FLAGS.debug or not mistake:
-            traceback.print_exc()
-        reason = str(error) if mistake else f"{type(error).__name__}: {error}"
-        status, reason = other or (getattr(error, "status", 2 if mistake else 1), reason)
-        fail(reason, status)
+        fail(error)
 
 
 if __name__ == "__main__":

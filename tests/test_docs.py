@@ -183,7 +183,11 @@ def test_every_key_named_alone_is_there():
 def test_every_flag_named_alone_is_there():
     flags = set(named(r"`--(?!xla)([a-z_]+)(?:=[^`]*)?`")) - {"config"}
     modules = [ROOT / words[2].replace(".", "/") for words in MODULES.values() if "." in words[2]]
-    sources = [ROOT / "main.py", *(module.with_suffix(".py") for module in modules)]
+    sources = [
+        ROOT / "main.py",
+        ROOT / "warm_diffusion/app/settings.py",
+        *(module.with_suffix(".py") for module in modules),
+    ]
     text = "".join(source.read_text() for source in sources)
     assert [flag for flag in flags if not re.search(rf'["-]{flag}"', text)] == []
 

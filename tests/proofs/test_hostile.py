@@ -257,7 +257,7 @@ def test_flags(tmp_path, examples, monkeypatch):
         def read():
             try:
                 main.parse(argv)
-                configurations.check(main.FLAGS.config, None)
+                configurations.check(main.FLAGS.config)
             except SystemExit as end:
                 told = said.getvalue()
                 if end.code != 2 or not told.startswith("error: ") or told.count("\n") != 1:

@@ -5,13 +5,15 @@ Each is loaded when it is first used: `info` needs no matplotlib, sampling no Te
 
 import importlib
 
+from warm_diffusion.runtime import processes, storage
+
 _JOBS = ("train", "sample", "evaluate", "fid_stats", "analyze", "export", "info", "restore")
 
 
 class Stopped(Exception):
     """A run ended before its end for a reason that is not the user's mistake."""
 
-    status = 1  # the exit status of main.py
+    status: int  # the exit status of main.py
 
 
 class Interrupted(Stopped):
@@ -30,6 +32,15 @@ class Incomplete(Stopped):
     """Something asked for was missing or damaged; what could be done is done."""
 
     status = 4
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """The exit status and the line with which main.py ends after an error."""
+    if found := processes.explain(error) or storage.explain(error):
+        return found
+    if isinstance(error, ValueError | Stopped):
+        return getattr(error, "status", 2), str(error)
+    return 1, f"{type(error).__name__}: {error}"
 
 
 def __getattr__(name: str):

@@ -10,12 +10,14 @@ import os
 import pathlib
 import re
 import reprlib
+import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import absl.flags
 import jax
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
 from warm_diffusion import denoiser, drawing, samplers
 from warm_diffusion.app import build
@@ -302,6 +304,49 @@ def compare(config: ml_collections.ConfigDict, began: dict, path: pathlib.Path) 
 # --- on the command line --------------------------------------------------------------------------
 
 
+def define_flags() -> None:
+    """Defines the flags of all modes that say with what configuration and where they run."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,  # a default here would be loaded, with all overrides, before errors can be caught
+        "File [--checkpoint's, or configs/digits.py]; keys (configs/default.py) by "
+        "--config.KEY=VALUE.",
+    )
+    flags.DEFINE_float("bnr", None, "sample, eval: blur-to-noise ratio of the path [as trained].")
+    flags.DEFINE_string("solver", None, "sample, eval: euler, heun or multistep.")
+    flags.DEFINE_integer("steps", None, "sample, eval: steps of the solver.")
+    flags.DEFINE_string("grid", None, "sample, eval: time grid, edm or spectral.")
+    flags.DEFINE_bool("download", False, "Fetch public data, weights and networks if missing.")
+    flags.DEFINE_bool("distributed", False, "Join the other processes of a cluster JAX knows.")
+    flags.DEFINE_string("coordinator_address", None, "On any other: HOST:PORT of process 0.")
+    flags.DEFINE_integer("num_processes", None, "On any other: how many processes there are.")
+    flags.DEFINE_integer("process_id", None, "On any other: which of them this is, from 0.")
+    flags.DEFINE_float("join_seconds", 300.0, "How long to wait for the other processes.")
+
+
+def parse(argv: Sequence[str], default: types.ModuleType) -> list[str]:
+    """Reads the flags; returns the arguments that are none.
+
+    Args:
+      argv: the command line.
+      default: the module configs/default.py.
+
+    Raises:
+      ValueError: a flag, a key or a file that is not known or not right.
+    """
+    try:
+        folder = pathlib.Path(default.__file__).parent
+        rest = flags.FLAGS(resolve_config_argument(argv, folder))
+        flags.FLAGS.config.to_dict()  # a file that could not be loaded says so now
+        return rest
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        given = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in argv)
+        keys = [match[1] for match in given if match]
+        # A config file's own error comes with its traceback.
+        line = str(error).splitlines()[-1] if "Traceback (" in str(error) else str(error)
+        raise ValueError(explain_unknown_key(keys, default.get_config()) or line) from error
+
+
 def explain_unknown_key(keys: Iterable[str], default: ml_collections.ConfigDict) -> str | None:
     """Names the first key that a configuration lacks, and the nearest one that it has."""
     known = _flat(default.to_dict())
@@ -311,12 +356,6 @@ def explain_unknown_key(keys: Iterable[str], default: ml_collections.ConfigDict)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             return f"unknown configuration key {key!r}{hint} (all keys: configs/default.py)"
     return None
-
-
-def keys_given(argv: Sequence[str]) -> list[str]:
-    """The keys that a command line sets by `--config.KEY=`."""
-    given = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in argv)
-    return [match[1] for match in given if match]
 
 
 def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[str]:
@@ -346,41 +385,49 @@ def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[
     if config.endswith(".json"):
         config = f"{configs / 'saved.py'}:{config}"
     rest = {name: getattr(given, name) for name in ("mode", "workdir", "checkpoint")}
-    flags = [f"--{name}={value}" for name, value in rest.items() if value is not None]
-    return [argv[0], f"--config={config}", *flags, *others]
+    kept = [f"--{name}={value}" for name, value in rest.items() if value is not None]
+    return [argv[0], f"--config={config}", *kept, *others]
 
 
-def start(flags: absl.flags.FlagValues) -> ml_collections.ConfigDict:
+def start(given: flags.FlagValues, argv: Sequence[str]) -> ml_collections.ConfigDict:
     """What comes before every mode: the other processes, the compilation cache, short flags.
 
     Args:
-      flags: main.py's, parsed.
+      given: main.py's flags, parsed.
+      argv: what `parse` left.
 
     Returns:
       The configuration, with --bnr, --solver, --steps, --grid and --download in it, and with paths
       in place of the names of public files.
+
+    Raises:
+      ValueError: a mistake in the command.
     """
-    others = flags.coordinator_address, flags.num_processes, flags.process_id
-    if flags.distributed or any(value is not None for value in others):
-        processes.join(*others, seconds=flags.join_seconds)
-    config = flags.config
+    others = given.coordinator_address, given.num_processes, given.process_id
+    if given.distributed or any(value is not None for value in others):
+        processes.join(*others, seconds=given.join_seconds)
+    if len(argv) > 1:
+        raise ValueError(f"unexpected argument {argv[1]!r}; flags look like --mode=train")
+    config = given.config
     short = ("bnr", "bnr"), ("solver", "solver"), ("num_steps", "steps"), ("grid", "grid")
     for key, flag in short:
-        if flags[flag].present:
-            config.sampling[key] = flags[flag].value
-    config.download |= flags.download
+        if given[flag].present:
+            config.sampling[key] = given[flag].value
+    config.download |= given.download
     check(config)
-    flags.checkpoint = build.fetch_public(config, flags.mode, flags.checkpoint)
+    if not given.workdir and given.mode != "info":
+        raise ValueError(f"--mode={given.mode} writes files: set --workdir=DIR")
+    given.checkpoint = build.fetch_public(config, given.mode, given.checkpoint)
     enable_compilation_cache(config.compilation_cache_dir)
     if jax.process_count() > 1:
-        _agree(flags)
+        _agree(given)
     return config
 
 
-def _agree(flags: absl.flags.FlagValues) -> None:
+def _agree(given: flags.FlagValues) -> None:
     """All processes must do the same with the same; where things lie may differ by machine."""
-    keys = _flat(plain(flags.config))
-    told = {f"--{name}": flags[name].value for name in ("mode", "seeds", "wait")}
+    keys = _flat(plain(given.config))
+    told = {f"--{name}": given[name].value for name in ("mode", "seeds", "wait")}
     told |= {f"the version of {name}": version for name, version in versions().items()}
     told |= {f"config.{key}": keys[key] for key in keys if not key.startswith(_BY_MACHINE)}
     processes.agree(**told, **{"the number of devices": jax.local_device_count()})
