@@ -43,11 +43,11 @@ from ml_collections import ConfigDict
 
 from benchmarks import train_step
 from configs import cifar10, ffhq64
-from warm_diffusion import dct, drawing, pretrained
-from warm_diffusion.app import build
-from warm_diffusion.architecture import Architecture
+from warm_diffusion import dct, pretrained
+from warm_diffusion.app import build, drawing
 from warm_diffusion.data import Statistics
 from warm_diffusion.evaluation import features, inception
+from warm_diffusion.pretrained import Architecture
 from warm_diffusion.process import image_keys
 from warm_diffusion.runtime import devices
 
@@ -168,7 +168,7 @@ def same_samples(setting: Setting) -> dict:
     """Images of a trained network from the same seeds: drawn twice, in other batches, and on the
     host's CPU. The largest difference of any pixel, of a range of 2, and the median image's."""
     model = pretrained.load(setting.model)
-    settings = drawing.Settings("heun", 9)
+    settings = pretrained.Sampling("heun", 9)
     seeds = np.arange(8, dtype=np.uint32)
 
     def draw(mesh: Mesh, batch: int) -> np.ndarray:

@@ -34,11 +34,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from benchmarks.train_step import run, write_json
-from warm_diffusion import drawing
-from warm_diffusion.app import build
-from warm_diffusion.architecture import Architecture
+from warm_diffusion.app import build, drawing
 from warm_diffusion.data import Statistics
 from warm_diffusion.evaluation import features, inception
+from warm_diffusion.pretrained import Architecture
 from warm_diffusion.runtime import devices
 from warm_diffusion.training.step import Batch, abstract_arguments
 

@@ -13,8 +13,8 @@ def get_config() -> ml_collections.ConfigDict:
     """A small network on scikit-learn's digits, with the paper's process and EDM's recipe."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of weights, noise and the order of images
-    # Initial weights of a new run, of the same network at any resolution: a model folder (such as
-    # --mode=export writes), a training workdir or its checkpoints/STEP; empty: random ones.
+    # Initial weights of a new run, of the same network at any resolution: a model folder, a
+    # training workdir or its checkpoints/STEP, or a file of EDM's weights; empty: random ones.
     config.init_from = ""
     # Fetch public files that are missing (warm_diffusion/public.py): --download.
     config.download = False

@@ -4,18 +4,29 @@
     model = pretrained.load("pretrained/digits")
     images = model.sample(range(16))                # uint8 [16, 8, 8, 1]
 
+A description tells in plain values what a network is besides its weights. It has these sections of
+a configuration (`configs/default.py`), which are arguments of what they are named after:
+
+    image_shape   [H, W, C]
+    model         name (ddpmpp, ncsnpp), and arguments of that function in `models`
+    denoiser      arguments of `denoiser.precondition`
+    augment       transforms: whether the network is told how an image was augmented
+    schedule      name, and a section of that name: arguments of that function in `schedules`
+
 A model folder holds
 
+    config.json         format, version, the description, info
     model.safetensors   weights by dotted names; data.mean and data.spectrum of the training data
-    config.json         format, version, the description (`architecture.py`), info
     README.md           a model card, with samples.png
 
-It is read without running anything in it: no pickles, no names of code. A training workdir, or
-one of its checkpoints, is loaded the same way, without the optimizer's state.
+It is read without running anything in it. A training workdir, one of its checkpoints, or a file of
+EDM's weights is loaded the same way.
 """
 
 import dataclasses
 import functools
+import json
+import math
 import os
 import pathlib
 import types
@@ -26,17 +37,248 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from warm_diffusion import architecture as _architecture
-from warm_diffusion import card, drawing, samplers, schedules
-from warm_diffusion.architecture import Architecture
+from warm_diffusion import denoiser as _denoiser
+from warm_diffusion import models, samplers, schedules
+from warm_diffusion.data import augmentation, images
 from warm_diffusion.data.statistics import Statistics
-from warm_diffusion.denoiser import Prediction
+from warm_diffusion.denoiser import Denoiser, Prediction
 from warm_diffusion.models import weights
-from warm_diffusion.runtime import devices, storage
+from warm_diffusion.runtime import storage
 from warm_diffusion.runtime.console import say
 
-FORMAT, VERSION = "warm_diffusion model", 1
+FORMAT, VERSION = "warm_diffusion model", 2
+NUM_SEEDS = 2**32
+GRIDS = ("edm", "spectral")
+SECTIONS = ("model", "denoiser", "augment", "schedule")
 _MEAN, _SPECTRUM = "data.mean", "data.spectrum"
+_CHECKSUMS = ("weights_sha256", "statistics_sha256")
+# Largest height and width that a network is called with, unless it was trained on larger images;
+# larger images are cut into overlapping tiles, so that the memory does not grow with them.
+_TILE, _OVERLAP = 128, 32
+
+
+# --- what a network is, besides its weights ------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How images are drawn.
+
+    Attributes:
+      solver: euler, heun or multistep.
+      num_steps: steps of the solver.
+      rho: spacing of the time grid `edm`.
+      churn: EDM's stochasticity; None: deterministic.
+      label: class to draw; negative: the seed modulo the number of classes.
+      guidance: weight of the class (`denoiser.guided`); 1: not guided.
+      grid: edm (`schedules.time_grid`, from noise) or spectral (`schedules.spectral_grid`, from
+        Gaussian data with the mean and spectrum of the training data).
+    """
+
+    solver: str = "heun"
+    num_steps: int = 18
+    rho: float = 7.0
+    churn: samplers.Churn | None = None
+    label: int = -1
+    guidance: float = 1.0
+    grid: str = "edm"
+
+    def __post_init__(self) -> None:
+        if self.grid not in GRIDS:
+            raise ValueError(f"sampling.grid must be one of {', '.join(GRIDS)}, got {self.grid!r}")
+
+    @property
+    def num_calls(self) -> int:
+        """Calls of the network per image: heun calls it twice per step but in the last one."""
+        calls = 2 * self.num_steps - 1 if self.solver == "heun" else self.num_steps
+        return calls if self.guidance == 1.0 else 2 * calls
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Architecture:
+    """All of a trained network but its weights; see `build`.
+
+    Attributes:
+      description: the plain values that it was made from.
+      network: the flax module.
+      schedule: the path trained on.
+      statistics: mean image and spectrum of the training data; None: not known.
+    """
+
+    description: dict
+    network: models.UNet
+    schedule: schedules.Schedule
+    statistics: Statistics | None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the training images."""
+        return tuple(self.description["image_shape"])
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the network is told, 0 for none."""
+        return self.network.num_classes
+
+    def init_params(self, key: jax.Array) -> dict:
+        """Fresh parameters."""
+        return models.init_params(self.network, key)
+
+    @property
+    def abstract_params(self) -> dict:
+        """Shapes and types of the parameters."""
+        return models.init_params.eval_shape(self.network, jax.random.key(0))
+
+    def denoiser(
+        self,
+        params: dict,
+        labels: jax.Array | None = None,
+        *,
+        augment_labels: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> Denoiser:
+        """The preconditioned network with its weights, for images of any height and width.
+
+        With a dropout key it works as in training.
+        """
+        train = dropout_key is not None
+        rngs = {"dropout": dropout_key} if train else None
+
+        def network(x, c_noise, c_blur):
+            inputs = x, c_noise, c_blur, labels, augment_labels
+            return _apply(self.network, params, inputs, rngs, train)
+
+        multiple, largest = self.network.factor, max(_TILE, *self.image_shape[:2])
+        tile, overlap = (-(-size // multiple) * multiple for size in (largest, _OVERLAP))
+        network = models.at_any_size(network, multiple=multiple, tile=tile, overlap=overlap)
+        return _denoiser.precondition(network, **self.description["denoiser"])
+
+    def seed_denoiser(
+        self, params: dict, seeds: jax.Array, *, label: int = -1, guidance: float = 1.0
+    ) -> Denoiser:
+        """The denoiser of each seed's class: its remainder, or `label` if that is not negative.
+
+        Raises:
+          ValueError: a class that the network does not have.
+        """
+        if self.num_classes == 0:
+            if guidance != 1.0 or label >= 0:
+                raise ValueError("sampling.guidance and sampling.label need a network with classes")
+            return self.denoiser(params)
+        if label >= self.num_classes:
+            raise ValueError(f"sampling.label must be below {self.num_classes}, got {label}")
+        seeds = seeds.astype(jnp.uint32)
+        labels = seeds % self.num_classes if label < 0 else jnp.full_like(seeds, label)
+        conditional = self.denoiser(params, labels.astype(jnp.int32))
+        if guidance == 1.0:
+            return conditional
+        return _denoiser.guided(conditional, self.denoiser(params), guidance)
+
+    def times(self, schedule: schedules.Schedule, sampling: Sampling) -> jax.Array:
+        """The grid of the settings [num_steps + 1].
+
+        Raises:
+          ValueError: a spectral grid without the spectrum of the training data.
+        """
+        if sampling.grid == "edm":
+            with jax.ensure_compile_time_eval():  # numbers, also under jit
+                return schedules.time_grid(schedule, sampling.num_steps, sampling.rho)
+        if self.statistics is None:
+            raise ValueError(
+                "this network does not carry the spectrum of its training data: take "
+                "sampling.grid=edm"
+            )
+        spectrum = self.statistics.spectrum
+        return schedules.spectral_grid(schedule, spectrum, sampling.num_steps, sampling.solver)
+
+    def draw(
+        self,
+        params: dict,
+        seeds: jax.Array,
+        schedule: schedules.Schedule,
+        sampling: Sampling,
+        start: jax.Array | None = None,
+        *,
+        return_trajectory: bool = False,
+    ):
+        """Float images [B, H, W, C] of seeds [B], a pure function; an image depends on its seed
+        alone.
+
+        Args:
+          params: the weights.
+          seeds: integers [B].
+          schedule: the path to sample along.
+          sampling: how.
+          start: blurred images [B, H, W, C] at `schedule.t_max` where the path needs some.
+          return_trajectory: give (images, states [num_steps + 1, B, H, W, C]).
+        """
+        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
+        return samplers.sample(
+            self.seed_denoiser(params, seeds, label=sampling.label, guidance=sampling.guidance),
+            samplers.initial_noise(seeds, self.image_shape),
+            schedule,
+            solver=sampling.solver,
+            grid=self.times(schedule, sampling),
+            prior=None if sampling.grid == "edm" else self.statistics,
+            churn=sampling.churn,
+            key=keys,
+            start=start,
+            return_trajectory=return_trajectory,
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _apply(network: models.UNet, params: dict, inputs: tuple, rngs: dict | None, train: bool):
+    # Jitted by itself so that its many calls (a step of Heun makes two) are traced once.
+    return network.apply({"params": params}, *inputs, train=train, rngs=rngs)
+
+
+def build(
+    description: Mapping, statistics: Statistics | None = None, *, remat: bool = False
+) -> Architecture:
+    """The objects of a description.
+
+    Args:
+      description: see the module; checked in full.
+      statistics: of the training data; needed by a schedule that is made from the spectrum.
+      remat: compute blocks anew for their gradient: less memory, more work.
+
+    Raises:
+      ValueError: a key, name, number or size that is missing, not known or does not work.
+    """
+    shape = description.get("image_shape")
+    if not isinstance(shape, list | tuple) or [type(n) for n in shape] != [int] * 3:
+        raise ValueError(f"image_shape must be three integers [H, W, C], got {shape!r}")
+    lacking = [key for key in SECTIONS if not isinstance(description.get(key), Mapping)]
+    if lacking:
+        raise ValueError(f"the description of the network lacks {', '.join(lacking)}")
+    description = {key: description[key] for key in ("image_shape", *SECTIONS)}
+    description = json.loads(json.dumps(description))  # lists for tuples, as it is read again
+    try:
+        _denoiser.precondition(None, **description["denoiser"])
+    except TypeError as error:  # Python's, for an argument that is not known
+        raise ValueError(f"denoiser: {error}") from error
+    sigma = description["denoiser"].get("sigma_data", 0.5)
+    if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 < sigma < math.inf:
+        raise ValueError(f"denoiser.sigma_data must be a number > 0, got {sigma!r}")
+    network = models.by_name(
+        **{"remat": remat} | description["model"],
+        resolution=shape[0],
+        channels=shape[2],
+        augment_dim=augmentation.NUM_LABELS if description["augment"].get("transforms") else 0,
+        heads=_denoiser.num_heads(description["denoiser"].get("parameterization", "divide")),
+    )
+    network.check_size(*shape[:2])
+    models.init_params.eval_shape(network, jax.random.key(0))  # traced once for all uses
+    path = description["schedule"]
+    name, numbers = path.get("name"), path.get(path.get("name"), {})
+    if name == "spectral" and statistics is None:
+        raise ValueError("schedule spectral needs the spectrum of the training data")
+    schedule = schedules.by_name(name, statistics and statistics.spectrum, **numbers)
+    return Architecture(description, network, schedule, statistics)
+
+
+# --- a trained network ---------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,7 +286,7 @@ class Model:
     """A trained network: see `load`.
 
     Attributes:
-      architecture: network, path and statistics, `warm_diffusion.architecture`.
+      architecture: network, path and statistics.
       params: the network's weights.
       info: where it comes from: step, images_seen, weights (which average), weights_sha256,
         data_sha256, versions, configuration, evaluation; what is not known is left out.
@@ -85,10 +327,10 @@ class Model:
 
         Args:
           x: images [B, H, W, C] with blur and noise, of any H and W: above 128 (or what it was
-            trained on, if larger) the network sees overlapping tiles, `sizes.py`.
+            trained on, if larger) the network sees overlapping tiles (`models/any_size.py`).
           alpha: blur in pixels, scalar or [B].
           beta: noise standard deviation > 0, scalar or [B].
-          labels: classes [B], for a network with classes; None: no class.
+          labels: classes [B], for a network with classes; None or -1: no class.
 
         Raises:
           ValueError: shapes that do not fit, labels for a network without classes.
@@ -100,7 +342,13 @@ class Model:
                 f"{x.shape}: of uint8 images take x / 127.5 - 1"
             )
         if labels is not None:
-            labels = _architecture.check_labels(labels, x.shape[0], self.architecture.num_classes)
+            labels, classes = jnp.asarray(labels), self.architecture.num_classes
+            if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != x.shape[:1]:
+                raise ValueError(
+                    f"labels must be {len(x)} integers, got {labels.dtype} {labels.shape}"
+                )
+            if not isinstance(labels, jax.core.Tracer) and not jnp.all(labels < classes):
+                raise ValueError(f"labels must be below {classes}, got {labels}")
         return self.architecture.denoiser(self.params, labels)(x, alpha, beta)
 
     def sample(
@@ -110,12 +358,8 @@ class Model:
         num_steps: int = 18,
         bnr: float | None = None,
         *,
-        grid: str = "edm",
-        rho: float = 7.0,
-        churn: samplers.Churn | float | None = None,
-        label: int = -1,
-        guidance: float = 1.0,
         batch_size: int = 64,
+        **options,
     ) -> np.ndarray:
         """Images of the seeds, uint8 [N, H, W, C]; each depends on its own seed alone.
 
@@ -124,12 +368,8 @@ class Model:
           solver: euler, heun or multistep.
           num_steps: steps; the network is called as often, by heun 2 n - 1 times.
           bnr: ratio of a constant-ratio path; None: the path trained on.
-          grid: edm, or spectral: times from the spectrum of the training data, for few calls.
-          rho: spacing of edm's.
-          churn: EDM's stochasticity, for euler and heun; a number is S_churn.
-          label: class of all images; negative: the seed modulo the number of classes.
-          guidance: weight of the class; 1: not guided.
           batch_size: images drawn at once.
+          **options: grid, rho, churn, label, guidance, as in `Sampling`.
 
         Raises:
           ValueError: seeds, solver or path that do not work.
@@ -137,73 +377,81 @@ class Model:
         seeds = np.atleast_1d(np.asarray(seeds))
         if seeds.ndim != 1 or not len(seeds) or not np.issubdtype(seeds.dtype, np.integer):
             raise ValueError(f"seeds must be one or more integers, got {seeds.dtype} {seeds.shape}")
-        if seeds.min() < 0 or seeds.max() >= drawing.NUM_SEEDS:
+        if seeds.min() < 0 or seeds.max() >= NUM_SEEDS:
             raise ValueError(f"seeds must lie in [0, 2^32), got {seeds.min()} to {seeds.max()}")
-        if churn is not None:
-            churn = samplers.Churn(*churn) if isinstance(churn, tuple) else samplers.Churn(churn)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        settings = drawing.Settings(solver, num_steps, rho, churn, label, guidance, grid)
-        batch = min(batch_size, len(seeds))
-        sampler = _sampler(self.architecture, settings, bnr and float(bnr), batch)
-        params = jax.device_put(self.params, devices.replicated(devices.make_mesh(1)))
-        return np.concatenate(list(sampler.generate(params, seeds)))
+        sampling = Sampling(solver, num_steps, **options)
+        path = _path(self.architecture, bnr)
+        if path.needs_start:
+            raise ValueError(
+                "this network's path ends in blurred images, not in noise: give bnr=, or start "
+                "from some with samplers.sample(model.denoise, noise, model.schedule, start=...)"
+            )
+        size, drawn = min(batch_size, len(seeds)), []
+        for first in range(0, len(seeds), size):
+            part = np.resize(seeds[first : first + size], size)  # filled up: one program for all
+            drawn.append(
+                _draw(self.architecture, self.params, part.astype(np.uint32), path, sampling)
+            )
+        return np.concatenate([images.to_uint8(batch) for batch in drawn])[: len(seeds)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _draw(built: Architecture, params: dict, seeds: jax.Array, path, sampling: Sampling):
+    return built.draw(params, seeds, path, sampling)
 
 
 @functools.lru_cache(maxsize=32)
-def _sampler(built: Architecture, settings: drawing.Settings, bnr: float | None, batch: int):
-    path = built.schedule
-    if bnr is not None:
-        trained = built.description["schedule"]
-        levels = {key: trained[key] for key in ("beta_min", "beta_max") if key in trained}
-        path = schedules.constant_bnr(bnr, **levels)
-    if path.needs_start:
-        raise ValueError(
-            "this network's path ends in blurred images, not in noise: start from some with "
-            "samplers.sample(model.denoise, noise, model.schedule, start=...), or give bnr="
-        )
-    mesh = devices.make_mesh(1)
-    return drawing.sampler(built, path, settings, batch_size=batch, mesh=mesh)
+def _path(built: Architecture, bnr: float | None) -> schedules.Schedule:
+    """The path trained on, or one of another ratio between the same levels of noise."""
+    if bnr is None:
+        return built.schedule
+    section = built.description["schedule"]
+    trained = section.get(section["name"], {})
+    levels = {key: trained[key] for key in ("beta_min", "beta_max") if key in trained}
+    return schedules.constant_bnr(float(bnr), **levels)
 
 
 # --- loading -------------------------------------------------------------------------------------
 
 
-def check_new(folder: pathlib.Path) -> None:
-    """Raises ValueError unless a model can be written there."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty: a model is written to a new folder")
-
-
 def load(path: str | os.PathLike, ema: int = 0) -> Model:
-    """The trained network in a model folder, a training workdir, or its checkpoints/STEP.
+    """The trained network in a model folder, a training workdir, or a file of EDM's.
 
     Args:
-      path: of any of them; of a workdir the newest checkpoint is taken.
-      ema: which of the averaged weights that training kept; -1: the raw weights. A model folder
-        holds one set, number 0.
+      path: a model folder; a workdir (the newest checkpoint) or its checkpoints/STEP; a .pkl of
+        EDM's, or its weights by their names as .npz or .safetensors. With EDM's weights the second
+        head and the blur embedding start at zero: the model is EDM's, on the path without blur.
+      ema: which of the averaged weights that training kept; -1: the raw weights. All but a workdir
+        hold one set, number 0.
 
     Raises:
-      ValueError: nothing of the kind there, or something damaged or of a newer version.
+      ValueError: nothing of the kind there, or something damaged or of another version.
     """
     path = storage.path(path)
-    if is_model_folder(path):
-        return _load_folder(path, ema)
     workdir, step = split_checkpoint(path)
-    if not (workdir / "checkpoints").is_dir():
-        raise ValueError(
-            f"there is no trained network in {path}: expected a model folder (config.json and "
-            "model.safetensors), a training workdir, or its checkpoints/STEP"
-        )
-    return _load_checkpoint(workdir, step, ema)
+    if not is_model(path):
+        if not (workdir / "checkpoints").is_dir():
+            raise ValueError(
+                f"there is no trained network in {path}: expected a model folder (config.json and "
+                "model.safetensors), a training workdir, its checkpoints/STEP, or EDM's .pkl, .npz "
+                "or .safetensors"
+            )
+        return _load_checkpoint(workdir, step, ema)
+    if ema != 0:
+        raise ValueError(f"{path} holds one set of weights: ema must be 0, got {ema}")
+    try:
+        return _load_folder(path) if path.is_dir() else _load_edm(path)
+    except Exception as error:  # a crafted file may hold any type anywhere
+        told = str(error) if isinstance(error, ValueError | OSError) else repr(error)
+        raise ValueError(told if str(path) in told else f"{path}: {told}") from error
 
 
-def is_model_folder(path: str | os.PathLike) -> bool:
-    """Whether a folder holds a saved model and is not a training workdir."""
+def is_model(path: str | os.PathLike) -> bool:
+    """Whether a path is a model folder or a file, and not a training workdir."""
     path = storage.path(path)
-    return (path / "model.safetensors").exists() or (
-        (path / "config.json").exists() and "format" in _read_config(path)
-    )
+    return path.is_file() or (path / "model.safetensors").exists()
 
 
 def split_checkpoint(checkpoint: str | os.PathLike) -> tuple[pathlib.Path, int | None]:
@@ -214,63 +462,57 @@ def split_checkpoint(checkpoint: str | os.PathLike) -> tuple[pathlib.Path, int |
     return path, None
 
 
-def _read_config(folder: pathlib.Path) -> dict:
-    try:
-        config = storage.read_json(folder / "config.json")
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} has no config.json: its model cannot be read") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder / 'config.json'} holds {type(config).__name__}, not an object")
-    return config
+def _load_folder(folder: pathlib.Path) -> Model:
+    config = storage.read_json(folder / "config.json")
+    found = {**config}.get("format"), {**config}.get("version")
+    if found != (FORMAT, VERSION):
+        raise ValueError(f"expected {FORMAT} of version {VERSION} in config.json, got {found}")
+    arrays = weights.load(folder / "model.safetensors")
+    found = [arrays.pop(name, None) for name in (_MEAN, _SPECTRUM)]
+    statistics = None if all(array is None for array in found) else Statistics(*found)
+    built = build(config, statistics)
+    if statistics is not None:
+        shapes = tuple(map(np.shape, statistics))
+        if shapes != (built.image_shape, built.image_shape[:2]) or np.any(statistics[1] < 0):
+            raise ValueError(f"{_MEAN} or {_SPECTRUM} do not fit, they have shapes {shapes}")
+    params = weights.unflatten(arrays, built.abstract_params)
+    if _checksums(params, statistics) != {
+        key: config["info"][key] for key in _CHECKSUMS if key in config["info"]
+    }:
+        raise ValueError("model.safetensors is damaged: its checksum does not fit")
+    return Model(built, jax.tree.map(jnp.asarray, params), config["info"])
 
 
-def _load_folder(folder: pathlib.Path, ema: int) -> Model:
-    config = _read_config(folder)
-    if config.get("format") != FORMAT:
-        raise ValueError(f"{folder / 'config.json'} does not say format {FORMAT!r}")
-    version = config.get("version")
-    if not isinstance(version, int) or not 1 <= version <= VERSION:
-        raise ValueError(
-            f"{folder} is of version {version!r}, this release reads up to {VERSION}: update "
-            "warm_diffusion"
-        )
-    info = config.get("info", {})
-    if not isinstance(info, dict):
-        raise ValueError(f"{folder / 'config.json'}: info must be an object, got {info!r}")
-    if ema != 0:
-        raise ValueError(
-            f"{folder} holds one set of weights ({info.get('weights')}): ema must be 0"
-        )
-    try:
-        return _with_weights(folder, config, info)
-    except Exception as error:  # a crafted description may hold any type anywhere
-        told = str(error) if isinstance(error, ValueError) else repr(error)
-        raise ValueError(told if str(folder) in told else f"{folder}: {told}") from error
+def _checksums(params: dict, statistics: Statistics | None) -> dict[str, str]:
+    """What info says of the arrays."""
+    found = {"weights_sha256": storage.digest(params)}
+    if statistics is not None:
+        found["statistics_sha256"] = storage.digest(statistics._asdict())
+    return found
 
 
-def _with_weights(folder: pathlib.Path, config: dict, info: dict) -> Model:
-    height, width, channels = config["image_shape"]
-    extra = {_MEAN: (height, width, channels), _SPECTRUM: (height, width)}
-    network = _architecture.network_of(config)
-    known = config.get("statistics", True)
-    arrays = weights.load(folder / "model.safetensors", network, extra if known else {})
-    statistics = Statistics(arrays.pop(_MEAN), arrays.pop(_SPECTRUM)) if known else None
-    if known and np.any(statistics.spectrum < 0):
-        raise ValueError(f"{folder / 'model.safetensors'}: {_SPECTRUM} has negative variances")
-    params = weights.unflatten(arrays)
-    checksums = {"weights_sha256": storage.digest(params)}
-    if known:
-        checksums["statistics_sha256"] = storage.digest(statistics._asdict())
-    if any(found != info.get(name, found) for name, found in checksums.items()):
-        raise ValueError(f"{folder / 'model.safetensors'} is damaged: its checksum does not fit")
-    built = _architecture.build(config, statistics)
-    info = {"weights": "as they are", **info, **checksums}
-    return Model(built, jax.tree.map(jnp.asarray, params), info)
+def _load_edm(path: pathlib.Path) -> Model:
+    arrays, sigma_data = models.edm.read(path)
+    network = models.edm.hyperparameters(arrays)
+    size, channels = network.pop("resolution"), network.pop("channels")
+    augmented = network.pop("augment_dim")
+    if augmented not in (0, augmentation.NUM_LABELS):
+        raise ValueError(f"it is told {augmented} numbers of how images are augmented, not 0 or 9")
+    built = build({
+        "image_shape": [size, size, channels],
+        "model": {**network, "dropout": 0.0},
+        "denoiser": {"parameterization": "divide", "sigma_data": sigma_data},
+        "augment": {"transforms": list(augmentation.TRANSFORMS) if augmented else []},
+        "schedule": {"name": "hot", "hot": {"beta_min": 0.002, "beta_max": 80.0}},
+    })  # fmt: skip
+    params = models.from_edm(built.network, arrays, jax.random.key(0))["params"]
+    origin = f"EDM's weights, from `{path.name}`."
+    return Model(built, params, {"weights": "EDM's", "origin": origin, **_checksums(params, None)})
 
 
 def _load_checkpoint(workdir: pathlib.Path, step: int | None, ema: int) -> Model:
     try:
-        from warm_diffusion.training.checkpoints import Checkpoints
+        from warm_diffusion.training.checkpoints import Checkpoints, Damaged
     except ImportError as error:
         raise ValueError(
             f"{workdir} is a training workdir, which orbax reads: pip install '.[app]' in a "
@@ -280,75 +522,35 @@ def _load_checkpoint(workdir: pathlib.Path, step: int | None, ema: int) -> Model
         steps = saved.steps()
         if not steps:
             raise ValueError(f"there is no finished checkpoint in {workdir / 'checkpoints'}")
-        if step is None:
-            return _load_newest(workdir, steps, ema)
-        about = saved.about(step)
-        if about["format"] == 1:
-            return _load_format_1(workdir, saved, about, ema)
-        names = about["weights"]
-        if not -1 <= ema < len(names):
-            raise ValueError(f"ema must be -1 (raw weights) or 0 to {len(names) - 1}, got {ema}")
-        statistics = Statistics(**saved.statistics(step))
-        built = _architecture.build(about["model"], statistics)
-        params = saved.weights(step, built.abstract_params, ema)
-    return _of_checkpoint(workdir, about, built, params, "raw" if ema < 0 else names[ema])
+        for candidate in reversed(steps) if step is None else [step]:
+            try:
+                return _read_checkpoint(workdir, saved, candidate, ema)
+            except Damaged as error:
+                if step is not None or candidate == steps[0]:
+                    raise
+                say(f"note     {error}: the one before is used")
 
 
-def _load_newest(workdir: pathlib.Path, steps: list[int], ema: int) -> Model:
-    """Of the newest sound checkpoint."""
-    from warm_diffusion.training.checkpoints import Damaged
-
-    for step in reversed(steps):
-        try:
-            return _load_checkpoint(workdir, step, ema)
-        except Damaged as error:
-            if step == steps[0]:
-                raise
-            say(f"note     {error}: the one before is used")
-    raise ValueError(f"there is no checkpoint in {workdir}")
-
-
-def _of_checkpoint(workdir, about: dict, built: Architecture, params: dict, name: str) -> Model:
+def _read_checkpoint(workdir: pathlib.Path, saved, step: int, ema: int) -> Model:
+    about = saved.about(step)
+    names = about["weights"]
+    if not -1 <= ema < len(names):
+        raise ValueError(f"ema must be -1 (raw weights) or 0 to {len(names) - 1}, got {ema}")
+    built = build(about["model"], Statistics(**saved.statistics(step)))
+    params = saved.weights(step, built.abstract_params, ema)
     keys = ("step", "images_seen", "data_sha256", "versions", "sha256", "configuration")
     info = {key: about[key] for key in keys if key in about}
-    info |= {"weights": name, "weights_sha256": storage.digest(params)}
-    evaluation = card.evaluations(workdir, info["weights_sha256"])
-    info |= {"evaluation": evaluation} if evaluation else {}
+    info |= {"weights": "raw" if ema < 0 else names[ema], **_checksums(params, built.statistics)}
     return Model(built, jax.tree.map(jnp.asarray, params), info)
 
 
-def _load_format_1(workdir: pathlib.Path, saved, about: dict, ema: int) -> Model:
-    """A checkpoint from before checkpoints said what they are of: its run's config.json does."""
-    from ml_collections import ConfigDict
-
-    from warm_diffusion.app import build
-
-    configuration = _read_config(workdir)
-    config, shape = ConfigDict(configuration), tuple(about["image_shape"])
-    halflives = config.training.ema_halflife_images
-    if not -1 <= ema < len(halflives):
-        raise ValueError(f"ema must be -1 (raw weights) or 0 to {len(halflives) - 1}, got {ema}")
-    try:
-        description = build.describe(config, shape)
-    except (AttributeError, KeyError) as error:
-        raise ValueError(
-            f"{workdir / 'config.json'} lacks a key of the network: {error}"
-        ) from error
-    # Its data are not read: a file does not say where on this machine to read and write. Continued
-    # by one step of training, the run keeps what they were.
-    built = _architecture.build(description)
-    _, abstract = build.initial_state(config, built, devices.make_mesh(1))
-    state = saved.restore(about["step"], abstract)
-    about = about | {
-        "configuration": configuration,
-        "images_seen": about["step"] * about["batch_size"],
-    }
-    params = state.params if ema < 0 else state.ema[ema]
-    name = "raw" if ema < 0 else f"ema {halflives[ema]} images"
-    return _of_checkpoint(workdir, about, built, jax.tree.map(np.asarray, params), name)
-
-
 # --- saving --------------------------------------------------------------------------------------
+
+
+def check_new(folder: pathlib.Path) -> None:
+    """Raises ValueError unless a model can be written there."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty: a model is written to a new folder")
 
 
 def save(
@@ -374,27 +576,92 @@ def save(
     """
     folder = storage.path(folder)
     check_new(folder)
-    draws = not model.schedule.needs_start
     if samples is None:
-        samples = model.sample(range(64)) if draws else np.zeros(0)
-    params = jax.tree.map(np.asarray, model.params)
-    arrays, statistics = weights.flatten(params), model.architecture.statistics
+        samples = np.zeros(0) if model.schedule.needs_start else model.sample(range(64))
+    params, statistics = jax.tree.map(np.asarray, model.params), model.architecture.statistics
+    arrays = weights.flatten(params)
     if statistics is not None:
         arrays |= {_MEAN: statistics.mean, _SPECTRUM: statistics.spectrum}
-    info = {**model.info, "weights_sha256": storage.digest(params)}
-    if statistics is not None:
-        info["statistics_sha256"] = storage.digest(statistics._asdict())
-    config = {
-        "format": FORMAT,
-        "version": VERSION,
-        **model.architecture.description,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "statistics": statistics is not None,
-        "info": info,
-    }
-    content = {
-        **(card.files(folder.name, config, samples, caption, draws=draws) | dict(files)),
-        "model.safetensors": weights.to_bytes(arrays),
-        "config.json": storage.to_json(config),  # last: without it no folder passes for a model
-    }
+    info = {"weights": "as they are", **model.info, **_checksums(params, statistics)}
+    config = {"format": FORMAT, "version": VERSION, **model.architecture.description, "info": info}
+    content, picture = {**files}, ""
+    if len(samples):
+        content["samples.png"] = images.png(images.grid(samples, min_side=48))
+        picture = f"\n![Samples](samples.png)\n\n*Seeds 0 to {len(samples) - 1}: {caption}.*\n"
+    content["README.md"] = _card(folder.name, model, info, picture).encode()
+    content["model.safetensors"] = weights.to_bytes(arrays)
+    content["config.json"] = storage.to_json(config)  # last: without it no folder is a model
     storage.write_folder(folder, content)
+
+
+def _card(name: str, model: Model, info: dict, picture: str) -> str:
+    """The README.md of a model folder: what it is, its use, training, evaluation and limits."""
+    description = model.architecture.description
+    height, width, channels = model.image_shape
+    schedule = description["schedule"]["name"]
+    draws = not model.schedule.needs_start
+    run = f"--checkpoint={name} --workdir=OUT"
+    if draws:
+        call = "images = model.sample(range(16))  # uint8"
+        mode = f"`python main.py --mode=sample {run}` draws images as PNG files."
+        limits = "It draws what its training images look like, with their biases and no others."
+    else:
+        call = (
+            "import numpy as np\n"
+            f"images = np.zeros([16, {height}, {width}, {channels}])  # yours, in [-1, 1]\n"
+            "clean = model.denoise(images, alpha=1.0, beta=0.1).clean  # at their blur and noise"
+        )
+        mode = f"`python main.py --mode=restore {run} --input=PHOTOS` finds both levels by itself."
+        limits = (
+            "It undoes Gaussian blur and white Gaussian noise, not motion blur, defocus or the "
+            "blocks of JPEG, and what it adds looks like its training images."
+        )
+    training = info.get("origin", "Not known.")
+    if "configuration" in info:
+        again = f"python main.py --config={name}/config.json --workdir=RUN"
+        training = (
+            f"On `{info['configuration']['data']['source']}`, {info['images_seen']:,} images in "
+            f"{info['step']:,} steps; weights: {info['weights']}. Every setting is in "
+            f"`config.json`; this trains it again:\n\n```sh\n{again} "
+            f"--config.training.num_steps={info['step']}\n```"
+        )
+    reports = [
+        f"| `{report['metric']}` | {report[report['metric']]:.4g} | {report['solver']}, "
+        f"{report['network_calls']} calls, BNR {report['bnr']}, seeds {report['seeds']} |"
+        for report in info.get("evaluation", [])
+    ]
+    table = ["| metric | value | samples |", "| --- | --- | --- |", *reports]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    return f"""---
+library_name: warm_diffusion
+tags: [{"image-generation" if draws else "image-restoration"}, diffusion, jax, warm-diffusion]
+---
+
+# {name}
+
+A blur-noise diffusion model ([Warm Diffusion](https://arxiv.org/abs/2511.16904)) of
+{height}x{width}x{channels} images: {description["model"]["name"]}, {parameters:,} parameters, path
+`{schedule}`.
+{picture}
+## Use
+
+```python
+from warm_diffusion import pretrained
+model = pretrained.load("{name}")  # the path of this folder
+{call}
+```
+
+{mode}
+
+## Training
+
+{training}
+
+## Evaluation
+
+{chr(10).join(table) if reports else "None is recorded."}
+
+## Limits
+
+{limits}
+"""

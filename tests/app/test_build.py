@@ -9,11 +9,11 @@ import optax
 import pytest
 
 from configs import default
-from warm_diffusion import drawing, losses, pretrained, samplers
+from warm_diffusion import losses, pretrained, samplers
 from warm_diffusion.app import build
-from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Dataset, augmentation
 from warm_diffusion.data.images import from_uint8
+from warm_diffusion.pretrained import Architecture
 from warm_diffusion.runtime import devices
 from warm_diffusion.runtime.devices import make_mesh
 from warm_diffusion.training.step import (
@@ -251,8 +251,8 @@ def sample(config, params, built, seeds):
 
 
 def test_a_sampler_is_traced_once_by_its_checks_and_all_its_calls(monkeypatch):
-    traced, draw = [], drawing.draw
-    monkeypatch.setattr(drawing, "draw", lambda *a, **k: traced.append(0) or draw(*a, **k))
+    traced, draw = [], Architecture.draw
+    monkeypatch.setattr(Architecture, "draw", lambda *a, **k: traced.append(0) or draw(*a, **k))
     config = make_config(**{"sampling.num_steps": 2})
     built = build.architecture(config, SHAPE)
     model = pretrained.Model(built, random_params(built), {})

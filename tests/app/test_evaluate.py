@@ -10,8 +10,8 @@ import pytest
 from tests.app.conftest import REPOSITORY
 from warm_diffusion import schedules
 from warm_diffusion.app import fid
+from warm_diffusion.app.drawing import Sampler
 from warm_diffusion.app.evaluate import path_bnr
-from warm_diffusion.drawing import Sampler
 
 
 def report_of(workdir, step=6):
@@ -157,7 +157,7 @@ def test_a_stopped_evaluation_loses_the_round_it_was_in(app, trained, tmp_path):
     # main.py, but SIGTERM comes with the second batch of the second round.
     program = f"""
 import os, runpy, signal
-from warm_diffusion.drawing import Sampler
+from warm_diffusion.app.drawing import Sampler
 
 def generate(self, params, seeds, images, original=Sampler.generate):
     for n, batch in enumerate(original(self, params, seeds, images)):

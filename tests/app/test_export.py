@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from configs import default, saved
-from warm_diffusion import pretrained
+from warm_diffusion import pretrained, samplers
+from warm_diffusion.app.export import program
 from warm_diffusion.data.images import to_uint8
 from warm_diffusion.evaluation import features
-from warm_diffusion.models import edm_weights
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_statistics_are_those_of_the_data(exported):
 def test_the_card_tells_the_evaluation_with_its_protocol(exported):
     card = (exported / "README.md").read_text()
     assert "| `fd_pixels_24` |" in card
-    assert "| heun | 3 | 0.5 | 0-23 |" in card
+    assert "heun, 3 calls, BNR 0.5, seeds 0-23 |" in card
 
 
 @pytest.mark.parametrize("mode", ["sample", "eval", "analyze"])
@@ -178,7 +178,8 @@ def test_a_configuration_that_came_with_a_checkpoint_names_no_folder_of_this_mac
     told = json.loads(config.to_json_best_effort())
     run, model = tmp_path / "run.json", tmp_path / "model.json"
     run.write_text(json.dumps(told))
-    model.write_text(json.dumps({"format": "x", "info": {"configuration": told}}))
+    folder = {"format": "x", "image_shape": [8, 8, 1], **told, "info": {"configuration": told}}
+    model.write_text(json.dumps(folder))
     for path, average in ((run, 3), (model, 0)):  # a folder holds one average
         loaded = saved.get_config(str(path))
         assert (loaded.data.data_dir, loaded.data.cache_dir, loaded.download) == ("", "", False)
@@ -194,7 +195,7 @@ def test_the_card_shows_an_evaluation_done_elsewhere_on_these_weights(app, train
     )  # fmt: skip
     card = (tmp_path / "m" / "README.md").read_text()
     assert "| `fd_pixels_8` |" in card
-    assert "*Seeds 0 to 1: heun, 3 network calls.*" in card
+    assert "*Seeds 0 to 1: heun, 3 network calls, grid edm.*" in card
 
 
 def test_narrow_arithmetic_is_another_protocol(app, trained, tmp_path):
@@ -207,48 +208,43 @@ def test_narrow_arithmetic_is_another_protocol(app, trained, tmp_path):
 
 @pytest.mark.parametrize("churn", [0.0, 3.0])
 def test_a_program_draws_a_network_with_classes_and_augmentation(churn):
-    from warm_diffusion import architecture, drawing, samplers
-    from warm_diffusion.app.export import program
-
     description = {
         "image_shape": [8, 8, 1],
-        "network": {
-            "name": "ddpmpp", "resolution": 8, "channels": 1, "model_channels": 8,
-            "channel_mult": [1], "num_blocks": 0, "attention_resolutions": [], "num_classes": 3,
-            "augment_dim": 9, "heads": 2,
+        "model": {
+            "name": "ddpmpp", "model_channels": 8, "channel_mult": [1], "num_blocks": 0,
+            "attention_resolutions": [], "num_classes": 3,
         },
-        "parameterization": "divide", "preconditioning": "edm", "sigma_data": 0.5,
+        "denoiser": {},
+        "augment": {"transforms": ["x_flip"]},
         "schedule": {"name": "hot"},
     }  # fmt: skip
-    built = architecture.build(description)
+    built = pretrained.build(description)
     params = jax.jit(lambda: built.init_params(jax.random.key(0)))()
-    stochastic = samplers.Churn(churn) if churn else None
-    settings = drawing.Settings("euler", 2, churn=stochastic)
-    content = program(built, params, built.schedule, settings)
+    how = pretrained.Sampling("euler", 2, churn=samplers.Churn(churn) if churn else None)
+    content = program(pretrained.Model(built, params, {}), built.schedule, how)
     seeds = np.arange(3, dtype=np.uint32)
     found = jax.export.deserialize(bytearray(content)).call(seeds)
-    expected = to_uint8(drawing.draw(built, params, seeds, built.schedule, settings))
+    expected = to_uint8(built.draw(params, seeds, built.schedule, how))
     assert np.abs(np.asarray(found).astype(int) - expected).max() <= 1
 
 
-def convert_edm(shared_folder, folder, name, capsys):
-    """EDM's arrays, tiny, as its converter writes them."""
-    arrays = np.load(shared_folder / "golden" / f"edm_{name}_tiny.npz")
-    np.savez(folder / "edm.npz", **{k[2:]: arrays[k] for k in arrays.files if k[:2] == "w/"})
-    assert edm_weights.main([str(folder / "edm.npz")]) == 0
-    capsys.readouterr()
-    return folder / "edm"
+@pytest.fixture
+def edm_file(shared_folder, tmp_path):
+    """EDM's golden weights by its names."""
+    arrays = np.load(shared_folder / "golden" / "edm_ddpmpp_tiny.npz")
+    path = tmp_path / "edm.npz"
+    np.savez(path, **{k[2:]: arrays[k] for k in arrays.files if k[:2] == "w/"})
+    return path
 
 
-def test_edms_network_is_evaluated_against_images(app, shared_folder, tmp_path, capsys):
+def test_edms_network_is_evaluated_against_images(app, edm_file, tmp_path):
     """What it was trained on is not known, so no reference is refused for that."""
-    model = convert_edm(shared_folder, tmp_path, "ddpmpp", capsys)
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
     np.save(tmp_path / "images.npy", images)
     out, _ = app.run(
-        "--mode=eval", f"--checkpoint={model}", f"--workdir={tmp_path}", "--steps=2",
+        "--mode=eval", f"--checkpoint={edm_file}", f"--workdir={tmp_path}", "--steps=2",
         f"--config.data.source=npy:{tmp_path}/images.npy", "--config.eval.num_samples=8",
-        "--config.eval.seed_ranges=1", tiny=False,
+        "--config.eval.seed_ranges=1", "--config.eval.features=pixels", tiny=False,
     )  # fmt: skip
     assert "earlier version" not in out
     report = json.loads((tmp_path / "eval" / "model.json").read_text())
@@ -257,14 +253,13 @@ def test_edms_network_is_evaluated_against_images(app, shared_folder, tmp_path, 
 
 
 def test_edms_network_statistics_and_inception_make_an_fid(
-    app, shared_folder, inception_weights, tmp_path, capsys, monkeypatch
+    app, edm_file, inception_weights, tmp_path, monkeypatch
 ):
     """The sequence of docs/reproduce.md at a tiny size; the distance again from the PNG files."""
     monkeypatch.setattr(features, "_BATCH", 6)
-    model = convert_edm(shared_folder, tmp_path, "ddpmpp", capsys)
     mean, scale = 0.1 * np.ones(2048), 0.05 + 0.01 * np.arange(2048) / 2048
     np.savez(tmp_path / "reference.npz", mu=mean, sigma=np.diag(scale))
-    common = (f"--checkpoint={model}", f"--workdir={tmp_path}", "--steps=2")
+    common = (f"--checkpoint={edm_file}", f"--workdir={tmp_path}", "--steps=2")
     app.run(
         "--mode=eval", *common, f"--config.eval.reference={tmp_path / 'reference.npz'}",
         "--config.eval.features=inception", f"--config.eval.inception_weights={inception_weights}",
@@ -283,13 +278,17 @@ def test_edms_network_statistics_and_inception_make_an_fid(
     assert report["fid6_train"] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp"])
-def test_edms_network_is_converted_and_sampled(app, shared_folder, tmp_path, capsys, name):
-    model = convert_edm(shared_folder, tmp_path, name, capsys)
-    common = (f"--checkpoint={model}", f"--workdir={tmp_path / 'out'}", "--steps=2")
-    out, _ = app.run("--mode=sample", *common, "--seeds=0-1", tiny=False)
+def test_edms_network_is_sampled_and_exported(app, edm_file, tmp_path):
+    checkpoint = f"--checkpoint={edm_file}"
+    out, _ = app.run(
+        "--mode=sample", checkpoint, f"--workdir={tmp_path / 'out'}", "--steps=2", "--seeds=0-1",
+        tiny=False,
+    )  # fmt: skip
     assert "weights  EDM's of" in out
     assert images(tmp_path / "out" / "generated").shape == (2, 16, 16, 3)
-    _, err = app.run("--mode=export", *common[:1], f"--workdir={tmp_path / 'out'}", tiny=False,
-                     status=2)  # fmt: skip
-    assert "is not empty" in err
+    app.run(
+        "--mode=export", checkpoint, f"--workdir={tmp_path / 'm'}",
+        "--config.export.num_images=0", tiny=False,
+    )  # fmt: skip
+    one, other = pretrained.load(edm_file), pretrained.load(tmp_path / "m")
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)

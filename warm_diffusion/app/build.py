@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -15,12 +15,12 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import architecture as _architecture
-from warm_diffusion import denoiser, drawing, losses, public, samplers, schedules, spectra
-from warm_diffusion.architecture import Architecture
+from warm_diffusion import losses, pretrained, public, samplers, schedules, spectra
+from warm_diffusion.app import drawing
 from warm_diffusion.data import Dataset, Statistics, augmentation, load_dataset, statistics
 from warm_diffusion.data.images import from_uint8
 from warm_diffusion.evaluation import features, reference
+from warm_diffusion.pretrained import Architecture
 from warm_diffusion.runtime import devices
 from warm_diffusion.runtime.console import say
 from warm_diffusion.training import step
@@ -115,23 +115,12 @@ def realised(config: ConfigDict) -> ConfigDict:
 
 
 def describe(config: ConfigDict, image_shape: tuple[int, int, int]) -> dict:
-    """The description (`architecture.py`) of the network that a configuration trains."""
-    told = json.loads(json.dumps(realised(config).to_dict()))
-    network, path = told["model"], told["schedule"]
-    network.pop("remat")  # how it is computed, not what it is
-    network |= {
-        "resolution": image_shape[0],
-        "channels": image_shape[2],
-        "augment_dim": augmentation.NUM_LABELS if config.augment.transforms else 0,
-        "heads": denoiser.num_heads(config.denoiser.parameterization),
-    }
-    return {
-        "image_shape": list(image_shape),
-        "network": network,
-        **told["denoiser"],
-        "preconditioning": "edm",
-        "schedule": {"name": path["name"], **path[path["name"]]},
-    }
+    """The description (`pretrained.py`) of the network that a configuration trains."""
+    told = realised(config).to_dict()
+    del told["model"]["remat"]  # how it is computed, not what it is
+    name = config.schedule.name
+    told["schedule"] = {"name": name, name: told["schedule"][name]}
+    return {"image_shape": list(image_shape)} | {key: told[key] for key in pretrained.SECTIONS}
 
 
 def chosen_path(config: ConfigDict) -> dict:
@@ -144,19 +133,6 @@ def noise_range(config: ConfigDict) -> dict:
     """beta_min and beta_max of the chosen path, for one of another ratio; none if it has none."""
     levels = config.schedule[config.schedule.name]
     return {key: levels[key] for key in ("beta_min", "beta_max") if key in levels}
-
-
-def configuration_of(description: Mapping) -> dict:
-    """The keys of a configuration that a description tells: the inverse of `describe`."""
-    network, path = dict(description["network"]), dict(description["schedule"])
-    for key in ("resolution", "channels", "augment_dim", "heads"):
-        network.pop(key, None)
-    name = path.pop("name")
-    return {
-        "model": {k: tuple(v) if isinstance(v, list) else v for k, v in network.items()},
-        "denoiser": {key: description[key] for key in ("parameterization", "sigma_data")},
-        "schedule": {"name": name, name: path},
-    }
 
 
 def architecture(
@@ -172,9 +148,9 @@ def architecture(
       ValueError: a name that is not known, a number or a size that does not work.
     """
     description = describe(config, image_shape)
-    if statistics is None and _architecture.needs_statistics(description):
+    if statistics is None and config.schedule.name == "spectral":
         statistics = data_statistics(config)
-    return _architecture.build(description, statistics, remat=config.model.remat)
+    return pretrained.build(description, statistics, remat=config.model.remat)
 
 
 def schedule(config: ConfigDict, statistics: Statistics | None = None) -> schedules.Schedule:
@@ -200,26 +176,19 @@ def trained_architecture(config: ConfigDict, trained: Architecture) -> Architect
     Raises:
       ValueError: the configuration asks for another network than was trained; names every key.
     """
-    was, now = (
-        {f"model.{key}": value for key, value in told["model"].items()}
-        | {f"denoiser.{key}": value for key, value in told["denoiser"].items()}
-        for told in map(
-            configuration_of, (trained.description, describe(config, trained.image_shape))
-        )
-    )
+    was, now = trained.description, json.loads(json.dumps(describe(config, trained.image_shape)))
     differences = [
-        f"{key} is {value!r}, not {now.get(key)!r}"
-        for key, value in was.items()
-        if value != now.get(key) and key not in _AFTERWARDS
+        f"{section}.{key} is {value!r}, not {now[section].get(key)!r}"
+        for section in ("model", "denoiser")
+        for key, value in was[section].items()
+        if value != now[section].get(key) and f"{section}.{key}" not in _AFTERWARDS
     ]
     if differences:
         raise ValueError(
             f"the network was trained otherwise: {'; '.join(differences)}. Leave these keys out"
         )
-    network = {**trained.description["network"], "dtype": config.model.dtype}
-    return _architecture.build(
-        {**trained.description, "network": network}, trained.statistics, remat=config.model.remat
-    )
+    description = {**was, "model": {**was["model"], "dtype": config.model.dtype}}
+    return pretrained.build(description, trained.statistics, remat=config.model.remat)
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -311,11 +280,11 @@ def resident(config: ConfigDict, data: Dataset) -> bool:
 # --- sampling and evaluation ---------------------------------------------------------------------
 
 
-def sampling_settings(config: ConfigDict) -> drawing.Settings:
+def sampling_settings(config: ConfigDict) -> pretrained.Sampling:
     """Solver, steps, stochasticity and class of `config.sampling`."""
     options, churn = config.sampling, samplers.Churn(**config.sampling.churn.to_dict())
     names = ("solver", "num_steps", "grid", "rho", "label", "guidance")
-    return drawing.Settings(
+    return pretrained.Sampling(
         **{name: options[name] for name in names}, churn=churn if churn.s_churn > 0 else None
     )
 

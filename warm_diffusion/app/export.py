@@ -1,19 +1,19 @@
 """A trained network as a model folder for others, and as a program that needs JAX alone."""
 
+import dataclasses
 import datetime
-import json
 import pathlib
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from warm_diffusion import card, drawing, pretrained
+from warm_diffusion import pretrained
 from warm_diffusion.app import build
 from warm_diffusion.data.images import quantized
 from warm_diffusion.runtime import devices, storage
 from warm_diffusion.runtime.console import say, say_weights
+from warm_diffusion.schedules import Schedule
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -32,41 +32,46 @@ def export(config: ConfigDict, workdir: str, checkpoint: str) -> pathlib.Path:
     model = pretrained.load(checkpoint, config.sampling.ema)
     say_weights(model.info, checkpoint)
     built = build.trained_architecture(config, model.architecture)
-    sampler, info = build.sampler(config, built, mesh), dict(model.info)
-    if config.export.evaluation:
-        evaluated = storage.path(config.export.evaluation)
-        info["evaluation"] = card.evaluations(evaluated, info["weights_sha256"])
-    model = pretrained.Model(built, model.params, info)
-    samples = _draw(config, model, sampler, mesh)
+    sampler, sampling = build.sampler(config, built, mesh), build.sampling_settings(config)
+    starts = sampler.schedule.needs_start
+    if config.export.program and starts:
+        raise ValueError("export.program: this path starts from images, not from seeds alone")
+    evaluated = config.export.evaluation or pretrained.split_checkpoint(checkpoint)[0]
+    reports = _evaluations(storage.path(evaluated), model.info["weights_sha256"])
+    info = model.info | ({"evaluation": reports} if reports else {})
+    model = dataclasses.replace(model, architecture=built, info=info)
+    params = devices.put_replicated(model.params, mesh)
+    images = build.dataset(config).images if starts else None
+    drawn = list(sampler.generate(params, range(config.export.num_images), images))
     files = {}
     if config.export.program:
-        if sampler.schedule.needs_start:
-            raise ValueError("export.program: this path starts from images, not from seeds alone")
-        settings = build.sampling_settings(config)
-        content = program(built, model.params, sampler.schedule, settings)
-        about = json.dumps(_about(config, sampler), indent=2) + "\n"
-        files = {"sampler.stablehlo": content, "sampler.json": about.encode()}
+        files["sampler.stablehlo"] = program(model, sampler.schedule, sampling)
+        files["sampler.json"] = storage.to_json(_about(config, sampling))
     if jax.process_index() == 0:
-        caption = f"{config.sampling.solver}, {sampler.num_calls} network calls"
-        if config.sampling.grid != "edm":
-            caption += f", grid {config.sampling.grid}"
+        caption = f"{sampling.solver}, {sampling.num_calls} network calls, grid {sampling.grid}"
         if config.sampling.bnr >= 0:
             caption += f", along BNR {config.sampling.bnr:g}"
+        samples = np.concatenate(drawn) if drawn else np.zeros(0)
         pretrained.save(model, folder, samples=samples, caption=caption, files=files)
         say(f"model    {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return folder
 
 
-def _draw(config: ConfigDict, model: pretrained.Model, sampler: drawing.Sampler, mesh: Mesh):
-    if not config.export.num_images:
-        return np.zeros((0, *model.image_shape), np.uint8)
-    images = build.dataset(config).images if sampler.schedule.needs_start else None
-    params = devices.put_replicated(model.params, mesh)
-    seeds = np.arange(config.export.num_images)
-    return np.concatenate(list(sampler.generate(params, seeds, images)))
+def _evaluations(workdir: pathlib.Path, weights_sha256: str) -> list[dict]:
+    """The reports of `--mode=eval` in a workdir on these weights, without their details."""
+    details = ("ranges", "schedule", "versions", "metric_settings", "identity", "seconds")
+    found = []
+    for path in sorted((workdir / "eval").glob("*.json")):
+        try:
+            report = storage.read_json(path)
+        except ValueError:
+            continue  # not one of ours, or damaged: evaluating says so
+        if isinstance(report, dict) and report.get("weights_sha256") == weights_sha256:
+            found.append({key: value for key, value in report.items() if key not in details})
+    return found
 
 
-def program(built, params: dict, schedule, settings: drawing.Settings) -> bytes:
+def program(model: pretrained.Model, schedule: Schedule, sampling: pretrained.Sampling) -> bytes:
     """The sampler with its weights inside, serialized by jax.export.
 
     `jax.export.deserialize(bytearray(content)).call(seeds)` takes uint32 seeds [B], any B, and
@@ -77,7 +82,7 @@ def program(built, params: dict, schedule, settings: drawing.Settings) -> bytes:
     """
 
     def draw(seeds):
-        return quantized(drawing.draw(built, params, seeds, schedule, settings))
+        return quantized(model.architecture.draw(model.params, seeds, schedule, sampling))
 
     (batch,) = jax.export.symbolic_shape("batch")
     seeds = jax.ShapeDtypeStruct((batch,), np.uint32)
@@ -90,7 +95,7 @@ def program(built, params: dict, schedule, settings: drawing.Settings) -> bytes:
         ) from error
 
 
-def _about(config: ConfigDict, sampler: drawing.Sampler) -> dict:
+def _about(config: ConfigDict, sampling: pretrained.Sampling) -> dict:
     today = datetime.datetime.now(datetime.UTC).date()
     return {
         "file": "sampler.stablehlo",
@@ -98,7 +103,7 @@ def _about(config: ConfigDict, sampler: drawing.Sampler) -> dict:
         "seeds": "uint32 [B]",
         "returns": "uint8 images [B, H, W, C]",
         "platforms": list(_PLATFORMS),
-        "network_calls": sampler.num_calls,
+        "network_calls": sampling.num_calls,
         "sampling": config.sampling.to_dict(),
         "jax": jax.__version__,
         "written": today.isoformat(),

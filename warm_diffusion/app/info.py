@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from warm_diffusion import denoiser
 from warm_diffusion.app import build, settings
-from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Dataset
+from warm_diffusion.pretrained import Architecture
 from warm_diffusion.runtime import devices
 from warm_diffusion.runtime.console import say
 

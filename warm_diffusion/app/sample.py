@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from warm_diffusion import drawing, pretrained
+from warm_diffusion import pretrained
 from warm_diffusion.app import build, plots
 from warm_diffusion.app.plots import style
 from warm_diffusion.data.images import grid, save_pngs
@@ -29,7 +29,7 @@ def parse_seeds(text: str) -> list[range]:
         if not all(n.isascii() and n.isdigit() and len(n) <= 10 for n in numbers):
             raise ValueError(f"--seeds must look like 0-63 or 3,5,8-11, got {text!r}")
         low, high = map(int, numbers)
-        if not low <= high < drawing.NUM_SEEDS:
+        if not low <= high < pretrained.NUM_SEEDS:
             raise ValueError(f"--seeds must rise and be below 2^32, got {part.strip()!r}")
         seeds.append(range(low, high + 1))
     ordered = sorted(seeds, key=lambda numbers: numbers.start)

@@ -19,7 +19,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from warm_diffusion import denoiser, drawing, samplers
+from warm_diffusion import denoiser, pretrained, samplers
 from warm_diffusion.app import build
 from warm_diffusion.data.augmentation import TRANSFORMS
 from warm_diffusion.models import SIZES
@@ -146,7 +146,7 @@ CHECKS: dict[str, Check] = {
     "training.*": _whole(1),
     "sampling.solver": _one_of(samplers.SOLVERS),
     "sampling.num_steps": _whole(1, 100_000),
-    "sampling.grid": _one_of(drawing.GRIDS),
+    "sampling.grid": _one_of(pretrained.GRIDS),
     "sampling.rho": _number("of at least 1 and at most 1,000", lambda v: 1 <= v <= 1_000),
     "sampling.ema": _whole(-1),
     "sampling.label": _whole(-(2**31)),
@@ -242,11 +242,15 @@ def load(path: str, default: ml_collections.ConfigDict) -> ml_collections.Config
       ValueError: no such file, not JSON, or a key or type that the default does not have.
     """
     try:
-        saved = storage.read_json(path)
+        if str(path).endswith(".json"):
+            saved = storage.read_json(path)
+        else:  # EDM's weights
+            description = pretrained.load(path).architecture.description
+            saved = {"format": "EDM's", **description, "info": {}}
         if "format" in saved:  # a model folder's: a description, and perhaps the whole of its run
             height, _, channels = saved["image_shape"]
             data = {"resolution": height, "channels": channels}
-            own = build.configuration_of(saved)
+            own = {key: saved[key] for key in pretrained.SECTIONS}
             saved = saved["info"].get("configuration", {"data": data})
             saved = {**saved, **own, "sampling": {**saved.get("sampling", {}), "ema": 0}}
         saved.pop("compilation_cache_dir", None)  # compiled programs are code as well
@@ -379,10 +383,11 @@ def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[
         path = storage.path(checkpoint)
         path = path.parent.parent if path.parent.name == "checkpoints" else path
         config = str(path / "config.json") if (path / "config.json").exists() else None
+        config = str(path) if path.is_file() else config  # EDM's weights
     if config is None and (checkpoint or "").startswith("edm:cifar10"):
         config = f"{configs / 'cifar10.py'}:hot"  # EDM's protocol of evaluation
     config = config or str(configs / "digits.py")
-    if config.endswith(".json"):
+    if not config.partition(":")[0].endswith(".py"):
         config = f"{configs / 'saved.py'}:{config}"
     rest = {name: getattr(given, name) for name in ("mode", "workdir", "checkpoint")}
     kept = [f"--{name}={value}" for name, value in rest.items() if value is not None]

@@ -4,11 +4,15 @@ import inspect
 
 import jax.numpy as jnp
 
+from warm_diffusion.models import edm
+from warm_diffusion.models.any_size import at_any_size
 from warm_diffusion.models.edm import from_edm
 from warm_diffusion.models.unet import UNet, ddpmpp, ncsnpp
 from warm_diffusion.models.weights import init_params
 
-__all__ = ["SIZES", "UNet", "by_name", "ddpmpp", "from_edm", "init_params", "ncsnpp"]
+__all__ = [
+    "SIZES", "UNet", "at_any_size", "by_name", "ddpmpp", "edm", "from_edm", "init_params", "ncsnpp"
+]  # fmt: skip
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # What no network needs more of: checked before anything of that size is made.

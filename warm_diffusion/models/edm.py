@@ -4,24 +4,58 @@ EDM stores torch arrays (convolutions OIHW, linear layers OI) under names like
 `model.enc.32x32_block0.conv0.weight`. Blocks and layers carry the same names here, so the mapping
 is mechanical. The second head and the blur embedding have no counterpart and start at zero.
 
+What training images were like is not in such a file.
+
 Deliberately absent: EDM's third network, ADM (its ImageNet-64 model), whose layers are others.
 """
 
+import pathlib
 import re
+import zipfile
 from collections.abc import Mapping
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from warm_diffusion.models.layers import scaled_init
 from warm_diffusion.models.unet import UNet
 from warm_diffusion.models.weights import init_params
+from warm_diffusion.runtime import storage
 
 _FOURIER = "map_noise.freqs"  # NCSN++ has it, DDPM++ has not
 _FILTER = "resample_filter"
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], float]:
+    """EDM's parameters in a .npz or .safetensors file by its names, and its sigma_data.
+
+    Raises:
+      ValueError: another kind of file, a damaged one, or arrays that are not finite real numbers.
+    """
+    if path.suffix not in (".npz", ".safetensors"):
+        raise ValueError(f"{path}: expected a .npz or .safetensors file of EDM's weights")
+    try:
+        if path.suffix == ".safetensors":
+            arrays = safetensors.numpy.load(path.read_bytes())
+        else:
+            with storage.open_npz(path) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+    # numpy and safetensors report damage and types they lack (bfloat16) by all of these.
+    except (
+        OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile,
+        safetensors.SafetensorError,
+    ) as error:  # fmt: skip
+        raise ValueError(f"cannot read {path}: {type(error).__name__}: {error}") from error
+    arrays = {name.removeprefix("model."): array for name, array in arrays.items()}
+    bad = [n for n, a in arrays.items() if a.dtype.kind != "f" or not np.all(np.isfinite(a))]
+    if bad:
+        raise ValueError(f"{path}: not finite floating-point numbers in {', '.join(bad)}")
+    return arrays, 0.5
 
 
 def _edm_name(path: tuple[str, ...]) -> str:
@@ -44,11 +78,7 @@ def _from_edm_layout(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-def _strip(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.removeprefix("model."): np.asarray(array) for name, array in arrays.items()}
-
-
-def edm_hyperparameters(arrays: Mapping[str, np.ndarray]) -> dict:
+def hyperparameters(arrays: Mapping[str, np.ndarray]) -> dict:
     """What EDM's names and shapes tell about the network that they belong to.
 
     Args:
@@ -61,7 +91,6 @@ def edm_hyperparameters(arrays: Mapping[str, np.ndarray]) -> dict:
     Raises:
       ValueError: arrays of another kind of network.
     """
-    arrays = _strip(arrays)
     outputs = [re.fullmatch(r"dec\.(\d+)x\1_aux_conv\.weight", name) for name in arrays]
     sizes = [int(match[1]) for match in outputs if match]
     if len(sizes) != 1:
@@ -136,7 +165,9 @@ def from_edm(model: UNet, arrays: Mapping[str, np.ndarray], key: jax.Array) -> d
     Raises:
       ValueError: missing, extra or misshaped arrays, which it names.
     """
-    arrays = {name: a for name, a in _strip(arrays).items() if not name.endswith(_FILTER)}
+    arrays = {
+        name.removeprefix("model."): a for name, a in arrays.items() if not name.endswith(_FILTER)
+    }
     size = model.resolution
     shapes = init_params.eval_shape(model, key)
     params = flax.traverse_util.flatten_dict(shapes)

@@ -76,7 +76,7 @@ class UNet(nn.Module):
     """U-Net with `heads` images out for one image in; see `ddpmpp` and `ncsnpp`.
 
     Called with x [B, H, W, C], c_noise [B], c_blur [B]; returns float32 [B, H, W, heads * C]. H and
-    W may differ; both must be divisible by 2^(levels - 1).
+    W may differ; both must be divisible by `factor`.
     """
 
     resolution: int
@@ -106,23 +106,29 @@ class UNet(nn.Module):
         augment_labels: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        self._check(x, labels)
+        if x.ndim != 4 or x.shape[3] != self.channels:
+            raise ValueError(f"expected images [B, H, W, {self.channels}], got {x.shape}")
+        self.check_size(*x.shape[1:3])
+        if labels is not None and self.num_classes == 0:
+            raise ValueError("labels were passed to a network with num_classes=0")
         embedding = self._embed(c_noise, c_blur, labels, augment_labels, train)
         x, skips = self._encode(x, embedding, train)
         return self._decode(x, skips, embedding, train)
 
-    def _check(self, x: jax.Array, labels: jax.Array | None) -> None:
-        factor = 2 ** (len(self.channel_mult) - 1)
-        if x.ndim != 4 or x.shape[3] != self.channels:
-            raise ValueError(f"expected images [B, H, W, {self.channels}], got {x.shape}")
-        if x.shape[1] % factor or x.shape[2] % factor:
+    @property
+    def factor(self) -> int:
+        """What height and width must be divisible by: 2^(levels - 1)."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError unless the levels can halve such images."""
+        if height % self.factor or width % self.factor:
+            levels = len(self.channel_mult)
             raise ValueError(
-                f"{len(self.channel_mult)} levels halve an image {factor.bit_length() - 1} times: "
-                f"height and width must be divisible by {factor}, got {x.shape[1]}x{x.shape[2]}; "
+                f"{levels} levels halve an image {levels - 1} times: "
+                f"height and width must be divisible by {self.factor}, got {height}x{width}; "
                 "shorten channel_mult or resize the data"
             )
-        if labels is not None and self.num_classes == 0:
-            raise ValueError("labels were passed to a network with num_classes=0")
 
     def _embed(
         self,

@@ -18,16 +18,16 @@ from warm_diffusion.models.unet import UNet
 from warm_diffusion.runtime import storage
 
 
-def flatten(tree: Mapping) -> dict:
-    """{"a": {"b": array}} to {"a.b": array}."""
-    return flax.traverse_util.flatten_dict(tree, sep=".")
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def init_params(network: UNet, key: jax.Array) -> dict:
     """Fresh parameters; `init_params.eval_shape(network, key)` tells their shapes alone."""
     size, level = network.resolution, jnp.zeros((1,))
     return network.init(key, jnp.zeros((1, size, size, network.channels)), level, level)["params"]
+
+
+def flatten(tree: Mapping) -> dict:
+    """{"a": {"b": array}} to {"a.b": array}."""
+    return flax.traverse_util.flatten_dict(tree, sep=".")
 
 
 def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -36,46 +36,45 @@ def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     return safetensors.numpy.save(arrays)
 
 
-def load(path: str | os.PathLike, network: UNet, extra: Mapping[str, tuple] = {}) -> dict:
-    """The arrays in a file that must be exactly those of a network.
-
-    Args:
-      path: a file of `to_bytes`.
-      network: whose parameters they are.
-      extra: names and shapes of arrays that the file holds besides.
-
-    Returns:
-      Name to array, float32; `unflatten` makes parameters of those of the network.
+def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file by name.
 
     Raises:
-      ValueError: no such file, another kind of file, arrays that are missing, unknown, of another
-        shape or type (all are named), or numbers that are not finite.
+      ValueError: no such file, another kind of file, or arrays that are not finite float32 numbers.
     """
-    shapes = init_params.eval_shape(network, jax.random.key(0))
-    expected = {name: leaf.shape for name, leaf in flatten(shapes).items()} | dict(extra)
     try:
         arrays = safetensors.numpy.load(storage.path(path).read_bytes())
     # safetensors reports types that numpy lacks (bfloat16) by the latter three.
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as safetensors ({error})") from error
-    problems = differences(expected, {name: array.shape for name, array in arrays.items()})
-    problems += [
-        f"{name} is {array.dtype}, expected float32"
+    bad = [
+        f"{name} ({array.dtype})"
         for name, array in arrays.items()
-        if array.dtype != np.float32
+        if array.dtype != np.float32 or not np.all(np.isfinite(array))
     ]
-    problems = problems or [
-        f"{name} has numbers that are not finite"
-        for name, array in arrays.items()
-        if not np.all(np.isfinite(array))
-    ]
-    if problems:
-        raise ValueError(f"{path} does not fit: {'; '.join(problems)}")
+    if bad:
+        raise ValueError(f"{path}: expected finite float32 numbers, got others in {', '.join(bad)}")
     return arrays
 
 
-def unflatten(arrays: Mapping[str, np.ndarray]) -> dict:
-    """{"a.b": array} to {"a": {"b": array}}."""
+def unflatten(arrays: Mapping[str, np.ndarray], like: Mapping) -> dict:
+    """{"a.b": array} to {"a": {"b": array}}.
+
+    Raises:
+      ValueError: names or shapes are not those of the tree `like`; all are named.
+    """
+    expected, found = (
+        {name: tuple(leaf.shape) for name, leaf in tree.items()} for tree in (flatten(like), arrays)
+    )
+    problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"unknown {name}" for name in sorted(found.keys() - expected.keys())]
+    problems += [
+        f"{name} has shape {found[name]}, expected {expected[name]}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name] != expected[name]
+    ]
+    if problems:
+        raise ValueError(f"these are weights of another network: {'; '.join(problems)}")
     return flax.traverse_util.unflatten_dict(dict(arrays), sep=".")
 
 
@@ -95,14 +94,3 @@ def at_resolution(params: Mapping, network: UNet, resolution: int) -> dict:
         return next((name.replace(old, new) for old, new in names.items() if old in name), name)
 
     return {renamed(name): value for name, value in params.items()}
-
-
-def differences(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> list[str]:
-    """How arrays differ from those expected, by name and shape, one line each."""
-    problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
-    problems += [f"unknown {name}" for name in sorted(found.keys() - expected.keys())]
-    return problems + [
-        f"{name} has shape {found[name]}, expected {expected[name]}"
-        for name in sorted(expected.keys() & found.keys())
-        if found[name] != expected[name]
-    ]

@@ -19,15 +19,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from warm_diffusion import dct, drawing, pretrained, process, spectra
+from warm_diffusion import dct, pretrained, process, spectra
 from warm_diffusion.app import build, plots
+from warm_diffusion.app.drawing import Sampler
 from warm_diffusion.app.plots import style
-from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Dataset
 from warm_diffusion.data.images import from_uint8, grid, to_uint8
 from warm_diffusion.data.sources import short_name
 from warm_diffusion.denoiser import Denoiser, Prediction
-from warm_diffusion.drawing import Sampler
+from warm_diffusion.pretrained import Architecture
 from warm_diffusion.runtime import devices, storage
 from warm_diffusion.runtime.console import progress, say
 from warm_diffusion.schedules import Schedule
@@ -167,7 +167,7 @@ def analyze_sampling(
     sampler = build.sampler(config, built, mesh, batch_size=batch, return_trajectory=True)
     levels = levels_of(
         sampler.schedule,
-        drawing.times(built, sampler.schedule, build.sampling_settings(config)),
+        built.times(sampler.schedule, build.sampling_settings(config)),
     )
     spectrum = build.data_statistics(config).spectrum
     params = devices.put_replicated(model.params, mesh)

@@ -26,9 +26,8 @@ from warm_diffusion import pretrained, schedules
 from warm_diffusion.app import Incomplete, Interrupted, build, settings
 from warm_diffusion.app.evaluate import bits_per_dim
 from warm_diffusion.app.evaluate.checkpoint_choice import chosen_steps
-from warm_diffusion.drawing import NUM_SEEDS
 from warm_diffusion.evaluation import metrics, reference
-from warm_diffusion.pretrained import Model
+from warm_diffusion.pretrained import NUM_SEEDS, Model
 from warm_diffusion.runtime import devices, processes, storage
 from warm_diffusion.runtime.console import say, say_weights
 from warm_diffusion.training.checkpoints import Damaged
@@ -52,7 +51,7 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
         the others are written.
     """
     evaluator = _Evaluator(config, storage.path(workdir) / "eval")
-    if pretrained.is_model_folder(checkpoint):
+    if pretrained.is_model(checkpoint):
         return [evaluator.run(_load(config, checkpoint))]
     training, step = pretrained.split_checkpoint(checkpoint)
     which = config.eval.checkpoint

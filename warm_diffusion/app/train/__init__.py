@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from warm_diffusion import pretrained
 from warm_diffusion.app import build, settings
 from warm_diffusion.app.train.loop import Loop, loader
-from warm_diffusion.architecture import Architecture
 from warm_diffusion.data import Dataset
 from warm_diffusion.models import weights
+from warm_diffusion.pretrained import Architecture
 from warm_diffusion.runtime import devices, lock, processes, storage
 from warm_diffusion.runtime.console import say
 from warm_diffusion.training import writer
@@ -128,19 +128,12 @@ def _initial_params(config: ConfigDict, built: Architecture) -> dict | None:
     if not config.init_from:
         return None
     model = pretrained.load(config.init_from)
-    params = weights.at_resolution(
-        model.params, model.architecture.network, built.network.resolution
-    )
-    expected, found = (
-        {name: leaf.shape for name, leaf in weights.flatten(tree).items()}
-        for tree in (built.abstract_params, params)
-    )
-    problems = weights.differences(expected, found)
-    if problems:
-        raise ValueError(
-            f"init_from={config.init_from} is of another network than config.model: "
-            f"{'; '.join(problems)}"
-        )
+    resolution = built.network.resolution
+    params = weights.at_resolution(model.params, model.architecture.network, resolution)
+    try:
+        params = weights.unflatten(weights.flatten(params), built.abstract_params)
+    except ValueError as error:
+        raise ValueError(f"init_from={config.init_from}: {error} (see config.model)") from error
     if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
         raise ValueError(f"init_from={config.init_from} has weights that are not finite")
     say(f"weights  from {config.init_from}")

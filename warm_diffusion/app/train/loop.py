@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from warm_diffusion.app import Diverged, Interrupted, build
+from warm_diffusion.app.drawing import Sampler
 from warm_diffusion.app.train.profile import Profile
 from warm_diffusion.data import Dataset, Statistics, batch_indices
 from warm_diffusion.data.images import grid, save_png
-from warm_diffusion.drawing import Sampler
 from warm_diffusion.runtime import devices
 from warm_diffusion.runtime.console import progress, say
 from warm_diffusion.training.checkpoints import Checkpoints

@@ -12,91 +12,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from warm_diffusion import process, samplers, schedules
-from warm_diffusion.architecture import Architecture
+from warm_diffusion import process, samplers
 from warm_diffusion.data.images import from_uint8, to_uint8
+from warm_diffusion.pretrained import Architecture, Sampling
 from warm_diffusion.runtime import devices
 from warm_diffusion.schedules import Schedule
-
-NUM_SEEDS = 2**32
-GRIDS = ("edm", "spectral")
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How images are drawn.
-
-    Attributes:
-      solver: euler, heun or multistep.
-      num_steps: steps of the solver.
-      rho: spacing of the time grid `edm`.
-      churn: EDM's stochasticity; None: deterministic.
-      label: class to draw; negative: the seed modulo the number of classes.
-      guidance: weight of the class; 1: not guided.
-      grid: edm (`schedules.time_grid`, from noise) or spectral (`schedules.spectral_grid`, from
-        Gaussian data: the mean and spectrum of the training data decide).
-    """
-
-    solver: str = "heun"
-    num_steps: int = 18
-    rho: float = 7.0
-    churn: samplers.Churn | None = None
-    label: int = -1
-    guidance: float = 1.0
-    grid: str = "edm"
-
-    def __post_init__(self) -> None:
-        if self.grid not in GRIDS:
-            raise ValueError(f"sampling.grid must be one of {', '.join(GRIDS)}, got {self.grid!r}")
-
-    @property
-    def num_calls(self) -> int:
-        """Calls of the network per image: heun calls it twice per step but in the last one."""
-        calls = 2 * self.num_steps - 1 if self.solver == "heun" else self.num_steps
-        return calls if self.guidance == 1.0 else 2 * calls
-
-
-def times(architecture: Architecture, schedule: Schedule, settings: Settings) -> jax.Array:
-    """The grid of the settings [num_steps + 1].
-
-    Raises:
-      ValueError: a spectral grid where it cannot be.
-    """
-    if settings.grid == "edm":
-        with jax.ensure_compile_time_eval():  # numbers, also under jit
-            return schedules.time_grid(schedule, settings.num_steps, settings.rho)
-    if architecture.statistics is None:
-        raise ValueError(
-            "this network does not carry the spectrum of its training data: take sampling.grid=edm"
-        )
-    spectrum = architecture.statistics.spectrum
-    return schedules.spectral_grid(schedule, spectrum, settings.num_steps, settings.solver)
-
-
-def draw(
-    architecture: Architecture,
-    params: dict,
-    seeds: jax.Array,
-    schedule: Schedule,
-    settings: Settings,
-    start: jax.Array | None = None,
-    *,
-    return_trajectory: bool = False,
-):
-    """Float images [B, H, W, C] of seeds [B], a pure function; arguments as `samplers.sample`."""
-    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
-    return samplers.sample(
-        architecture.seed_denoiser(params, seeds, label=settings.label, guidance=settings.guidance),
-        samplers.initial_noise(seeds, architecture.image_shape),
-        schedule,
-        solver=settings.solver,
-        grid=times(architecture, schedule, settings),
-        prior=None if settings.grid == "edm" else architecture.statistics,
-        churn=settings.churn,
-        key=keys,
-        start=start,
-        return_trajectory=return_trajectory,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +80,7 @@ def _finished(images: jax.Array, count: int) -> np.ndarray:
 def program(
     architecture: Architecture,
     schedule: Schedule,
-    settings: Settings,
+    sampling: Sampling,
     *,
     batch_size: int,
     mesh: Mesh,
@@ -171,10 +91,9 @@ def program(
 
     def function(params, seeds, start):
         params = jax.lax.with_sharding_constraint(params, everywhere)  # in training it may be split
-        return draw(
-            architecture, params, seeds, schedule, settings, start,
-            return_trajectory=return_trajectory,
-        )  # fmt: skip
+        return architecture.draw(
+            params, seeds, schedule, sampling, start, return_trajectory=return_trajectory
+        )
 
     everywhere, split = devices.replicated(mesh), devices.split(mesh)
     # With the shardings that a call has, so that it need not be traced again.
@@ -196,7 +115,7 @@ def program(
 def sampler(
     architecture: Architecture,
     schedule: Schedule,
-    settings: Settings,
+    sampling: Sampling,
     *,
     batch_size: int,
     mesh: Mesh,
@@ -211,7 +130,7 @@ def sampler(
         cannot share.
     """
     jitted, _ = program(
-        architecture, schedule, settings,
+        architecture, schedule, sampling,
         batch_size=batch_size, mesh=mesh, return_trajectory=return_trajectory,
     )  # fmt: skip
 
@@ -219,4 +138,4 @@ def sampler(
         """Every process passes the whole batch, computes its part and gets all images."""
         return jitted(params, *devices.put_split((seeds, start), mesh))
 
-    return Sampler(draw_split, batch_size, settings.num_calls, schedule)
+    return Sampler(draw_split, batch_size, sampling.num_calls, schedule)

@@ -1,0 +1,218 @@
+"""EDM's weights in this project's networks: equal to EDM's own outputs, or refused by name."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from warm_diffusion import denoiser, pretrained, samplers
+from warm_diffusion.models import by_name, ddpmpp, from_edm, ncsnpp
+from warm_diffusion.models.edm import hyperparameters
+
+NETWORKS = {"ddpmpp": ddpmpp, "ncsnpp": ncsnpp}
+
+
+@pytest.fixture(params=NETWORKS)
+def golden(request, shared_folder):
+    """(name, EDM's own arrays, inputs and outputs of EDM's own network): see golden/README."""
+    arrays = dict(np.load(shared_folder / "golden" / f"edm_{request.param}_tiny.npz"))
+    weights = {name[2:]: a for name, a in arrays.items() if name.startswith("w/")}
+    return request.param, weights, arrays
+
+
+def write(path, weights):
+    if path.suffix == ".npz":
+        np.savez(path, **weights)
+    else:
+        arrays = {name: np.ascontiguousarray(a) for name, a in weights.items()}
+        safetensors.numpy.save_file(arrays, path)
+    return path
+
+
+def denoise(network, params, arrays, **conditions):
+    """EDM's denoiser: ours at no blur, on the golden inputs."""
+
+    @jax.jit
+    def run(x, sigma):
+        def apply(x, c_noise, c_blur):
+            return network.apply({"params": params}, x, c_noise, c_blur, **conditions)
+
+        return denoiser.precondition(apply)(x, 0.0, sigma)
+
+    found = run(jnp.asarray(arrays["x"]), jnp.asarray(arrays["sigma"]).ravel())
+    np.testing.assert_array_equal(found.residual, np.zeros_like(arrays["x"]))  # the second head
+    return found.blurry
+
+
+# --- equal to EDM --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_file_of_edms_weights_is_edms_network_at_no_blur(golden, tmp_path, suffix):
+    name, weights, arrays = golden
+    # EDM's pickles hold the preconditioner, whose network is called `model`.
+    weights = {f"model.{key}": array for key, array in weights.items()}
+    model = pretrained.load(write(tmp_path / f"edm{suffix}", weights))
+    assert model.architecture.description["model"]["name"] == name
+    labels = jnp.asarray(arrays["augment_labels"])
+    found = denoise(model.architecture.network, model.params, arrays, augment_labels=labels)
+    expected = arrays["denoised"]
+    assert np.abs(found - expected).max() < 2e-4 * np.abs(expected).max()
+    assert model.spectrum is None  # what EDM's images were like is not in the file
+
+
+def test_it_draws_the_images_of_edms_own_sampler(golden, tmp_path):
+    """EDM's deterministic sampler of 6 steps, run by its authors' code in float64."""
+    model = pretrained.load(write(tmp_path / "edm.npz", golden[1]))
+    latents = jnp.asarray(golden[2]["latents"], jnp.float32)
+    run = jax.jit(lambda x: samplers.sample(model.denoise, x, model.schedule, num_steps=6))
+    expected = golden[2]["samples_6_steps"]
+    assert np.abs(run(latents) - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+def test_a_class_label_adds_its_column_to_the_embedding(golden):
+    """EDM adds sqrt(n) W[:, label] + b to the noise embedding; that is a shift of the next bias."""
+    _, weights, arrays = golden
+    rng, num_classes, label = np.random.default_rng(0), 3, 2
+    first, bias = weights["map_layer0.weight"], weights["map_layer0.bias"]
+    matrix = rng.standard_normal((first.shape[1], num_classes)).astype(np.float32)
+    offset = rng.standard_normal(first.shape[1]).astype(np.float32)
+    conditional = {**weights, "map_label.weight": matrix, "map_label.bias": offset}
+    shift = first @ (np.sqrt(num_classes) * matrix[:, label] + offset)
+    shifted = {**weights, "map_layer0.bias": bias + shift}
+
+    def run(weights, **conditions):
+        network = by_name(**hyperparameters(weights))
+        variables = from_edm(network, weights, jax.random.key(0))
+        return denoise(network, variables["params"], arrays, **conditions)
+
+    labels = jnp.full(len(arrays["x"]), label)
+    expected = run(shifted)
+    np.testing.assert_allclose(
+        run(conditional, labels=labels), expected, atol=1e-4 * np.abs(expected).max()
+    )
+    assert np.abs(expected - run(weights)).max() > 1e-2 * np.abs(expected).max()
+
+
+# --- which network it is -------------------------------------------------------------------------
+
+
+def edm_arrays(name, **options):
+    """Zeros under EDM's names, in torch's layout, that take no memory.
+
+    The renaming is written out here once more: which names and layouts are EDM's is settled by the
+    golden arrays.
+    """
+    network = NETWORKS[name](**options, heads=1)
+    level = jnp.zeros((1,))
+    image = jnp.zeros((1, network.resolution, network.resolution, network.channels))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), image, level, level)["params"]
+    arrays = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        *module, kind = (part.key for part in path)
+        if module and module[0] in ("blur0", "blur1"):
+            continue
+        key = ".".join([*module, "bias" if kind == "bias" else "weight"])
+        key = re.sub("^(enc|dec)_", r"\1.", key) if module else "map_noise.freqs"
+        axes = {2: (1, 0), 4: (3, 2, 0, 1)}[leaf.ndim] if kind == "kernel" else (0,)
+        arrays[key] = np.broadcast_to(np.float32(0), [leaf.shape[axis] for axis in axes])
+    return arrays
+
+
+CIFAR10 = dict(
+    resolution=32, channels=3, model_channels=128, channel_mult=(2, 2, 2), num_blocks=4,
+    attention_resolutions=(16,), num_classes=0, augment_dim=9,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        CIFAR10,
+        {**CIFAR10, "num_classes": 10},
+        {**CIFAR10, "resolution": 64, "channel_mult": (1, 2, 2, 2)},
+        {**CIFAR10, "num_blocks": 0, "attention_resolutions": (), "augment_dim": 0},
+        {**CIFAR10, "attention_resolutions": (32, 8), "channels": 1},
+    ],
+    ids=["cifar10", "conditional", "ffhq64", "no blocks", "attention twice"],
+)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_hyperparameters_are_recovered_from_shapes(name, options):
+    assert hyperparameters(edm_arrays(name, **options)) == {"name": name, **options}
+
+
+def test_edms_cifar10_network_has_its_published_number_of_parameters():
+    arrays = edm_arrays("ddpmpp", **CIFAR10)
+    assert sum(array.size for array in arrays.values()) == 55_732_739 + 9 * 128
+
+
+# --- what cannot be used -------------------------------------------------------------------------
+
+
+def dropped(weights):
+    del weights["enc.16x16_block0.conv1.bias"]
+    return r"missing enc\.16x16_block0\.conv1\.bias"
+
+
+def added(weights):
+    weights["enc.16x16_block7.conv0.bias"] = np.zeros(16, np.float32)
+    return r"unknown enc\.16x16_block7\.conv0\.bias"
+
+
+def cut(weights):
+    weights["map_layer1.weight"] = weights["map_layer1.weight"][:5]
+    return r"map_layer1\.weight has shape \(5, 64\), expected \(64, 64\)"
+
+
+def no_output(weights):
+    del weights["dec.16x16_aux_conv.weight"]
+    return "no weights of EDM's DDPM.. or NCSN.."
+
+
+def other_filter(weights):
+    weights["enc.8x8_down.conv0.resample_filter"] = np.ones((1, 1, 6, 6), np.float32)
+    return r"enc\.8x8_down\.conv0\.resample_filter is not the filter \[1, "
+
+
+def not_finite(weights):
+    weights["map_layer0.bias"] = np.full(64, np.nan, np.float32)
+    return r"not finite floating-point numbers.*map_layer0\.bias"
+
+
+def integers(weights):
+    weights["map_layer0.bias"] = np.zeros(64, np.int64)
+    return r"not finite floating-point numbers.*map_layer0\.bias"
+
+
+def first_layer_missing(weights):
+    del weights["enc.16x16_conv.weight"]
+    return r"missing enc\.16x16_conv\.weight"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [dropped, added, cut, no_output, other_filter, not_finite, integers, first_layer_missing],
+)
+def test_arrays_that_do_not_fit_are_named_in_one_line(golden, tmp_path, damage):
+    weights = dict(golden[1])
+    message = damage(weights)
+    with pytest.raises(ValueError, match=f"^.*edm.npz.*{message}.*$"):
+        pretrained.load(write(tmp_path / "edm.npz", weights))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("edm.npz", b"PK\x03\x04 cut short"),
+        ("edm.npz", b""),
+        ("edm.safetensors", b"\xff" * 40),
+        ("edm.txt", b"hello"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"^.*{re.escape(name)}.*$"):
+        pretrained.load(tmp_path / name)
