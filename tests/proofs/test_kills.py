@@ -46,7 +46,7 @@ def end_of(workdir, steps):
         {k: v for k, v in row.items() if k not in ("images_per_second", "input_wait")}
         for row in lines
     ]
-    return json.loads(about.read_text())["sha256"], rows
+    return json.loads(about.read_text())["digests"], rows
 
 
 def uninterrupted(folder, steps, *more):

@@ -1,7 +1,10 @@
 """Checkpoints: exact, atomic, verified; what is damaged is passed over and kept aside."""
 
+import contextlib
 import errno
-import json
+import shutil
+import threading
+import time
 import types
 
 import jax
@@ -9,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 
 from warm_diffusion.runtime import storage
 from warm_diffusion.training import checkpoints
@@ -135,38 +139,40 @@ def check_that_damage_is_passed_over(workdir, damage):
     assert int(read(workdir).step) == 6
 
 
-def test_a_checkpoint_of_a_newer_format_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch):
-    write(tmp_path, [5])
-    monkeypatch.setattr(checkpoints, "_FORMAT", 4)
-    write(tmp_path, [6], keep_latest=2)
-    monkeypatch.undo()
-    with pytest.raises(ValueError, match="is of format 4, this version reads formats 1 to 3"):
-        read(tmp_path)
-    assert (tmp_path / "checkpoints" / "6").is_dir()
+def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(tmp_path, monkeypatch):
+    """As on NFS, where a file that another process reads leaves another one behind."""
+
+    def refuse(path, **_):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    monkeypatch.setattr(checkpoints, "_REMOVE_SECONDS", 0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or refuse(path)
+        )
+        patch.setattr(epath.Path, "rmtree", refuse)
+        write(tmp_path, [4, 5, 6])
+    with Checkpoints(tmp_path) as saved:
+        assert saved.steps() == [6]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["6"]
 
 
-def test_a_checkpoint_of_format_2_is_verified_by_its_own_sha256(tmp_path):
-    write(tmp_path, [5])
-    path = tmp_path / "checkpoints" / "5" / "about" / "metadata"
-    about, state = json.loads(path.read_text()), state_at(5)
-    rest = {
-        name: getattr(state, name)
-        for name in ("step", "opt_state", "nonfinite_total", "nonfinite_in_a_row")
-    }
-    about["format"] = 2
-    about["digests"] = {
-        "params": storage.digest(state.params),
-        "ema": [storage.digest(average) for average in state.ema],
-        "rest": storage.digest(rest),
-        "statistics": storage.digest(STATISTICS),
-    }
-    path.write_text(json.dumps(about))
-    for got, expected in zip(arrays(read(tmp_path)), arrays(state), strict=True):
-        np.testing.assert_array_equal(got, expected)
-    about["digests"]["rest"] = "0" * 64
-    path.write_text(json.dumps(about))
-    with pytest.raises(ValueError, match=r"no checkpoint in .* can be restored"):
-        read(tmp_path)
+def test_what_a_failed_save_still_writes_is_removed_before_the_next_run(tmp_path):
+    left = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"
+    ended = threading.Event()
+
+    def write_on():
+        while not ended.is_set():
+            left.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):
+                (left / f"{time.monotonic_ns()}").touch()
+
+    thread = threading.Thread(target=write_on)
+    thread.start()
+    threading.Timer(0.5, ended.set).start()
+    write(tmp_path, [6])
+    thread.join()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["6"]
 
 
 @pytest.mark.parametrize(

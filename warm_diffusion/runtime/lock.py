@@ -1,19 +1,16 @@
-"""One writer per workdir: a lock that says who holds it, WORKDIR/lock.json.
+"""One writer per workdir: a lock, with WORKDIR/lock.json to say who holds it.
 
-On disk the kernel keeps it (flock), so it ends with its holder, however that ends; NFS asks its
-server. Where a file system has no locks, or keeps them to one machine (most mounts of object
-stores), a second writer is not seen; the former is said.
+On disk it is the kernel's (`filelock`), so it ends with its holder, however that ends; NFS asks its
+server. Mounts that keep locks to one machine (most of object stores) do not show a second writer on
+another one.
 
 On gs:// it is an object that is made only where there is none (if-generation-match) and renewed
-every 20 seconds. One that nobody renews for 90 seconds is taken over, at once if its holder was a
-process of this machine that has ended; a holder that was cut off for so long finds out before it
-writes a checkpoint.
+every 20 seconds. One that nobody renews for 90 seconds is taken over; a holder that was cut off for
+so long finds out before it writes a checkpoint.
 """
 
 import contextlib
 import datetime
-import errno
-import fcntl
 import json
 import os
 import pathlib
@@ -22,13 +19,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import filelock
 import jax
 
 from warm_diffusion.runtime import storage
 from warm_diffusion.runtime.console import say
 
 _RENEW_SECONDS, _STALE_SECONDS, _POLL_SECONDS = 20.0, 90.0, 2.0
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -45,63 +42,45 @@ def hold(workdir: str | os.PathLike) -> Iterator[Callable[[], None]]:
     if jax.process_index():
         yield lambda: None
     elif storage.is_local(place):
-        with _held_file(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # A file of its own: it stays, and filelock empties it.
+        lock = filelock.FileLock(place.with_name(".lock"), timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise _refusal(place) from None
+        try:
+            storage.write_bytes(place, _who())
             yield lambda: None
+        finally:
+            try:
+                place.unlink(missing_ok=True)  # before it is let go: nobody else's is deleted
+            finally:
+                lock.release()
     else:
-        with _Lease(place) as lease:
+        lease = _Lease(place)
+        lease.take()
+        try:
             yield lease.check
+        finally:
+            lease.let_go()
 
 
-def _who() -> str:
+def _who() -> bytes:
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}) + "\n"
+    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode()
 
 
-def _refusal(place: pathlib.Path, text: str) -> ValueError:
+def _refusal(place: pathlib.Path) -> ValueError:
     try:
-        who = json.loads(text)
+        who = storage.read_json(place)
         told = f"process {who['pid']} on {who['host']} since {who['since']}"
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         told = "another process"
     return ValueError(
         f"{place.parent} is being written by {told}: wait for it or end it, or give another "
         f"--workdir (the lock is {place})"
     )
-
-
-@contextlib.contextmanager
-def _held_file(path: pathlib.Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = _locked(path)
-    try:
-        file.truncate(0)
-        file.write(_who())
-        file.flush()
-        yield
-    finally:
-        path.unlink(missing_ok=True)  # before it is let go: nobody else's file is deleted
-        file.close()
-
-
-def _locked(path: pathlib.Path):
-    while True:
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with file:
-                file.seek(0)
-                raise _refusal(path, file.read()) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                file.close()
-                raise
-            say(f"note     {path.parent} has no locks ({error}): a second run would not be seen")
-            return file
-        # The one before may have deleted it between the two lines above.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
-        file.close()
 
 
 class _Lease:
@@ -113,16 +92,26 @@ class _Lease:
         self._generation, self._lost, self._ended = "", False, threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
-    def __enter__(self) -> "_Lease":
-        self._take()
+    def take(self) -> None:
+        """Waits for one that is left to become stale; raises ValueError where it is renewed."""
+        first, since = None, time.monotonic()
+        while True:
+            with contextlib.suppress(FileExistsError):
+                self._store.pipe_file(str(self._place), _who(), mode="create")
+                break
+            if (found := self._found()) is None:
+                continue
+            if first is None:
+                first = found
+                say(f"wait     {_refusal(self._place)}; taken over unless it shows life")
+            if any(found.get(key) != first.get(key) for key in ("generation", "metadata")):
+                raise _refusal(self._place)
+            if time.monotonic() - since > _STALE_SECONDS:
+                self._delete(found["generation"])
+            else:
+                time.sleep(_POLL_SECONDS)
         self._generation = self._found()["generation"]
         self._thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._delete(self._generation)
 
     def check(self) -> None:
         """Raises ValueError where the lock is another's by now."""
@@ -132,52 +121,33 @@ class _Lease:
                 "it: nothing more is written"
             )
 
-    def _take(self) -> None:
-        first, since = None, time.monotonic()
-        while True:
-            with contextlib.suppress(FileExistsError):
-                self._store.pipe_file(str(self._place), _who().encode(), mode="create")
-                return
-            found = self._found()
-            if found is None:
-                continue
-            if first is None:
-                first, who = found, self._store.cat_file(str(self._place)).decode()
-                if _has_ended(who):
-                    self._delete(found["generation"])
-                    first = None
-                    continue
-                say(f"wait     {_refusal(self._place, who)}; taken over unless it shows life")
-            if _version(found) != _version(first):
-                raise _refusal(self._place, self._store.cat_file(str(self._place)).decode())
-            if time.monotonic() - since > _STALE_SECONDS:
-                self._delete(found["generation"])
-                continue
-            time.sleep(_POLL_SECONDS)
+    def let_go(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._delete(self._generation)
 
     def _found(self) -> dict | None:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return self._store.info(str(self._place))
-        except FileNotFoundError:
-            return None
+
+    def _call(self, method: str, **options):
+        return self._store.call(method, "b/{}/o/{}", self._bucket, self._key, **options)
 
     def _delete(self, generation: str) -> None:
         """Deletes the object if it is still the one of this generation."""
         found = self._found()
         if found and found["generation"] == generation:
             with contextlib.suppress(FileNotFoundError):
-                self._store.call(
-                    "DELETE", "b/{}/o/{}", self._bucket, self._key, generation=generation
-                )
+                self._call("DELETE", generation=generation)
 
     def _renew(self) -> None:
         count = 0
-        while not self._ended.wait(_RENEW_SECONDS):
+        while not self._lost and not self._ended.wait(_RENEW_SECONDS):
             count += 1
             try:
-                renewed = self._store.call(
-                    "PATCH", "b/{}/o/{}", self._bucket, self._key, json_out=True,
-                    ifGenerationMatch=self._generation, json={"metadata": {"renewed": str(count)}},
+                renewed = self._call(
+                    "PATCH", json_out=True, ifGenerationMatch=self._generation,
+                    json={"metadata": {"renewed": str(count)}},
                 )  # fmt: skip
                 self._lost = renewed["generation"] != self._generation
             except (FileNotFoundError, FileExistsError):  # 404, 412
@@ -185,23 +155,3 @@ class _Lease:
             # No network, credentials that run out: their types are many, and the next try may do.
             except Exception as error:
                 say(f"note     {self._place} could not be renewed ({error})")
-            if self._lost:
-                return
-
-
-def _has_ended(text: str) -> bool:
-    """Whether a holder was a process of this machine that is no more."""
-    try:
-        who = json.loads(text)
-        if who["host"] != socket.gethostname():
-            return False
-        os.kill(int(who["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return False
-    return False
-
-
-def _version(found: dict) -> tuple:
-    return found["generation"], found.get("metadata")

@@ -3,31 +3,27 @@
 A place is a `pathlib.Path`, or on gs:// an `etils.epath.Path`, which has the same methods:
 annotations say the former. Methods that only look (`exists`, `glob`, `iterdir`, `read_bytes`) are
 called on it; all that writes, moves or deletes is here. Of several processes the first does it,
-the others do nothing. An object store does it otherwise than a disk: one object appears at once,
-but nothing is appended or renamed, a folder is no more than the start of a name, and moving one is
-copying object by object.
-
-gcsfs and etils are imported when a gs:// path is first met, never before.
+the others do nothing. On an object store one object appears at once, but nothing is appended or
+renamed, and a folder is no more than the start of a name.
 """
 
-import contextlib
 import errno
 import functools
 import hashlib
 import io
 import json
-import logging
 import os
 import pathlib
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from warm_diffusion.runtime.console import say
 
@@ -57,13 +53,6 @@ def path(where: str | os.PathLike) -> pathlib.Path:
         raise ValueError(f"expected a local path or gs://BUCKET/FOLDER, got {text}")
     if set("*?[]") & set(text) or ".." in inside.split("/"):
         raise ValueError(f"a gs:// path must be without * ? [ ] and .., got {text}")
-    try:
-        import gcsfs  # noqa: F401
-        from etils import epath
-    except ImportError as error:
-        raise ValueError(
-            f"{text} needs gcsfs ({error}): pip install '.[gcs]' in a checkout"
-        ) from error
     _check_bucket(bucket)
     return epath.Path(text)
 
@@ -82,6 +71,17 @@ def local(where: str | os.PathLike, name: str) -> pathlib.Path:
 def is_local(place: pathlib.Path) -> bool:
     """Whether a place is on this machine's file system."""
     return isinstance(place, pathlib.Path)
+
+
+def check_for_checkpoints(workdir: pathlib.Path) -> None:
+    """Raises ValueError for a workdir that orbax, which takes paths for patterns, cannot read."""
+    for text in (str(workdir), os.path.realpath(workdir)) if is_local(workdir) else ():
+        if set("*?[]\\") & set(text) or text != text.encode(errors="ignore").decode():
+            shown = text.encode(errors="backslashreplace").decode()
+            raise ValueError(
+                "--workdir must be without * ? [ ] \\ and bytes that are no UTF-8, for its "
+                f"checkpoints could not be read, got {shown}"
+            )
 
 
 def default_cache_dir() -> pathlib.Path:
@@ -105,8 +105,11 @@ def object_store():
 def _check_bucket(bucket: str) -> None:
     """Raises ValueError unless the objects of a bucket can be listed; asks once in a process."""
     try:
-        with _quiet("gcsfs"), _quiet("google.auth"):
-            object_store().call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
+        object_store().call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
+    except ImportError as error:
+        raise ValueError(
+            f"gs://{bucket} needs gcsfs ({error}): pip install '.[gcs]' in a checkout"
+        ) from error
     except FileNotFoundError as error:
         raise ValueError(
             f"there is no bucket gs://{bucket}: correct the path, or make it by gcloud storage "
@@ -119,18 +122,6 @@ def _check_bucket(bucket: str) -> None:
             f"gs://{bucket} cannot be read ({told}): it needs credentials, such as by gcloud auth "
             "application-default login, or GOOGLE_APPLICATION_CREDENTIALS=FILE"
         ) from error
-
-
-@contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Without the log of a library that logs what it raises, traceback and all."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -181,7 +172,7 @@ def read_json(where: str | os.PathLike) -> Any:
         return json.loads(path(where).read_bytes())
     except FileNotFoundError:
         raise
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{where} cannot be read as JSON ({error})") from error
 
 
@@ -200,20 +191,17 @@ def open_npz(where: str | os.PathLike) -> np.lib.npyio.NpzFile:
 class Lines:
     """A text file that grows by lines, written by one process.
 
-    On gs://, where nothing is appended, the text is kept and put whole: as lines come, but not more
-    than once a second, at `flush` and at `close`.
+    On gs:// the whole text is put: as lines come, but not more than once a second, and at `flush`.
     """
 
-    def __init__(self, where: str | os.PathLike, keep: Callable[[str], bool] | None = None):
+    def __init__(self, where: str | os.PathLike, keep: Callable[[str], bool] = lambda line: True):
         """Opens the file; of the lines that it has, those that `keep` does not hold of go."""
-        self._path, self._put_at, self._is_put = path(where), -float("inf"), True
-        self._text = ""
-        if (keep or not is_local(self._path)) and self._path.exists():
-            self._text = self._path.read_bytes().decode(errors="replace")
-        if keep and self._text:
-            kept = [line + "\n" for line in self._text.splitlines() if keep(line)]
-            self._text = "".join(kept)
-            write_bytes(self._path, self._text.encode())
+        self._path, self._put_at = path(where), -float("inf")
+        found = self._path.read_bytes() if self._path.exists() else b""
+        lines = found.decode(errors="replace").splitlines()
+        self._text = "".join(line + "\n" for line in lines if keep(line))
+        self._is_put = self._text.encode() == found
+        self.flush()
 
     def append(self, line: str) -> None:
         """Adds a line."""
@@ -224,8 +212,7 @@ class Lines:
             with self._path.open("a") as file:
                 file.write(line + "\n")
             return
-        self._text += line + "\n"
-        self._is_put = False
+        self._text, self._is_put = self._text + line + "\n", False
         if time.monotonic() - self._put_at >= _PUT_SECONDS:
             self.flush()
 
@@ -234,8 +221,6 @@ class Lines:
         if not self._is_put:
             write_bytes(self._path, self._text.encode())
             self._put_at, self._is_put = time.monotonic(), True
-
-    close = flush
 
 
 # --- folders -------------------------------------------------------------------------------------
@@ -251,14 +236,13 @@ def write_folder(where: str | os.PathLike, files: Mapping[str, bytes]) -> None:
         return
     if is_local(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        name = f".{folder.name}.partial-"
-        partial = pathlib.Path(tempfile.mkdtemp(prefix=name, dir=folder.parent))
+        partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             write_files({partial / name: content for name, content in files.items()})
             partial.chmod(0o755)
             partial.rename(folder)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove(partial)
         return
     *others, last = ((folder / name, content) for name, content in files.items())
     try:
@@ -288,7 +272,7 @@ def move(source: pathlib.Path, target: pathlib.Path, marker: str = "") -> None:
 
 
 def remove(place: pathlib.Path) -> None:
-    """Deletes a file or a folder, if it is there."""
+    """Deletes a file or a folder, if it is there; on disk as much of a folder as can be."""
     if jax.process_index():
         return
     if not is_local(place):
@@ -314,12 +298,12 @@ def fetch(where: str | os.PathLike, cache_dir: pathlib.Path | None = None) -> pa
         return place
     version = _version(place)
     key = hashlib.sha256(json.dumps(version, default=str).encode()).hexdigest()[:16]
-    folder = (cache_dir or default_cache_dir()) / "fetched" / key
-    target, partial = folder / place.name, folder / f"{place.name}.partial-{os.getpid()}"
+    target = (cache_dir or default_cache_dir()) / "fetched" / key / place.name
     if target.exists():
         return target
     say(f"fetch    {place}, {version['size'] / 1e6:,.1f} MB, to {target}")
-    folder.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
         object_store().get_file(str(place), str(partial))
         if _version(place) != version or partial.stat().st_size != version["size"]:
@@ -339,16 +323,16 @@ def _version(place: pathlib.Path) -> dict:
         raise ValueError(f"there is no file {place}") from error
     if found["type"] != "file":
         raise ValueError(f"{place} is a folder, expected a file")
-    keys = ("size", "generation", "etag", "mtime")
-    return {"url": str(place)} | {key: found.get(key) for key in keys}
+    return {"url": str(place)} | {key: found.get(key) for key in ("size", "generation", "etag")}
 
 
 # --- errors --------------------------------------------------------------------------------------
 
-# The disk's state, not the command's fault: nothing more can be written, for now.
+# A path that cannot be is a mistake in the command; all else is the machine's state.
+_MISTAKES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM,
+             errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)  # fmt: skip
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _IN_TEXT = re.compile(r"os_error_code='(\d+)'")  # TensorStore's, which orbax writes with
-_WRITING_FAILED = 74  # EX_IOERR of sysexits.h
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:
@@ -365,15 +349,13 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         number = int(found[1]) if found else error.errno if isinstance(error, OSError) else None
         if not number or (error is not top and number not in _FULL):
             continue
-        path = re.search(r'"(/[^"]*)"', str(error))
-        where = getattr(error, "filename", None) or (path[1] if path else "a file")
+        named = re.search(r'"(/[^"]*)"', str(error))
+        where = getattr(error, "filename", None) or (named[1] if named else "a file")
         told = f"{os.fspath(where)}: {os.strerror(number)}"
-        if number not in _FULL:
+        if number in _MISTAKES:
             return 2, told
-        return _WRITING_FAILED, (
-            f"{told}. What was written before is sound; when that is mended, the same command "
-            "goes on"
-        )
+        sound = "What was written before is sound; when this has passed, the same command goes on"
+        return 74, f"{told}. {sound}"  # EX_IOERR of sysexits.h
     return None
 
 
@@ -383,8 +365,8 @@ def explain(error: BaseException) -> tuple[int, str] | None:
 def digest(tree: Any) -> str:
     """SHA-256 of the names, types, shapes and bytes of a tree's arrays."""
     found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for name, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(jax.device_get(leaf))
-        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        found.update(f"{jax.tree_util.keystr(name)} {array.dtype} {array.shape}".encode())
         found.update(array.tobytes())
     return found.hexdigest()

@@ -5,33 +5,31 @@ when complete, so a kill at any time leaves the ones before. It holds
 
     state        step, weights, averages, optimizer, counters
     statistics   mean image and spectrum of the training data
-    about        JSON: format, step, what network it is of, configuration, origins, checksums
+    about        JSON: step, what network it is of, configuration, origins, checksums
 
 so that nothing else is needed to use it. Orbax restores flipped bits without complaint; therefore
 a checksum of each part (`checksums.py`) is kept and verified. A damaged checkpoint is moved aside,
-never deleted, and the one before is used. Formats 1 and 2 had the SHA-256 of arrays that one
-process holds whole; 1 had no statistics.
+never deleted, and the one before is used.
 """
 
 import contextlib
-import hashlib
-import json
 import pathlib
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from warm_diffusion.runtime import processes, storage
-from warm_diffusion.training import checksums
+from warm_diffusion.training.checksums import checksum
 from warm_diffusion.training.step import TrainState
 
-_FORMAT = 3
 _REMOVE_SECONDS = 5.0
+# Orbax moves old checkpoints there. Deleting one fails where another process has it open on NFS,
+# which must not end a run; so it is done here, as far as it goes.
+_TRASH = "trash"
 # Not damage: another try, or another user, reads what is there.
 _PASSING = re.compile(
     "ABORTED|CANCELLED|DEADLINE_EXCEEDED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|"
@@ -62,30 +60,13 @@ def _arrays(state: TrainState) -> dict:
     }
 
 
-def _checksum_of_format(about: dict) -> Callable[[Any], str]:
-    return checksums.checksum if about["format"] == _FORMAT else storage.digest
-
-
-class _Completed(dict):
-    """A JSON object that gets its last entries when orbax's thread writes it: training goes on."""
-
-    def __init__(self, known: dict, last: Callable[[], dict]):
-        super().__init__(known)
-        self._last = last
-
-    def items(self):
-        """All, for `json.dumps`."""
-        self.update(self._last())
-        return super().items()
-
-
-def _checksums(arrays: dict, of: Callable[[Any], Any] = checksums.checksum) -> dict:
+def _checksums(arrays: dict) -> dict:
     """Checksums of the parts that are restored by themselves, and of the rest together."""
     rest = {name: tree for name, tree in arrays.items() if name not in ("params", "ema")}
     return {
-        "params": of(arrays["params"]),
-        "ema": [of(average) for average in arrays["ema"]],
-        "rest": of(rest),
+        "params": checksum(arrays["params"]),
+        "ema": [checksum(average) for average in arrays["ema"]],
+        "rest": checksum(rest),
     }
 
 
@@ -109,6 +90,8 @@ class Checkpoints:
     ):
         # Orbax fails in its background thread on a relative path.
         self._path, self._writes = storage.path(workdir) / "checkpoints", not read_only
+        self._cleans = self._writes and storage.is_local(self._path)  # on gs:// orbax does
+        self._remove_leftovers()
         managers = ocp.checkpoint_managers
         policies = [managers.LatestN(keep_latest)]
         if keep_every:
@@ -117,9 +100,10 @@ class Checkpoints:
             self._path,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=managers.AnyPreservationPolicy(policies),
+                todelete_subdir=_TRASH if self._cleans else None,
                 # A reader may look on while the training run writes, and makes nothing.
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,
+                create=self._writes,
+                cleanup_tmp_directories=self._writes,
             ),
         )
 
@@ -144,23 +128,15 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
+        storage.remove(self._path / _TRASH)
         arrays, statistics = _arrays(state), dict(statistics)
-        begun = _checksums(arrays, checksums.begin)
-        begun["statistics"] = checksums.begin(statistics)
-
-        def last() -> dict:
-            digests = jax.tree.map(lambda finish: finish(), begun)
-            sha256 = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
-            return {"digests": digests, "sha256": sha256}
-
+        digests = {**_checksums(arrays), "statistics": checksum(statistics)}
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(arrays),
                 statistics=ocp.args.StandardSave(statistics),
-                about=ocp.args.JsonSave(
-                    _Completed({**about, "format": _FORMAT, "step": step}, last)
-                ),
+                about=ocp.args.JsonSave({**about, "step": step, "digests": digests}),
             ),
             force=True,
         )
@@ -176,17 +152,17 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the last save."""
         with contextlib.ExitStack() as last:  # whatever of it fails, the rest is done
-            last.callback(self._remove_unfinished)
+            last.callback(self._remove_leftovers)
             last.callback(self._manager.close)
             self._manager.wait_until_finished()
 
-    def _remove_unfinished(self) -> None:
-        """What a save that failed has left; on gs:// the next start does it."""
-        if not self._writes or not storage.is_local(self._path):
+    def _remove_leftovers(self) -> None:
+        """What a save that failed has left, and what could not be deleted before."""
+        if not self._cleans or jax.process_index():
             return
         limit = time.monotonic() + _REMOVE_SECONDS
-        while unfinished := list(self._path.glob("*.orbax-checkpoint-tmp")):
-            for folder in unfinished:
+        while left := [*self._path.glob("*.orbax-checkpoint-tmp"), *self._path.glob(_TRASH)]:
+            for folder in left:
                 storage.remove(folder)
             if time.monotonic() > limit:
                 break
@@ -202,8 +178,8 @@ class Checkpoints:
           report: is told of every damaged checkpoint that was passed over.
 
         Raises:
-          ValueError: there are checkpoints, but none is sound, one is of a newer format, or the
-            processes of the run do not find the same.
+          ValueError: there are checkpoints, but none is sound, or the processes of the run do not
+            find the same.
         """
         steps, damaged = self.steps(), []
         for step in reversed(steps):
@@ -232,13 +208,7 @@ class Checkpoints:
             raise ValueError(
                 f"no checkpoint of step {step} in {self._path}: there are {self.steps()}"
             )
-        about = self._read(step, about=ocp.args.JsonRestore()).about
-        if about["format"] not in (1, 2, _FORMAT):
-            raise ValueError(
-                f"checkpoint {step} of {self._path} is of format {about['format']}, this version "
-                f"reads formats 1 to {_FORMAT}"
-            )
-        return about
+        return self._read(step, about=ocp.args.JsonRestore()).about
 
     def restore(self, step: int, target: TrainState) -> TrainState:
         """The checkpoint of one step, its checksums verified.
@@ -246,22 +216,12 @@ class Checkpoints:
         Raises:
           ValueError: there is no such checkpoint, or it does not hold what was saved.
         """
-        about = self.about(step)
+        saved = self.about(step)["digests"]
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(target))
         arrays = self._read(step, state=ocp.args.StandardRestore(abstract)).state
-        leaves = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
-        whole = all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in leaves)
-        if about["format"] < _FORMAT and not whole:
-            raise ValueError(
-                f"checkpoint {step} of {self._path} is of format {about['format']}, which one "
-                "process must hold whole to verify it: continue it once with one process"
-            )
-        if about["format"] == 1:
-            self._verify(step, storage.digest(arrays), about["sha256"])
-        else:
-            saved = {name: about["digests"][name] for name in ("params", "ema", "rest")}
-            self._verify(step, _checksums(arrays, _checksum_of_format(about)), saved)
-            self.statistics(step)
+        found = _checksums(arrays)
+        self._verify(step, found, {name: saved[name] for name in found})
+        self.statistics(step)
         return target.replace(**arrays)
 
     def weights(self, step: int, shapes: dict, average: int) -> dict:
@@ -275,15 +235,13 @@ class Checkpoints:
         Raises:
           ValueError: there is no such checkpoint, or it does not hold what was saved.
         """
-        about = self.about(step)
-        count = len(about["digests"]["ema"])
+        digests = self.about(step)["digests"]
         if average < 0:
-            found = self._partial(step, "state", {"params": shapes})["params"]
-            saved = about["digests"]["params"]
+            found, saved = self._partial(step, {"params": shapes})["params"], digests["params"]
         else:
-            found = self._partial(step, "state", {"ema": [shapes] * count})["ema"][average]
-            saved = about["digests"]["ema"][average]
-        self._verify(step, _checksum_of_format(about)(found), saved)
+            everything = self._partial(step, {"ema": [shapes] * len(digests["ema"])})
+            found, saved = everything["ema"][average], digests["ema"][average]
+        self._verify(step, checksum(found), saved)
         return found
 
     def statistics(self, step: int) -> dict[str, np.ndarray]:
@@ -292,17 +250,17 @@ class Checkpoints:
         Raises:
           ValueError: there is no such checkpoint, or it does not hold what was saved.
         """
-        about = self.about(step)
+        saved = self.about(step)["digests"]["statistics"]
         found = self._read(step, statistics=ocp.args.StandardRestore()).statistics
         found = {name: np.asarray(array) for name, array in found.items()}
-        self._verify(step, _checksum_of_format(about)(found), about["digests"]["statistics"])
+        self._verify(step, checksum(found), saved)
         return found
 
-    def _partial(self, step: int, item: str, shapes: dict) -> dict:
-        """Some branches of an item as host arrays; the others are not read."""
+    def _partial(self, step: int, shapes: dict) -> dict:
+        """Some branches of the state as host arrays; the others are not read."""
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
         restore = ocp.args.PyTreeRestore(shapes, restore_args=arguments, partial_restore=True)
-        return self._read(step, **{item: restore})[item]
+        return self._read(step, state=restore).state
 
     def _read(self, step: int, **items):
         try:

@@ -15,7 +15,6 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,25 +27,16 @@ _CHUNK = 1 << 20  # elements of a host array at a time, so that they stay in the
 def checksum(tree: Any) -> str:
     """One checksum of the names, types, shapes and elements of a tree's arrays, of the host or on
     any devices: SHA-256 of the words of eq. (1)."""
-    return begin(tree)()
-
-
-def begin(tree: Any) -> Callable[[], str]:
-    """Starts `checksum` on the devices; what is returned waits for them. The arrays may then be
-    donated."""
     leaves = [
         (jax.tree_util.keystr(path), leaf if isinstance(leaf, jax.Array) else np.asarray(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]
-    words = [_words(leaf) for _, leaf in leaves]
-    facts = [[name, str(leaf.dtype), list(leaf.shape)] for name, leaf in leaves]
-
-    def finish() -> str:
-        found = jax.device_get(words)
-        told = [[*of, [int(w) for w in two]] for of, two in zip(facts, found, strict=True)]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
-
-    return finish
+    found = jax.device_get([_words(leaf) for _, leaf in leaves])
+    told = [
+        [name, str(leaf.dtype), list(leaf.shape), [int(word) for word in words]]
+        for (name, leaf), words in zip(leaves, found, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _words(array: Any) -> Any:

@@ -79,7 +79,7 @@ class Writer:
     def close(self) -> None:
         """Writes out what is buffered."""
         try:
-            self._lines.close()
+            self._lines.flush()
         finally:
             for other in self._others:
                 other.close()
