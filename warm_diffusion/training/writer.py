@@ -1,8 +1,8 @@
 """What a run reports: `metrics.jsonl`, and the same numbers and grids to TensorBoard or wandb.
 
 TensorBoard's events are written by this thread, so that an error is the run's: one in the thread
-that tensorboardX would start ends that, and the run then waits for ever. On gs:// they are kept on
-this machine and copied there, whole, from time to time.
+that tensorboardX's SummaryWriter starts ends that, and what it is told later is lost, or waits for
+ever.
 """
 
 import importlib.util
@@ -48,11 +48,13 @@ class Writer:
           workdir: where metrics.jsonl goes, and TensorBoard's events.
           first_step: the last step that counts; None keeps all lines: evaluations come in any
             order.
-          writers: of WRITERS, those to tell besides metrics.jsonl.
+          writers: tensorboard, wandb or both, to tell besides metrics.jsonl.
           configuration: the run's, for those that show it.
         """
-        keep = None if first_step is None else lambda line: _step_of(line) <= first_step
-        self._lines = storage.Lines(workdir / "metrics.jsonl", keep)
+        last = math.inf if first_step is None else first_step
+        self._lines = storage.Lines(
+            workdir / "metrics.jsonl", keep=lambda line: _step_of(line) <= last
+        )
         self._others = []
         if "tensorboard" in writers:
             self._others.append(_TensorBoard(workdir, first_step))
@@ -64,8 +66,7 @@ class Writer:
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for other in self._others:
             other.scalars(step, finite)
-        row = {"step": step} | {name: finite.get(name) for name in values}
-        self._lines.append(json.dumps(row))
+        self._lines.append(json.dumps({"step": step} | {n: finite.get(n) for n in values}))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """A uint8 image [H, W, C]."""
@@ -86,19 +87,18 @@ class Writer:
 
 
 class _TensorBoard:
-    """Events in the workdir."""
+    """Events in the workdir; on gs:// they are kept here, and copied there from time to time."""
 
     def __init__(self, workdir: pathlib.Path, first_step: int | None):
         self._workdir, self._put_at = workdir, time.monotonic()
         self._local = None if storage.is_local(workdir) else tempfile.TemporaryDirectory()
-        # Two writers opened in one second would share a file name, and the second empty the first.
-        suffix = f".{os.getpid()}.{time.time_ns()}"
         folder = pathlib.Path(self._local.name if self._local else workdir)
         folder.mkdir(parents=True, exist_ok=True)
+        # Two writers opened in one second would share a file name, and the second empty the first.
+        suffix = f".{os.getpid()}.{time.time_ns()}"
         self._events = EventsWriter(str(folder / "events"), suffix)
         if first_step:  # TensorBoard forgets what it has read of later steps
-            start = SessionLog(status=SessionLog.START)
-            self._event(first_step + 1, session_log=start)
+            self._event(first_step + 1, session_log=SessionLog(status=SessionLog.START))
             self._events.flush()
 
     def _event(self, step: int, **content) -> None:
@@ -114,12 +114,10 @@ class _TensorBoard:
         self._event(step, summary=summary.image(name, image, dataformats="HWC"))
 
     def _put(self) -> None:
-        """Writes out the events; to gs:// whole, where a reader sees the file grow."""
         self._put_at = time.monotonic()
         self._events.flush()
-        if self._local:
-            for file in pathlib.Path(self._local.name).iterdir():
-                storage.write_bytes(self._workdir / file.name, file.read_bytes())
+        for file in pathlib.Path(self._local.name).iterdir() if self._local else ():
+            storage.write_bytes(self._workdir / file.name, file.read_bytes())
 
     def close(self) -> None:
         try:
@@ -136,15 +134,16 @@ class _Wandb:
     def __init__(self, workdir: pathlib.Path, configuration: Mapping[str, Any] | None):
         import wandb
 
-        self._wandb = wandb
-        place = str(workdir)
+        self._wandb, name = wandb, workdir / "wandb.json"
+        if not name.exists():
+            storage.write_json(name, {"id": secrets.token_hex(8)})
         try:
             self._run = wandb.init(
                 project="warm_diffusion",
                 name=workdir.name,
-                id=_run_id(workdir / "wandb.json"),
+                id=storage.read_json(name)["id"],
                 resume="allow",
-                dir=place if storage.is_local(workdir) else tempfile.gettempdir(),
+                dir=str(workdir) if storage.is_local(workdir) else tempfile.gettempdir(),
                 config=dict(configuration or {}),
             )
         except wandb.errors.Error as error:
@@ -164,13 +163,6 @@ class _Wandb:
 
     def close(self) -> None:
         self._run.finish()
-
-
-def _run_id(path: pathlib.Path) -> str:
-    """Drawn once for each workdir, and kept there."""
-    if not path.exists():
-        storage.write_json(path, {"id": secrets.token_hex(8)})
-    return storage.read_json(path)["id"]
 
 
 def _step_of(line: str) -> float:
