@@ -16,13 +16,12 @@ if __name__ == "__main__":
 import sys
 import traceback
 
-from absl import app, flags, logging
+from absl import app, flags
 
-import warm_diffusion
 from configs import default
 from warm_diffusion import app as modes
 from warm_diffusion.app import settings
-from warm_diffusion.runtime import console, processes
+from warm_diffusion.runtime import processes
 from warm_diffusion.training import signals
 
 FLAGS = flags.FLAGS
@@ -51,8 +50,6 @@ flags.DEFINE_float("noise", None, "restore: in grey levels of 0..255 [read off e
 flags.DEFINE_integer("samples", 0, "restore: samples of the posterior besides its mean.")
 flags.DEFINE_string("reference", None, "restore: clean images of the same names, for PSNR, SSIM.")
 flags.DEFINE_bool("details", False, "info: also every key and the table of parameters.")
-flags.DEFINE_bool("version", False, "Print versions and exit.")
-flags.DEFINE_bool("debug", False, "Show the libraries' logs, and a traceback for every error.")
 
 
 def fail(error: Exception) -> None:
@@ -66,10 +63,6 @@ def fail(error: Exception) -> None:
 
 def parse(argv: list[str]) -> list[str]:
     """Reads the flags; a wrong one is one line, not a traceback."""
-    if "--version" in argv[1:]:
-        versions = settings.versions() | {"warm-diffusion": warm_diffusion.__version__}
-        print(*(f"{name} {version}" for name, version in versions.items()), sep="\n")
-        sys.exit(0)
     try:
         return settings.parse(argv, default)
     except ValueError as error:
@@ -78,9 +71,6 @@ def parse(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     """Runs the mode; a mistake of the user's becomes one line."""
-    logging.set_verbosity(logging.INFO if FLAGS.debug else logging.WARNING)
-    if not FLAGS.debug:
-        console.hide_tracebacks()
     try:
         with signals.quiet_end():
             config = settings.start(FLAGS, argv)

@@ -70,7 +70,7 @@ class Trainer:
         for n in range(0, options.num_steps, options.steps_per_call):
             if n == options.num_steps * 3 // 4:
                 metrics = TrainMetrics.empty()  # the losses are the last quarter's
-            state, metrics = self._step(state, metrics, load(n), np.uint32(seed), ())
+            state, metrics = self._step(state, metrics, load(n), np.uint32(seed))
             if n % 100 == 0:
                 jax.block_until_ready(state.step)
             began = began or time.monotonic()  # the first step compiles

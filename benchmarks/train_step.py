@@ -71,7 +71,7 @@ class Step:
         self.parameters = int(clu.parameter_overview.count_parameters(abstract.params))
         self.gigaflop = gigaflop(config, shape, abstract.params, self._batch)
         begin = time.perf_counter()
-        self._varied = np.uint32(config.seed), ()
+        self._seed = np.uint32(config.seed)
         arguments = abstract_arguments(abstract, self._batch, options, mesh)
         self.compiled = step.lower(*arguments).compile()
         self.compile_seconds = time.perf_counter() - begin
@@ -81,7 +81,7 @@ class Step:
         """Runs one step and waits for it."""
         begin = time.perf_counter()
         self._state, self._metrics = self.compiled(
-            self._state, self._metrics, self._batch, *self._varied
+            self._state, self._metrics, self._batch, self._seed
         )
         jax.block_until_ready(self._state)
         return time.perf_counter() - begin

@@ -200,7 +200,7 @@ def test_each_step_has_a_dropout_mask_of_its_own():
     step = build.train_step(config, watched, make_mesh())
     state, metrics = make_state(), TrainMetrics.empty()
     for _ in range(2):
-        state, metrics = step(state, metrics, random_batch(), np.uint32(3), ())
+        state, metrics = step(state, metrics, random_batch(), np.uint32(3))
     jax.block_until_ready(state)
     jax.effects_barrier()
     expected = [
@@ -219,7 +219,7 @@ def test_the_step_is_compiled_once(sharding):
     metrics = jax.jit(TrainMetrics.empty, out_shardings=devices.replicated(mesh))()
     for _ in range(3):
         images = devices.put_split(random_batch(), mesh)
-        state, metrics = step(state, metrics, images, np.uint32(3), ())
+        state, metrics = step(state, metrics, images, np.uint32(3))
     assert step._cache_size() == 1
 
 

@@ -97,7 +97,7 @@ def test_a_step_sends_nothing_to_the_devices_and_reads_nothing():
     for batch in batches(loader(config, data, mesh), range(3)):
         batch = batch.result()
         with jax.transfer_guard("disallow"):
-            state, metrics = step(state, metrics, batch, seed, ())
+            state, metrics = step(state, metrics, batch, seed)
     assert int(state.step) == 3
 
 

@@ -195,15 +195,12 @@ def trained_architecture(config: ConfigDict, trained: Architecture) -> Architect
 
 
 def loss(config: ConfigDict, built: Architecture) -> step.LossFn:
-    """(params, keys [B], Batch, path=...) -> LossTerms of the training objective.
-
-    `path` stands in for the architecture's, where its ratio is an argument of a jitted function.
-    """
+    """(params, keys [B], Batch) -> LossTerms of the training objective."""
     augment = config.augment
     # Parameterization score has no residual to learn.
     weight = 0.0 if config.denoiser.parameterization == "score" else config.loss.residual_weight
 
-    def loss_fn(params, keys, batch, path=built.schedule):
+    def loss_fn(params, keys, batch):
         loss_keys, augment_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         images, augment_labels = from_uint8(batch.images), None
         if augment.transforms:
@@ -220,7 +217,7 @@ def loss(config: ConfigDict, built: Architecture) -> step.LossFn:
             denoise,
             loss_keys,
             images,
-            path,
+            built.schedule,
             sigma_data=config.denoiser.sigma_data,
             residual_weight=weight,
         )

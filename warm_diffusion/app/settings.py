@@ -10,20 +10,22 @@ import os
 import pathlib
 import re
 import reprlib
+import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import ml_collections
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
+import warm_diffusion
 from warm_diffusion import denoiser, pretrained, samplers
 from warm_diffusion.app import build
 from warm_diffusion.data.augmentation import TRANSFORMS
 from warm_diffusion.models import SIZES
-from warm_diffusion.runtime import devices, processes, storage
+from warm_diffusion.runtime import console, devices, processes, storage
 from warm_diffusion.runtime.console import say
 from warm_diffusion.training import WRITERS
 
@@ -326,10 +328,12 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_processes", None, "On any other: how many processes there are.")
     flags.DEFINE_integer("process_id", None, "On any other: which of them this is, from 0.")
     flags.DEFINE_float("join_seconds", 300.0, "How long to wait for the other processes.")
+    flags.DEFINE_bool("version", False, "Print versions and exit.")
+    flags.DEFINE_bool("debug", False, "Show the libraries' logs, and a traceback for every error.")
 
 
 def parse(argv: Sequence[str], default: types.ModuleType) -> list[str]:
-    """Reads the flags; returns the arguments that are none.
+    """Reads the flags, or prints the versions; returns the arguments that are no flags.
 
     Args:
       argv: the command line.
@@ -338,6 +342,9 @@ def parse(argv: Sequence[str], default: types.ModuleType) -> list[str]:
     Raises:
       ValueError: a flag, a key or a file that is not known or not right.
     """
+    if "--version" in argv[1:]:
+        print(*(f"{name} {version}" for name, version in versions().items()), sep="\n")
+        sys.exit(0)
     try:
         folder = pathlib.Path(default.__file__).parent
         rest = flags.FLAGS(resolve_config_argument(argv, folder))
@@ -408,6 +415,9 @@ def start(given: flags.FlagValues, argv: Sequence[str]) -> ml_collections.Config
     Raises:
       ValueError: a mistake in the command.
     """
+    logging.set_verbosity(logging.INFO if given.debug else logging.WARNING)
+    if not given.debug:
+        console.hide_tracebacks()
     others = given.coordinator_address, given.num_processes, given.process_id
     if given.distributed or any(value is not None for value in others):
         processes.join(*others, seconds=given.join_seconds)
@@ -443,13 +453,9 @@ def _agree(given: flags.FlagValues) -> None:
 
 def versions() -> dict[str, str]:
     """Of the packages that decide what comes out."""
-    found = {}
-    for package in ("warm-diffusion", "jax", "flax", "optax", "orbax-checkpoint"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"  # run from a checkout, without pip install
-    return found
+    others = ("jax", "flax", "optax", "orbax-checkpoint")
+    found = {package: importlib.metadata.version(package) for package in others}
+    return {"warm-diffusion": warm_diffusion.__version__, **found}
 
 
 def enable_compilation_cache(folder: str) -> None:

@@ -12,7 +12,7 @@ averages nor optimizer: the decision is made inside the step, so all devices agr
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax
 import jax
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     labels: jax.Array | None = None
 
 
-LossFn = Callable[..., LossTerms]  # (params, keys [B], batch, *extra) -> one number an image
+LossFn = Callable[[dict, jax.Array, Batch], LossTerms]  # (params, keys [B], batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,6 @@ def train_step(
     metrics: TrainMetrics,
     batch: Batch,
     seed: jax.Array,
-    extra: tuple = (),
     *,
     unroll: bool = False,
 ) -> tuple[TrainState, TrainMetrics]:
@@ -165,12 +164,11 @@ def train_step(
       metrics: are added to.
       batch: the images.
       seed: of the run, an integer.
-      extra: more arguments of the loss.
       unroll: write the slices out instead of a loop.
     """
 
     def objective(params, keys, part):
-        terms = loss_fn(params, keys, part, *extra)
+        terms = loss_fn(params, keys, part)
         return terms.total.mean(), terms
 
     keys = image_keys(jax.random.fold_in(jax.random.key(seed), state.step), options.batch_size)
@@ -220,8 +218,7 @@ def jitted(loss_fn: LossFn, options: Options, mesh: Mesh, *, resident: bool = Fa
       resident: the batch is given as (all images, everywhere; the indices of the batch, split).
 
     Returns:
-      (state, metrics, batch, seed, extra) -> (state, metrics), see `train_step`. Seed and extra are
-      arguments so that many trainings share a program.
+      (state, metrics, batch, seed) -> (state, metrics), see `train_step`.
 
     Raises:
       ValueError: a batch that devices and slices cannot share evenly.
@@ -236,15 +233,13 @@ def jitted(loss_fn: LossFn, options: Options, mesh: Mesh, *, resident: bool = Fa
         def split_loss(params, *arguments):
             return loss_fn(devices.gathered(params, mesh, shardings(params)), *arguments)
 
-    def call(state, metrics, batch, seed, extra):
+    def call(state, metrics, batch, seed):
         stored, batches = batch if resident else (None, batch)
 
         def one(carry, part):
             if resident:
                 part = jax.tree.map(lambda leaf: leaf[part], stored)
-            state, metrics = train_step(
-                split_loss, options, *carry, part, seed, extra, unroll=unroll
-            )
+            state, metrics = train_step(split_loss, options, *carry, part, seed, unroll=unroll)
             return (jax.lax.with_sharding_constraint(state, shardings(state)), metrics), None
 
         if steps == 1:
@@ -257,7 +252,7 @@ def jitted(loss_fn: LossFn, options: Options, mesh: Mesh, *, resident: bool = Fa
         call,
         mesh,
         donate_argnums=(0, 1),
-        in_shardings=(None, everywhere, batch, everywhere, everywhere),  # None: as it is given
+        in_shardings=(None, everywhere, batch, everywhere),  # None: as it is given
         out_shardings=(None, everywhere),
     )
 
@@ -269,7 +264,6 @@ def abstract_arguments(
     mesh: Mesh,
     *,
     resident: bool = False,
-    extra: Any = (),
 ) -> tuple:
     """The abstract arguments of `jitted`.
 
@@ -279,7 +273,6 @@ def abstract_arguments(
       options: see `jitted`.
       mesh: see there.
       resident: see there.
-      extra: abstract.
     """
     steps = options.steps_per_call
     everywhere, split = devices.replicated(mesh), devices.split(mesh, axis=int(steps > 1))
@@ -297,4 +290,4 @@ def abstract_arguments(
         batch = put(data, split, lambda leaf: (*leading, *leaf.shape[1:]))
     metrics = put(jax.eval_shape(TrainMetrics.empty), everywhere)
     seed = jax.ShapeDtypeStruct((), np.dtype("uint32"), sharding=everywhere)
-    return state, metrics, batch, seed, put(extra, everywhere)
+    return state, metrics, batch, seed

@@ -162,7 +162,7 @@ class Loop:
                 jax.block_until_ready(state)  # until then the devices have something to do
                 with clock.paused(waits=True):
                     concurrent.futures.wait([batch])
-            state, metrics = self.step(state, metrics, batch.result(), self._seed, ())
+            state, metrics = self.step(state, metrics, batch.result(), self._seed)
             step = done + options.steps_per_call
             bar.update(options.steps_per_call)
             if done == calls.start:
