@@ -42,6 +42,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
     config.training.checkpoint_every = 5_000
     config.training.keep_every = 50_000
     config.eval.num_samples = 50_000
+    config.eval.features = "inception"
     for variant in filter(None, variants.split(",")):
         _apply(config, variant)
     return config
@@ -66,6 +67,7 @@ def _apply(config: ml_collections.ConfigDict, variant: str) -> None:
         config.sampling.batch_size = 64
         config.eval.num_samples = 256
         config.eval.seed_ranges = 1
+        config.eval.features = "auto"
     elif name == "cond":
         config.model.num_classes = 10
     elif name == "hot":

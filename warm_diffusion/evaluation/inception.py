@@ -12,9 +12,6 @@ torchvision's InceptionV3 in two ways that move every FID: averages over 3 x 3 n
 the padding out of the count, and the last block pools by maximum. `inception_layers` lists the
 layers, named as in pytorch-fid and torch-fidelity, which share one weights file.
 
-Averaging neighbours and a 1 x 1 convolution commute: the blocks convolve first, all branches in one
-product, and average the few channels that are left. Same numbers, less work.
-
 Deliberately absent: training, the classifiers, and any download. The published weights are torch's
 file, which is read without torch, running nothing in it.
 """
@@ -172,36 +169,15 @@ def _convolve(
     return jax.nn.relu(x + params[name]["bias"])
 
 
-def _project(params: Params, names: list[str], x: jax.Array) -> dict[str, jax.Array]:
-    """The 1 x 1 convolutions `names` of the same x in one product, before bias and relu."""
-    kernels = [params[name]["kernel"][0, 0] for name in names]
-    product = jnp.einsum(
-        "bhwi,io->bhwo", x, jnp.concatenate(kernels, -1), precision=jax.lax.Precision.HIGHEST
-    )
-    ends = np.cumsum([kernel.shape[-1] for kernel in kernels])
-    return dict(zip(names, jnp.split(product, ends[:-1], -1), strict=True))
-
-
 def _run_block(params: Params, block: str, x: jax.Array) -> jax.Array:
     branches, pool = layers.BLOCKS[block]
-    stages = {branch: layers.stages(block, branch) for branch in branches}
-    entries = {branch: next(iter(stages[branch][0].items())) for branch in branches}
-    shared = [name for name, kernel in entries.values() if kernel[:2] == (1, 1)]
-    if pool == "maximum":
-        shared.remove(f"{block}.branch_pool")  # a maximum does not commute with the convolution
-    projected = _project(params, shared, x)
     outputs = []
     for branch in branches:
-        y, rest = x, stages[branch]
-        entry = entries[branch][0]
-        if entry in projected:
-            y, rest = projected[entry], rest[1:]
-            y = _average(y) if branch == "branch_pool" else y
-            y = jax.nn.relu(y + params[entry]["bias"])
-        elif branch == "branch_pool":
-            y = _three(x, jnp.maximum, padding=-jnp.inf)
-        for i, stage in enumerate(rest):
-            halve = pool == "reduce" and i == len(rest) - 1
+        y, stages = x, layers.stages(block, branch)
+        if branch == "branch_pool":
+            y = _average(x) if pool == "average" else _three(x, jnp.maximum, padding=-jnp.inf)
+        for i, stage in enumerate(stages):
+            halve = pool == "reduce" and i == len(stages) - 1
             how = (2, False) if halve else (1, True)
             y = jnp.concatenate([_convolve(params, name, y, *how) for name in stage], -1)
         outputs.append(y)
