@@ -3,15 +3,15 @@
 import json
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 
-from tests.app.conftest import REPOSITORY
 from warm_diffusion import schedules
 from warm_diffusion.app import fid
 from warm_diffusion.app.drawing import Sampler
-from warm_diffusion.app.evaluate import path_bnr
+from warm_diffusion.app.evaluate import checkpoint_choice, path_bnr
 
 
 def report_of(workdir, step=6):
@@ -151,24 +151,20 @@ def test_more_rounds_use_those_there_are(app, trained, evaluated, tmp_path, monk
     assert report["seeds"] == "0-95"
 
 
-def test_a_stopped_evaluation_loses_the_round_it_was_in(app, trained, tmp_path):
+def test_a_stopped_evaluation_loses_the_round_it_was_in(app, trained, tmp_path, monkeypatch):
     arguments = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}",
                  "--config.eval.num_samples=24", "--config.eval.seed_ranges=2")  # fmt: skip
-    # main.py, but SIGTERM comes with the second batch of the second round.
-    program = f"""
-import os, runpy, signal
-from warm_diffusion.app.drawing import Sampler
+    original = Sampler.generate
 
-def generate(self, params, seeds, images, original=Sampler.generate):
-    for n, batch in enumerate(original(self, params, seeds, images)):
-        if n == 1 and seeds[0] == 24:
-            os.kill(os.getpid(), signal.SIGTERM)
-        yield batch
+    def generate(self, params, seeds, images):
+        for n, batch in enumerate(original(self, params, seeds, images)):
+            if n == 1 and seeds[0] == 24:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
 
-Sampler.generate = generate
-runpy.run_path({str(REPOSITORY / "main.py")!r}, run_name="__main__")
-"""
-    _, err = app.run(*arguments, tiny=False, status=75, before=("-c", program))
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "generate", generate)
+        _, err = app.run(*arguments, tiny=False, status=75)
     assert "SIGTERM: stopped within the round of seeds 24-47" in err
     (kept,) = (tmp_path / "eval" / "rounds").iterdir()
     assert not list((tmp_path / "eval").glob("step_*.json"))
@@ -221,18 +217,16 @@ def test_statistics_of_other_images_are_refused(app, trained, tmp_path):
     assert report_of(tmp_path)["metric"] == "fd_pixels_24_test"
 
 
-def test_statistics_of_other_features_are_refused(app, trained, statistics, tmp_path):
+def test_statistics_of_other_features_are_refused(app, trained, statistics, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "def corners(images):\n    return images[:, ::7, ::7, 0].reshape(len(images), 4) / 255\n"
     )
     common = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}",
               "--config.eval.num_samples=24", "--config.eval.features=mine:corners")  # fmt: skip
-    path = [("PYTHONPATH", f"{app.environment['PYTHONPATH']}{os.pathsep}{tmp_path}")]
-    _, err = app.run(
-        *common, f"--config.eval.reference={statistics}", tiny=False, status=2, environment=path
-    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    _, err = app.run(*common, f"--config.eval.reference={statistics}", tiny=False, status=2)
     assert "features is 'pixels', expected 'mine:corners'" in err
-    app.run(*common, tiny=False, environment=path)
+    app.run(*common, tiny=False)
     assert report_of(tmp_path)["fd_mine.corners_24"] > 0
 
 
@@ -301,20 +295,20 @@ def test_waiting_beside_a_training_run_evaluates_each_checkpoint_and_ends(app, t
     assert [report_of(workdir, step)["step"] for step in (2, 4)] == [2, 4]
 
 
-def test_a_run_of_another_configuration_is_not_evaluated_by_mistake(app, tmp_path, trained):
+def test_a_run_of_another_configuration_is_not_evaluated_by_mistake(
+    app, tmp_path, trained, monkeypatch
+):
     """Started before the run's config.json is there, the job has only its own configuration."""
     run = tmp_path / "run"
-    process = app.start(
+    monkeypatch.setattr(
+        checkpoint_choice.time, "sleep", lambda seconds: shutil.copytree(trained[0], run)
+    )
+    out, err = app.run(
         "--mode=eval", f"--checkpoint={run}", f"--workdir={tmp_path}", "--wait=120",
-        "--config.schedule.constant_bnr.bnr=0.3", "--config.training.num_steps=6",
+        "--config.schedule.constant_bnr.bnr=0.3", "--config.training.num_steps=6", status=2,
     )  # fmt: skip
-    line = process.stdout.readline()
-    assert line.startswith("wait"), (line, process.communicate())
-    shutil.copytree(trained[0], tmp_path / "complete")
-    (tmp_path / "complete").rename(run)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "schedule.constant_bnr.bnr: 0.5 -> 0.3" in err
+    assert out.startswith("wait     for a checkpoint")
+    assert "bnr: 0.5 -> 0.3" in err
 
 
 def test_the_ratio_of_a_path_is_one_number_or_both_ends():

@@ -62,20 +62,9 @@ def test_the_density_is_that_of_what_the_sampler_draws(bnr):
     np.testing.assert_allclose(np.asarray(found.values) / 48, expected / 48, atol=1e-4)
 
 
-@pytest.mark.parametrize("bnr", [0.0, 0.5, 2.0])
-def test_the_density_of_gaussian_data_is_exact(bnr):
-    """On a path that drowns the data: at noise 80 their mean still costs 2e-3 nats/dim at BNR 0."""
-    data, schedule = gaussian_data(4, 6, 2), path(bnr, beta_max=800.0)
-    y = data.draw(np.random.default_rng(1), 5).astype(np.float32)
-    found = likelihood.log_density(exact_denoiser(data), y, schedule, key=KEY, trace="exact")
-    expected = gaussian_log_density(data, y, schedule)
-    np.testing.assert_allclose(np.asarray(found.values) / 48, expected / 48, atol=1e-3)
-
-
-@pytest.mark.parametrize("bnr", [0.0, 2.0])
-def test_the_estimated_density_is_unbiased(bnr):
+def test_the_estimated_density_is_unbiased():
     """Its mean over 64 probes, within five of its own standard errors."""
-    data, schedule = gaussian_data(4, 6, 2), path(bnr)
+    data, schedule = gaussian_data(4, 6, 2), path(2.0)
     y = data.draw(np.random.default_rng(1), 5).astype(np.float32)
     found = likelihood.log_density(
         exact_denoiser(data), np.repeat(y, 64, axis=0), schedule, key=KEY, trace="hutchinson"
@@ -87,10 +76,9 @@ def test_the_estimated_density_is_unbiased(bnr):
     np.testing.assert_array_less(np.abs(values.mean(1) - expected), 5 * error + 1e-4)
 
 
-@pytest.mark.parametrize("beta_min", [0.05, 0.5])
-def test_a_coarse_lower_end_is_accounted_for(beta_min):
-    """BNR 2 at t_min: blur of 0.1 and 1 pixels, noise of 0.05 and 0.5; eq. (2) and the noise."""
-    data, schedule = gaussian_data(4, 4, 1), path(2.0, beta_min)
+def test_a_coarse_lower_end_is_accounted_for():
+    """BNR 2 at t_min: blur of 1 pixel and noise of 0.5; eq. (2) and the noise."""
+    data, schedule = gaussian_data(4, 4, 1), path(2.0, 0.5)
     y = data.draw(np.random.default_rng(1), 4).astype(np.float32)
     found = likelihood.log_density(exact_denoiser(data), y, schedule, key=KEY, trace="exact")
     expected = gaussian_log_density(data, y, schedule)
