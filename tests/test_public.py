@@ -3,15 +3,16 @@
 import concurrent.futures
 import hashlib
 import http.server
+import pathlib
 import socket
 import threading
 import time
 
 import pytest
 
-from configs import default
+from configs import cifar10, default
 from warm_diffusion import public
-from warm_diffusion.app import build
+from warm_diffusion.app import build, settings
 
 CONTENT = bytes(range(256)) * 8192  # 2 MB: more than one chunk
 
@@ -169,16 +170,46 @@ def test_the_command_lists_and_fetches_and_a_mistake_ends_with_2(server, tmp_pat
     assert "no public file is called 'y'" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_names_of_public_files_become_paths_where_a_mode_needs_them(monkeypatch):
+def test_names_of_public_files_become_paths_where_a_mode_needs_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(public, "obtain", lambda name, download: f"/{name}")
+
+    def weights(mode, features, **changes):
+        config = default.get_config()
+        config.eval.features, config.data.channels = features, 3
+        config.update_from_flattened_dict(changes)
+        assert build.fetch_public(config, mode, "runs/x") == "runs/x"
+        return config.eval.inception_weights
+
+    inception = "/pt_inception-2015-12-05-6726825d.pth"
+    assert inception[1:] in public.FILES
+    assert weights("eval", "inception") == inception
+    assert weights("train", "inception") == ""
+    assert weights("eval", "inception", **{"eval.inception_weights": "mine"}) == "mine"
+    assert weights("eval", "auto") == ""
+    assert weights("eval", "auto", download=True) == inception
+    assert weights("eval", "auto", download=True, **{"data.channels": 1}) == ""
+    assert weights("eval", "auto", **{"eval.reference": "edm:cifar10-32x32"}) == inception
+    (tmp_path / "warm_diffusion" / "public").mkdir(parents=True)
+    (tmp_path / "warm_diffusion" / "public" / inception[1:]).write_bytes(b"")
+    assert weights("eval", "auto") == inception
     config = default.get_config()
-    config.eval.features, config.eval.reference = "inception", "edm:cifar10-32x32"
-    monkeypatch.setattr(public, "obtain", lambda name, download: f"/{name} {download}")
-    assert build.fetch_public(config, "eval", "edm:x") == "/edm:x False"
-    assert config.eval.reference == "/edm:cifar10-32x32 False"
-    assert config.eval.inception_weights == "/pt_inception-2015-12-05-6726825d.pth False"
-    assert config.eval.inception_weights[1:-6] in public.FILES
-    config = default.get_config()
-    config.download, config.eval.features = True, "inception"
-    assert build.fetch_public(config, "train", None) is None
-    assert config.eval.inception_weights == ""
-    assert build.fetch_public(config, "sample", "runs/x") == "runs/x"
+    config.eval.reference, config.init_from = "edm:cifar10-32x32", "edm:y"
+    assert build.fetch_public(config, "train", "edm:x") == "/edm:x"
+    assert (config.eval.reference, config.init_from) == ("/edm:cifar10-32x32", "/edm:y")
+
+
+@pytest.mark.parametrize(("name", "classes"), [("uncond", 0), ("cond", 10)])
+def test_edms_networks_come_with_their_configuration_and_protocol(name, classes):
+    command = ["main.py", "--mode=eval", f"--checkpoint=edm:cifar10-32x32-{name}-vp"]
+    argument = settings.resolve_config_argument(command, pathlib.Path("configs"))[1]
+    assert argument.startswith("--config=configs/cifar10.py:")
+    config = cifar10.get_config(argument.partition(":")[2])
+    # Karras et al. 2022, table 7 (column VP, CIFAR-10) and appendix E: 18 steps, 50,000 images.
+    assert (config.model.name, config.model.model_channels) == ("ddpmpp", 128)
+    assert (config.model.channel_mult, config.model.num_blocks) == ((2, 2, 2), 4)
+    assert config.model.attention_resolutions == (16,)
+    assert config.model.num_classes == classes
+    assert (config.schedule.name, config.denoiser.sigma_data) == ("hot", 0.5)
+    assert (config.sampling.solver, config.sampling.num_steps) == ("heun", 18)
+    assert config.eval.num_samples == 50_000

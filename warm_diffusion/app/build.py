@@ -38,8 +38,10 @@ def fetch_public(config: ConfigDict, mode: str, checkpoint: str | None) -> str |
     """Puts paths in place of the names of public files, which `config.download` allows to fetch.
 
     Args:
-      config: `eval.reference` may be edm:NAME, and Inception's weights are found where `eval` needs
-        them and names none; both are changed in place.
+      config: `eval.reference` and `init_from` may be edm:NAME; where `eval` names no Inception
+        weights, they are found if its features, or a reference of EDM's, need them, and for
+        eval.features=auto and images in colour if they are there or may be fetched. These keys are
+        changed in place.
       mode: main.py's.
       checkpoint: a path, or edm:NAME.
 
@@ -49,14 +51,19 @@ def fetch_public(config: ConfigDict, mode: str, checkpoint: str | None) -> str |
     Raises:
       ValueError: an unknown name, or a file that is not there and may not or cannot be fetched.
     """
-    options = config.eval
-    if options.reference.startswith("edm:"):
-        options.reference = str(public.obtain(options.reference, download=config.download))
-    inception = options.features == "inception" and not options.inception_weights
-    if inception and mode in ("eval", "fid_stats"):
-        options.inception_weights = str(public.obtain(_INCEPTION, download=config.download))
+    options, fetch = config.eval, functools.partial(public.obtain, download=config.download)
+    of_edm = options.reference.startswith("edm:")
+    if of_edm:
+        options.reference = str(fetch(options.reference))
+    if config.init_from.startswith("edm:") and mode == "train":
+        config.init_from = str(fetch(config.init_from))
+    if mode in ("eval", "fid_stats") and not options.inception_weights:
+        known = config.download or (public.default_folder() / _INCEPTION).is_file()
+        colour = config.data.channels == 3 and known
+        if options.features == "inception" or (options.features == "auto" and (of_edm or colour)):
+            options.inception_weights = str(fetch(_INCEPTION))
     if checkpoint and checkpoint.startswith("edm:"):
-        return str(public.obtain(checkpoint, download=config.download))
+        return str(fetch(checkpoint))
     return checkpoint
 
 

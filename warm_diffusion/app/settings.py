@@ -392,7 +392,8 @@ def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[
         config = str(path / "config.json") if (path / "config.json").exists() else None
         config = str(path) if path.is_file() else config  # EDM's weights
     if config is None and (checkpoint or "").startswith("edm:cifar10"):
-        config = f"{configs / 'cifar10.py'}:hot"  # EDM's protocol of evaluation
+        # EDM's network and protocol of evaluation, before the file is there.
+        config = f"{configs / 'cifar10.py'}:hot" + ",cond" * ("-cond-" in checkpoint)
     config = config or str(configs / "digits.py")
     if not config.partition(":")[0].endswith(".py"):
         config = f"{configs / 'saved.py'}:{config}"
