@@ -403,18 +403,11 @@ def run_part(name: str, flags: list[str], environment: dict, seconds: float) -> 
 
 def line(name: str, figures: dict) -> str:
     """A part as a line of the table."""
-    words = []
-    for key, value in figures.items():
-        if key == "slowest":
-            words += [
-                f"\n{'':<26} {row['milliseconds']:.3g} ms {row['name'][:90]}"
-                for row in value[:_SLOWEST]
-            ]
-            continue
-        if isinstance(value, dict):
-            value = value.get("median", value.get("total", value.get("device")))
-        words.append(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
-    return f"{name:<26} {', '.join(words)}"
+    shown = {name: value for name, value in figures.items() if name != "slowest"}
+    text = f"{name:<26} {train_step.words(shown)}"
+    for row in figures.get("slowest", [])[:_SLOWEST]:
+        text += f"\n{'':<26} {row['milliseconds']:.3g} ms {row['name'][:90]}"
+    return text
 
 
 def main() -> None:

@@ -5,8 +5,8 @@
     python -m benchmarks.restoration --checkpoint=pretrained/photos --test=photos --size=64 \\
         --out=runs/restoration_photos
 
-`--test=photos` are tiles of scikit-learn's china and flower at half size, which nothing here was
-trained or tuned on; `--tune=photos` are tiles of scikit-image's photographs. At each pair of levels
+`--test=photos` are tiles of scikit-learn's china and flower at half size, on which nothing here was
+trained or tuned; `--tune=photos` are tiles of scikit-image's photographs. At each pair of levels
 every method restores the same images:
 
     Wiener        closed form, in colour: the colours turned to their principal axes, each with the
@@ -35,8 +35,13 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import skimage.data
+import skimage.restoration
+from PIL import Image
+from scipy import ndimage
+from sklearn.datasets import load_sample_images
 
-from benchmarks.train_step import machine
+from benchmarks.train_step import machine, words
 from warm_diffusion import dct, oracle, pretrained, process, restoration, samplers
 from warm_diffusion.data.sources import open_source
 from warm_diffusion.evaluation import pairs
@@ -55,54 +60,34 @@ _PAD = 12
 
 def photographs(test: bool) -> list[np.ndarray]:
     """scikit-learn's photographs (test), or three of scikit-image's, at half size."""
-    from PIL import Image
-
     if test:
-        from sklearn.datasets import load_sample_images
-
         images = load_sample_images().images
     else:
-        from skimage import data
-
-        images = [getattr(data, name)() for name in ("astronaut", "chelsea", "coffee")]
+        images = [getattr(skimage.data, name)() for name in ("astronaut", "chelsea", "coffee")]
+    halves = [tuple(side // 2 for side in image.shape[1::-1]) for image in images]
     return [
-        np.asarray(
-            Image.fromarray(image).resize([n // 2 for n in image.shape[1::-1]], Image.LANCZOS)
-        )
-        for image in images
+        np.asarray(Image.fromarray(image).resize(half, Image.LANCZOS))
+        for image, half in zip(images, halves, strict=True)
     ]
-
-
-def photograph_tiles(size: int, test: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Tiles of the photographs, and of which each is one."""
-    tiles, owners = [], []
-    for number, image in enumerate(photographs(test)):
-        for top in range(0, image.shape[0] - size + 1, size):
-            for left in range(0, image.shape[1] - size + 1, size):
-                tiles.append(image[top : top + size, left : left + size])
-                owners.append(number)
-    return np.stack(tiles), np.array(owners)
 
 
 def load(spec: str, size: int, count: int, test: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """[count, size, size, 3] in [-1, 1], drawn at random; of tiles the number of the photograph."""
-    rng, owners = np.random.default_rng(0), None
+    rng = np.random.default_rng(0)
     if spec == "photos":
-        images, owners = photograph_tiles(size, test)
-        chosen = rng.permutation(len(images))[:count]
-        images, owners = images[chosen], owners[chosen]
-    else:
-        from PIL import Image
-
-        source = open_source(spec)
-        chosen = rng.permutation(source.count())[:count]
-        images = np.stack(
-            [
-                np.asarray(source.load(i)[0].convert("RGB").resize((size, size), Image.LANCZOS))
-                for i in chosen
-            ]
-        )
-    return to_floats(images), owners
+        tiles = [
+            (image[top : top + size, left : left + size], number)
+            for number, image in enumerate(photographs(test))
+            for top in range(0, image.shape[0] - size + 1, size)
+            for left in range(0, image.shape[1] - size + 1, size)
+        ]
+        chosen = rng.permutation(len(tiles))[:count]
+        images, owners = zip(*(tiles[i] for i in chosen), strict=True)
+        return to_floats(np.stack(images)), np.array(owners)
+    source = open_source(spec)
+    chosen = rng.permutation(source.count())[:count]
+    images = [source.load(i)[0].convert("RGB").resize((size, size), Image.LANCZOS) for i in chosen]
+    return to_floats(np.stack([np.asarray(image) for image in images])), None
 
 
 def to_floats(images: np.ndarray) -> np.ndarray:
@@ -148,45 +133,33 @@ def by_channel(method):
 
 
 def unsupervised(alpha: float, beta: float):
-    from skimage.restoration import unsupervised_wiener
-
     def restore(y):
-        return unsupervised_wiener(y, kernel(alpha), clip=False, rng=0)[0]
+        return skimage.restoration.unsupervised_wiener(y, kernel(alpha), clip=False, rng=0)[0]
 
     return lambda y: on_one_sheet(by_channel(restore), y)
 
 
 def lucy(alpha: float, beta: float, iterations: int):
-    from skimage.restoration import richardson_lucy
-
     def restore(y):
-        return richardson_lucy(np.clip(y, 0, 1), kernel(alpha), num_iter=iterations)
+        y = np.clip(y, 0, 1)
+        return skimage.restoration.richardson_lucy(y, kernel(alpha), num_iter=iterations)
 
     return lambda y: on_one_sheet(by_channel(restore), y)
 
 
 def total_variation(alpha: float, beta: float, weight: float):
-    from skimage.restoration import denoise_tv_chambolle
-
-    return lambda y: on_one_sheet(
-        lambda z: denoise_tv_chambolle(z, weight * beta, channel_axis=-1), y
-    )
+    denoise = skimage.restoration.denoise_tv_chambolle
+    return lambda y: on_one_sheet(lambda z: denoise(z, weight * beta, channel_axis=-1), y)
 
 
 def block_matching(alpha: float, beta: float):
-    vars(np)["trapz"] = np.trapezoid  # bm4d 4.2.5 asks for the name that numpy 2.4 has no more
-
-    def in_colour(z):
-        import bm3d
-
-        return bm3d.bm3d_rgb(z, beta / 2)
+    vars(np)["trapz"] = np.trapezoid  # bm4d 4.2.5 needs the name that numpy 2.4 has no more
+    import bm3d  # not for trade, so it is only here
 
     def in_grey(z):
-        import bm3d
-
         return bm3d.bm3d_deblurring(z[..., None], beta / 2, kernel(alpha)).reshape(z.shape)
 
-    method = in_colour if alpha == 0 else by_channel(in_grey)
+    method = by_channel(in_grey) if alpha else lambda z: bm3d.bm3d_rgb(z, beta / 2)
     return lambda y: on_one_sheet(method, y)
 
 
@@ -215,8 +188,6 @@ class ColourWiener:
         turned = np.asarray(images @ self.axes, np.float32)
         self.spectrum = np.var(np.asarray(dct.dct(turned)), axis=0)
         if len(images) < 256:  # few images: neighbouring frequencies share what they have
-            from scipy import ndimage
-
             self.spectrum = np.exp(ndimage.gaussian_filter(np.log(self.spectrum), (1, 1, 0)))
         self.mean = turned.mean(axis=0)
 
@@ -266,19 +237,21 @@ def scores(restored: np.ndarray, images: np.ndarray) -> dict[str, float]:
 
 
 def at_levels(network, wiener, images, wholes, owners, tuning, alpha, beta, wanted) -> dict:
-    """The methods wanted at one pair of levels; `owners` says of which of the photographs `wholes`
-    each image is a tile."""
+    """Every method that is wanted at one pair of levels; image i is a tile of
+    `wholes[owners[i]]`."""
     y = degrade(images, alpha, beta)
     rows, chosen, of_photographs = {"input": scores(y, images)}, {}, []
     rows["Wiener"] = scores(wiener(y, alpha, beta), images)
-    methods = {"unsupervised": unsupervised(alpha, beta)} if alpha > 0 else {}
+    methods = {}
+    if "unsupervised" in wanted and alpha > 0:
+        methods["unsupervised"] = unsupervised(alpha, beta)
     for name, (method, grid) in TUNED.items():
         if name not in wanted or (name == "Lucy" and alpha == 0):
             continue
         chosen[name] = tuned(method, grid, tuning, alpha, beta)
         methods[name] = method(alpha, beta, chosen[name])
-    methods["BM3D"] = block_matching(alpha, beta)
-    methods = {name: method for name, method in methods.items() if name in wanted}
+    if "BM3D" in wanted:
+        methods["BM3D"] = block_matching(alpha, beta)
     for name, method in methods.items():
         rows[name] = scores(method(y), images)
     y = jnp.asarray(y)
@@ -323,11 +296,7 @@ def by_calls(network, images, alpha: float, beta: float, calls) -> list[dict]:
             rows.append(
                 {"path": name, "calls": number, **scores(restored, images), "spectrum": ratio}
             )
-            print(
-                f"{name:7} {number:3} calls",
-                {k: round(v, 3) for k, v in rows[-1].items() if k not in ("path", "calls")},
-                flush=True,
-            )
+            print(words(rows[-1]), flush=True)
     return rows
 
 
@@ -353,8 +322,8 @@ def main(arguments: argparse.Namespace) -> None:
             )
         )
         rows = report["levels"][-1]["rows"]
-        told = "  ".join(f"{name} {row['psnr']:.2f}" for name, row in rows.items())
-        print(f"{alpha} {beta}  {told}  ({time.monotonic() - began:.0f} s)", flush=True)
+        psnr = "  ".join(f"{name} {row['psnr']:.2f}" for name, row in rows.items())
+        print(f"{alpha} {beta}  {psnr}  ({time.monotonic() - began:.0f} s)", flush=True)
         storage.write_json(out / "restoration.json", report)
     report["calls"] = by_calls(network, images, 1.0, 0.1, arguments.calls)
     storage.write_json(out / "restoration.json", report)

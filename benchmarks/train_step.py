@@ -198,6 +198,15 @@ def measure(config: ConfigDict, rounds: int, peak_tflops: float) -> dict:
     return result
 
 
+def words(value) -> str:
+    """A figure, or figures by name or in a row, for a table."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {words(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(words(each) for each in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def write_json(path: str, report: dict) -> None:
     """Writes the report if a path is given."""
     if path:
@@ -221,29 +230,10 @@ def run(main: Callable[[list[str]], None]) -> None:
 def main(argv: list[str]) -> None:
     """Prints the table."""
     del argv
-    about = machine()
-    result = measure(FLAGS.config, FLAGS.rounds, FLAGS.peak_tflops)
-    print("  ".join(f"{key} {value}" for key, value in about.items()))
-    times, held, peak = (
-        result[name] for name in ("seconds_per_step", "compiled_gigabytes", "peak_gigabytes")
-    )
-    print(
-        f"network    {result['model']} {result['dtype']}, {result['parameters']:,} parameters, "
-        f"batch {result['batch_size']}, remat {result['remat']}"
-    )
-    print(
-        f"step       {times['median']:.4f} s (median of {FLAGS.rounds}, {times['low']:.4f} to "
-        f"{times['high']:.4f}), compiled in {result['compile_seconds']:.1f} s"
-    )
-    print(f"speed      {result['images_per_second']:,.2f} images/s")
-    print(
-        f"work       {result['gigaflop_per_image']:.1f} GFLOP/image, "
-        f"{result['model_tflops_per_second']:.3f} TFLOP/s"
-        + (f", utilisation {result['utilisation']:.1%}" if "utilisation" in result else "")
-    )
-    print("compiled   " + ", ".join(f"{name} {size:.2f} GB" for name, size in held.items()))
-    print("peak       " + ", ".join(f"{name} {size:.2f} GB" for name, size in peak.items()))
-    write_json(FLAGS.out, {"machine": about, "command": sys.argv[1:], **result})
+    result = {"machine": machine(), **measure(FLAGS.config, FLAGS.rounds, FLAGS.peak_tflops)}
+    for name, value in result.items():
+        print(f"{name:<24} {words(value)}")
+    write_json(FLAGS.out, {"command": sys.argv[1:], **result})
 
 
 if __name__ == "__main__":
