@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from benchmarks import comparison
 from benchmarks.train_step import run
 from warm_diffusion.app import build, plots
-from warm_diffusion.app.plots import style
 from warm_diffusion.data.sources import short_name
 
 VARIANTS = {
@@ -60,7 +59,7 @@ def title_of(ratio) -> str:
     return f"blur-to-noise ratio {ratio} where a variant has one"
 
 
-@style.styled
+@plots.styled
 def draw(entries: list[dict], metric: str, title: str) -> Figure:
     """A row per variant, a colour per solver."""
     solvers = comparison.solvers_of(entries)

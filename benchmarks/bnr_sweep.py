@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from benchmarks import comparison
 from benchmarks.train_step import run, variant
 from warm_diffusion.app import plots
-from warm_diffusion.app.plots import style
 from warm_diffusion.data.sources import short_name
 
 RATIOS = (0.0, 0.1, 0.3, 0.5, 0.65, 1.0, 2.0, 10.0)
@@ -44,7 +43,7 @@ def sweep(options) -> None:
     )
 
 
-@style.styled
+@plots.styled
 def draw(entries: list[dict], metric: str, title: str) -> Figure:
     """Distance against ratio: a network for each, and one for all."""
     figure = Figure(figsize=(8, 4.8), layout="constrained")
@@ -70,7 +69,7 @@ def draw(entries: list[dict], metric: str, title: str) -> Figure:
     axes.set_xlim(-0.04, 16)
     axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
     for label, ratio in zip(axes.get_xticklabels(), ratios, strict=True):
-        label.set(color=style.ratio_colour(ratio), fontweight="bold")
+        label.set(color=plots.ratio_colour(ratio), fontweight="bold")
     axes.set_yscale("log")
     plots.plain_log_ticks(axes.yaxis)
     axes.set_xlabel("blur-to-noise ratio: 0 is hot (EDM), high is cold")

@@ -24,13 +24,15 @@ from ml_collections import ConfigDict, config_flags
 from benchmarks.judge import Judge
 from benchmarks.train_step import machine, variant
 from warm_diffusion import samplers
-from warm_diffusion.app import build, settings
-from warm_diffusion.app.plots import style
+from warm_diffusion.app import build, plots, settings
 from warm_diffusion.app.train.loop import loader
 from warm_diffusion.data import Dataset
 from warm_diffusion.data.images import grid, save_png
 from warm_diffusion.runtime import devices
 from warm_diffusion.training.step import TrainMetrics, choose_average
+
+SOLVERS = {"euler": "#7d6bb5", "heun": "#009e73", "multistep": "#b8860b"}  # colours
+MARKERS = {"euler": "^", "heun": "o", "multistep": "s"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,8 +241,8 @@ def solvers_of(entries: list[dict]) -> list[tuple[str, int]]:
 def look(solvers: list[tuple[str, int]], solver: str, nfe: int) -> dict:
     """How a solver is drawn: paler and with another marker where it has fewer calls than most."""
     most = nfe == max(calls for each, calls in solvers if each == solver)
-    marker, alpha = (style.MARKERS[solver], 1.0) if most else ("v", 0.5)
-    return {"color": style.SOLVERS[solver], "marker": marker, "alpha": alpha, "capsize": 3}
+    marker, alpha = (MARKERS[solver], 1.0) if most else ("v", 0.5)
+    return {"color": SOLVERS[solver], "marker": marker, "alpha": alpha, "capsize": 3}
 
 
 def write(out: pathlib.Path, entries: list[dict], names, group, draw) -> None:
@@ -259,7 +261,7 @@ def write(out: pathlib.Path, entries: list[dict], names, group, draw) -> None:
     (out / "table.md").write_text("\n".join(lines))
     report = {"machine": machine(), "summary": entries}
     (out / "summary.json").write_text(json.dumps(report, indent=2) + "\n")
-    style.save(out / "summary.png", draw(entries, names[0]))
+    plots.save(out / "summary.png", draw(entries, names[0]))
 
 
 def define_flags(config: str) -> None:

@@ -20,7 +20,6 @@ from sklearn.datasets import load_sample_image
 from benchmarks import ablation, bnr_sweep, comparison, nfe_curve
 from warm_diffusion import dct, pretrained, process, samplers, spectra
 from warm_diffusion.app import plots
-from warm_diffusion.app.plots import style
 from warm_diffusion.data.images import from_uint8, to_uint8
 from warm_diffusion.evaluation import pairs
 
@@ -90,7 +89,7 @@ def spectrum():
     return plots.spectrum(frequency, power, levels, title)
 
 
-@style.styled
+@plots.styled
 def ratios():
     """The same seeds along hot, warm and nearly cold paths, by the network of every ratio."""
     model = pretrained.load(DRAWS)
@@ -101,7 +100,7 @@ def ratios():
         for one, image in zip(axes, model.sample(range(12), bnr=ratio), strict=True):
             show(one, image)
         axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
-        axes[0].yaxis.label.set(color=style.ratio_colour(ratio), fontweight="bold")
+        axes[0].yaxis.label.set(color=plots.ratio_colour(ratio), fontweight="bold")
     figure.suptitle("CIFAR-10 at 16x16: one network, the same seeds, four blur-to-noise ratios")
     return figure
 
@@ -237,7 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[*FIGURES, []], help="which (default: all)")
     for name in parser.parse_args().names or FIGURES:
-        style.save(IMAGES / name, FIGURES[name]())
+        plots.save(IMAGES / name, FIGURES[name]())
         print(IMAGES / name)
 
 

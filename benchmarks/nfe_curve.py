@@ -25,12 +25,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from benchmarks import comparison
 from benchmarks.judge import Judge
 from benchmarks.train_step import machine
 from configs import default, saved
 from warm_diffusion import pretrained, samplers, schedules
 from warm_diffusion.app import build, plots, settings
-from warm_diffusion.app.plots import style
 from warm_diffusion.data.images import to_uint8
 from warm_diffusion.data.sources import short_name
 from warm_diffusion.runtime import devices
@@ -177,7 +177,7 @@ def measure(
         partial.replace(arguments.out / "nfe.json")
 
 
-@style.styled
+@plots.styled
 def draw(rows: list[dict], metric: str, title: str) -> Figure:
     """A panel a checkpoint and ratio; a colour a solver, a line a grid; the mean over seeds."""
     panels = list(dict.fromkeys((row["checkpoint"], row["ratio"]) for row in rows))
@@ -195,9 +195,9 @@ def draw(rows: list[dict], metric: str, title: str) -> Figure:
             axes.loglog(
                 calls,
                 [np.mean(curve[number]) for number in calls],
-                color=style.SOLVERS[solver],
+                color=comparison.SOLVERS[solver],
                 linestyle=_LINES[grids.index(grid) % len(_LINES)],
-                marker=style.MARKERS[solver],
+                marker=comparison.MARKERS[solver],
                 label=f"{solver}, {grid}" if len(grids) > 1 else solver,
             )
         calls = sorted({row["nfe"] for row in chosen})
@@ -238,7 +238,7 @@ def compare(arguments: argparse.Namespace) -> None:
         measure(checkpoint, config, judge, arguments, report)
     rows = [row for row in report["rows"] if judge.names[0] in row]
     figure = draw(rows, judge.names[0], short_name(first.data.source))
-    style.save(arguments.out / "nfe.png", figure)
+    plots.save(arguments.out / "nfe.png", figure)
     print(f"wrote {results} and nfe.png")
 
 

@@ -42,7 +42,7 @@ from warm_diffusion import (
     schedules,
     spectra,
 )
-from warm_diffusion.app.plots import plain_log_ticks, style
+from warm_diffusion.app import plots
 
 STEPS = 1500  # of training below
 REPOSITORY = next(p for p in map(pathlib.Path, (".", "..")) if (p / "pretrained").is_dir())
@@ -121,17 +121,17 @@ frequency, power = spectra.radial_mean(spectrum)
 
 beta = 0.3
 plt.figure(figsize=(7, 4))
-plt.loglog(frequency[1:], power[1:], color=style.INK, linewidth=3, label="photographs")
+plt.loglog(frequency[1:], power[1:], color=plots.INK, linewidth=3, label="photographs")
 for label, ratio in ratios.items():
     m = dct.transfer(ratio * beta, 16, 16)[..., 0]  # what the blur leaves of each coefficient
     left = spectra.radial_mean(m**2 * spectrum)[1]
     if ratio:
         plt.loglog(
-            frequency[1:], left[1:], color=style.ratio_colour(ratio), label=f"blurred, {label}"
+            frequency[1:], left[1:], color=plots.ratio_colour(ratio), label=f"blurred, {label}"
         )
-plt.axhline(beta**2, color=style.NOISE, linestyle="--", label=f"noise floor, β = {beta}")
+plt.axhline(beta**2, color=plots.NOISE, linestyle="--", label=f"noise floor, β = {beta}")
 plt.ylim(1e-4)
-plain_log_ticks(plt.gca().xaxis)
+plots.plain_log_ticks(plt.gca().xaxis)
 plt.xlabel("frequency (cycles per pixel)")
 plt.ylabel("variance of a DCT coefficient")
 plt.title(f"16x16 pieces of two photographs, noise {beta}")
@@ -255,11 +255,11 @@ train = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys))
 width = max(1, STEPS // 50)
 smooth = history[: STEPS // width * width].reshape(-1, width, 2).mean(axis=1)
 plt.figure(figsize=(7, 3))
-for i, (name, colour) in enumerate({"denoiser": style.NOISE, "deblurrer": style.BLUR}.items()):
+for i, (name, colour) in enumerate({"denoiser": plots.NOISE, "deblurrer": plots.BLUR}.items()):
     plt.semilogy(np.arange(len(smooth)) * width, smooth[:, i], color=colour, label=name)
 plt.xlabel("step")
 plt.ylabel("loss")
-plain_log_ticks(plt.gca().yaxis)
+plots.plain_log_ticks(plt.gca().yaxis)
 plt.title("digits, all ratios from 0 to 4")
 plt.legend()
 plt.show()

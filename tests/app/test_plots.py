@@ -8,7 +8,6 @@ from matplotlib.text import Text
 from PIL import Image
 
 from warm_diffusion.app import plots
-from warm_diffusion.app.plots import style
 from warm_diffusion.data.images import grid
 
 
@@ -30,7 +29,7 @@ def test_images_of_a_labelled_grid_are_not_resampled():
 
 
 def test_a_level_in_a_tick_has_two_digits_and_no_exponent():
-    assert [style.number(x) for x in (800.0, 0.00751, 1 / 3, 0.0, 11.4)] == [
+    assert [plots.number(x) for x in (800.0, 0.00751, 1 / 3, 0.0, 11.4)] == [
         "800", "0.0075", "0.33", "0", "11",
     ]  # fmt: skip
 

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from warm_diffusion import pretrained
 from warm_diffusion.app import build, plots
-from warm_diffusion.app.plots import style
 from warm_diffusion.data.images import grid, save_pngs
 from warm_diffusion.data.sources import short_name
 from warm_diffusion.runtime import devices, storage
@@ -83,7 +82,7 @@ def sample(config: ConfigDict, workdir: str, checkpoint: str, seeds: str) -> pat
     title = f"{short_name(config.data.source)}, {options.solver}, {sampler.num_calls} network calls"
     drawn = itertools.islice(itertools.chain.from_iterable(numbers), _GRID_IMAGES)
     # Beside the folder, which is then a set of images that any tool reads.
-    style.save(
+    plots.save(
         folder.with_name(f"{name}.png"), _labelled_grid(np.concatenate(shown), list(drawn), title)
     )
     say(f"samples  {done:,} images, {sampler.num_calls} network calls each, in {folder}")

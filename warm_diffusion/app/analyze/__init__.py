@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from warm_diffusion import dct, pretrained, process, spectra
 from warm_diffusion.app import build, plots
 from warm_diffusion.app.analyze import manifold
-from warm_diffusion.app.plots import style
 from warm_diffusion.data.images import from_uint8, grid, to_uint8
 from warm_diffusion.data.sources import short_name
 from warm_diffusion.runtime import storage
@@ -57,9 +56,9 @@ def analyze(config: ConfigDict, workdir: str, checkpoint: str | None = None) -> 
         m = np.asarray(dct.transfer(alpha, *spectrum.shape))[..., 0]
         levels.append((alpha, beta, np.asarray(spectra.radial_mean(m**2 * spectrum)[1])))
     title = f"{name}: recommended blur-to-noise ratio {recommended:.2f}"
-    style.save(folder / "spectrum.png", plots.spectrum(frequency, power, levels, title))
+    plots.save(folder / "spectrum.png", plots.spectrum(frequency, power, levels, title))
     title = f"{name} along {manifold.path_name(config, schedule)}"
-    style.save(folder / "forward.png", film_strips(data.images, schedule, title))
+    plots.save(folder / "forward.png", film_strips(data.images, schedule, title))
 
     report = {
         "source": config.data.source,
@@ -101,7 +100,7 @@ def film_strips(images: np.ndarray, schedule: Schedule, title: str) -> Figure:
     for t in path_times(schedule):
         alpha, beta = schedule.alpha(t), schedule.beta(t)
         columns.append(process.perturb(clean, noise, alpha, beta) / jnp.sqrt(1 + beta**2))
-        labels.append(f"α {style.number(float(alpha))}\nβ {style.number(float(beta))}")
+        labels.append(f"α {plots.number(float(alpha))}\nβ {plots.number(float(beta))}")
     rows = np.stack([to_uint8(column) for column in columns], axis=1)
     canvas = grid(rows.reshape(-1, *images.shape[1:]), columns=len(columns), min_side=64)
     return plots.labelled(canvas, [f"image {i}" for i in chosen], labels, title)

@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 from warm_diffusion import dct, pretrained, process, spectra
 from warm_diffusion.app import build, plots
 from warm_diffusion.app.drawing import Sampler
-from warm_diffusion.app.plots import style
 from warm_diffusion.data import Dataset
 from warm_diffusion.data.images import from_uint8, grid, to_uint8
 from warm_diffusion.data.sources import short_name
@@ -199,9 +198,9 @@ def analyze_sampling(
     }
     # A ring in which the data have no variance has no departure at the clean image: not a number.
     storage.write_json(folder / "sampling.json", _without_nan(report))
-    style.save(folder / "departure.png", plots.departure(frequency, steps, title))
-    style.save(folder / "heads.png", plots.heads(frequency, steps[:-1], title))
-    style.save(folder / "film.png", _film(strips, levels, title))
+    plots.save(folder / "departure.png", plots.departure(frequency, steps, title))
+    plots.save(folder / "heads.png", plots.heads(frequency, steps[:-1], title))
+    plots.save(folder / "film.png", _film(strips, levels, title))
     _say(steps, about, folder)
     return report
 
@@ -242,7 +241,7 @@ def _film(strips: list, levels: Sequence[Level], title: str) -> Figure:
         labels += [f"seed {seed}: state", "D, blurry", "D + R, clean"]
     images = np.stack(rows).reshape(-1, *strips[0][0].shape[1:])
     columns = [
-        f"α {style.number(alpha)}\nβ {style.number(beta)}" for alpha, beta in levels[: len(strips)]
+        f"α {plots.number(alpha)}\nβ {plots.number(beta)}" for alpha, beta in levels[: len(strips)]
     ]
     return plots.labelled(grid(images, len(strips), min_side=56), labels, columns, title)
 

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from warm_diffusion import pretrained, restoration
 from warm_diffusion.app import plots
-from warm_diffusion.app.plots import style
 from warm_diffusion.app.restore import photographs
 from warm_diffusion.data.images import png, save_png, to_uint8
 from warm_diffusion.evaluation import pairs
@@ -294,4 +293,4 @@ def _write(folder: pathlib.Path, name: str, versions: dict, found: dict, scores:
         lines = ", ".join(units[key].format(x) for key, x in known.items())
         panels.append((f"{version}\n{lines}" if lines else version, to_uint8(image)))
     figure = plots.comparison(panels, f"{name}: {_caption(found)}")
-    style.save(folder / "comparison" / f"{name}.png", figure)
+    plots.save(folder / "comparison" / f"{name}.png", figure)

@@ -1,20 +1,90 @@
-"""Figures: arrays in, matplotlib's figures out; `style.py` says how they look and saves them."""
+"""Figures: arrays in, matplotlib's figures out.
 
+One thing has one colour everywhere, on white and on dark pages: noise and hot diffusion are orange,
+blur and cold diffusion blue; a ratio lies between.
+"""
+
+import io
+import pathlib
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 
-from warm_diffusion.app.plots import style
+from warm_diffusion.runtime import storage
 
 _TEXT = 14  # pixels of a line of labels
+INK = "#22262d"  # text and axes
+NOISE, BLUR = "#d55e00", "#0072b2"
+_RATIOS = LinearSegmentedColormap.from_list("ratios", [NOISE, "#b35c6e", BLUR])
+_LEVELS = LinearSegmentedColormap.from_list("levels", ["#b8860b", "#2f9e6e", "#1f7fb0", "#7458bd"])
+DEPARTURES, SHARES = "RdBu_r", "cividis"  # maps: too little (blue) to too much (red); 0 to 1
+
+styled = matplotlib.rc_context(  # decorates what makes a figure
+    {
+        "figure.dpi": 120,
+        "figure.facecolor": "white",
+        "savefig.dpi": "figure",
+        "font.size": 10,
+        "text.color": INK,
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "axes.titlesize": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#8a8f98",
+        "grid.alpha": 0.3,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "xtick.labelsize": 8.5,
+        "ytick.labelsize": 8.5,
+        "legend.fontsize": 8.5,
+        "legend.frameon": False,
+        "lines.linewidth": 1.8,
+        "lines.markersize": 4.5,
+    }
+)
+
+
+def ratio_colour(bnr: float) -> str:
+    """The colour of a blur-to-noise ratio: hot (0) is orange, cold (infinity) blue."""
+    return to_hex(_RATIOS(1.0 if np.isinf(bnr) else bnr / (bnr + 1)))
+
+
+def level_colours(count: int) -> list[str]:
+    """Colours of levels along a path, in order."""
+    return [to_hex(_LEVELS(x)) for x in np.linspace(0, 1, count)]
+
+
+def plain(text: str) -> str:
+    """Escapes dollars, which names of files may hold, so that they are no mathematics."""
+    return text.replace("$", r"\$")
+
+
+def number(value: float) -> str:
+    """A level with two digits and no exponent, for a tick."""
+    return np.format_float_positional(value, precision=2, fractional=False, trim="-")
+
+
+@styled
+def save(path: pathlib.Path, figure: Figure) -> None:
+    """Writes a figure as PNG."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    storage.write_bytes(path, content.getvalue())
+
+
+# --- figures ------------------------------------------------------------------------------------
 
 
 def plain_log_ticks(axis) -> None:
     """Numbers without exponents on a logarithmic axis, as many as there is room for."""
 
     def between(value, _):
-        """Of a minor tick: the fewer, the more decades are shown."""
+        """The label of a minor tick: the more decades are shown, the fewer are labelled."""
         low, high = axis.get_view_interval()
         shown = "2346" if high < 12 * low else "25" if high < 1000 * low else ""
         return f"{value:g}" if f"{value:e}"[0] in shown else ""
@@ -23,7 +93,7 @@ def plain_log_ticks(axis) -> None:
     axis.set_minor_formatter(between)
 
 
-@style.styled
+@styled
 def spectrum(
     frequency: np.ndarray,
     power: np.ndarray,
@@ -40,19 +110,17 @@ def spectrum(
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    axes.loglog(frequency[1:], power[1:], color=style.INK, linewidth=3, label="data")
+    axes.loglog(frequency[1:], power[1:], color=INK, linewidth=3, label="data")
     floor = power[1:].min() * 1e-2
-    for (alpha, beta, blurred), colour in zip(
-        levels, style.level_colours(len(levels)), strict=True
-    ):
+    for (alpha, beta, blurred), colour in zip(levels, level_colours(len(levels)), strict=True):
         visible = np.maximum(blurred[1:], floor / 10)  # far below the axis, not minus infinity
-        label = f"α {style.number(alpha)} px, β {style.number(beta)}"
+        label = f"α {number(alpha)} px, β {number(beta)}"
         axes.loglog(frequency[1:], visible, color=colour, label=label)
         axes.axhline(beta**2, color=colour, linestyle="--", linewidth=1.2)
     axes.set_ylim(bottom=floor)
     axes.set_xlabel("frequency (cycles per pixel)")
     axes.set_ylabel("variance of a DCT coefficient")
-    axes.set_title(style.plain(title))
+    axes.set_title(plain(title))
     plain_log_ticks(axes.xaxis)
     axes.legend(title="solid: data after blur α\ndashed: noise floor β²", title_fontsize=8.5)
     return figure
@@ -61,10 +129,7 @@ def spectrum(
 def _label_steps(axes, steps: Sequence[dict]) -> None:
     """Step numbers with their levels, some ten of them."""
     shown = range(0, len(steps), -(-len(steps) // 10))
-    labels = [
-        f"{i}\nα {style.number(steps[i]['alpha'])}\nβ {style.number(steps[i]['beta'])}"
-        for i in shown
-    ]
+    labels = [f"{i}\nα {number(steps[i]['alpha'])}\nβ {number(steps[i]['beta'])}" for i in shown]
     axes.set_xticks(list(shown), labels, fontsize=7.5)
     axes.set_xlim(-0.5, len(steps) - 0.5)
 
@@ -82,7 +147,7 @@ def _by_ring(figure: Figure, axes, frequency: np.ndarray, values: np.ndarray, **
     figure.colorbar(mesh, ax=axes, label=label)
 
 
-@style.styled
+@styled
 def departure(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figure:
     """How far a sampler's states are from the forward process, step by step.
 
@@ -97,15 +162,15 @@ def departure(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figur
     values = np.array([step["spectral_departure"] for step in steps], float)
     limit = max(0.1, float(np.nanmax(np.abs(np.where(np.isfinite(values), values, np.nan)))))
     _by_ring(
-        figure, above, frequency, values, cmap=style.DEPARTURES, vmin=-limit, vmax=limit,
+        figure, above, frequency, values, cmap=DEPARTURES, vmin=-limit, vmax=limit,
         label="spectral departure: ln (power / forward power)",
     )  # fmt: skip
     _label_steps(above, steps)
-    above.set_title(style.plain(title))
+    above.set_title(plain(title))
     for name, label, look, colour in (
-        ("sliced_wasserstein", "sampler's states to forward states", "o-", style.BLUR),
+        ("sliced_wasserstein", "sampler's states to forward states", "o-", BLUR),
         ("sliced_wasserstein_of_forward", "forward states to other forward states", "x--",
-         style.INK),
+         INK),
     ):  # fmt: skip
         below.semilogy([step[name] for step in steps], look, label=label, color=colour)
     _label_steps(below, steps)
@@ -116,7 +181,7 @@ def departure(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figur
     return figure
 
 
-@style.styled
+@styled
 def heads(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figure:
     """What each head contributes to each step, and how consistent they are.
 
@@ -130,12 +195,12 @@ def heads(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figure:
     one, two = (np.array([step[name] for step in steps]) for name in ("denoiser", "deblurrer"))
     share = np.sqrt(two) / np.maximum(np.sqrt(one) + np.sqrt(two), 1e-30)
     _by_ring(
-        figure, above, frequency, share, cmap=style.SHARES, vmin=0.0, vmax=max(0.05, share.max()),
+        figure, above, frequency, share, cmap=SHARES, vmin=0.0, vmax=max(0.05, share.max()),
         label="deblurrer's share of the step (root mean squares)",
     )  # fmt: skip
     _label_steps(above, steps)
-    above.set_title(style.plain(title))
-    below.semilogy([step["consistency"] for step in steps], "o-", color=style.INK)
+    above.set_title(plain(title))
+    below.semilogy([step["consistency"] for step in steps], "o-", color=INK)
     _label_steps(below, steps)
     plain_log_ticks(below.yaxis)
     below.set_xlabel("step, with blur α (pixels) and noise β there")
@@ -143,7 +208,7 @@ def heads(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figure:
     return figure
 
 
-@style.styled
+@styled
 def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str) -> Figure:
     """Images beside one another, each pixel of a small one a block.
 
@@ -156,13 +221,13 @@ def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str) -> Figure:
     figure = Figure(figsize=(side * len(panels), side * height / width + 0.7), layout="constrained")
     for axes, (name, image) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.set_title(style.plain(name), fontsize=9)
+        axes.set_title(plain(name), fontsize=9)
         axes.set_axis_off()
-    figure.suptitle(style.plain(title), fontsize=10)
+    figure.suptitle(plain(title), fontsize=10)
     return figure
 
 
-@style.styled
+@styled
 def labelled(canvas: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
     """A grid of images with a label for each row and column; its pixels are the figure's.
 
@@ -182,7 +247,7 @@ def labelled(canvas: np.ndarray, rows: Sequence[str], columns: Sequence[str], ti
     figure.figimage(canvas[..., 0] if grey else canvas, left, 8, cmap="gray", vmin=0, vmax=255)
 
     def write(x, y, text, **options):
-        figure.text(x / size[0], 1 - y / size[1], style.plain(text), fontsize=8, **options)
+        figure.text(x / size[0], 1 - y / size[1], plain(text), fontsize=8, **options)
 
     for i, label in enumerate(columns):
         x = left + (i + 0.5) * (width + 2) / len(columns)
@@ -190,5 +255,5 @@ def labelled(canvas: np.ndarray, rows: Sequence[str], columns: Sequence[str], ti
     for i, label in enumerate(rows):
         y = top + (i + 0.5) * (height + 2) / len(rows)
         write(left - 5, y, label, ha="right", va="center")
-    figure.text(0.5, 1 - 6 / size[1], style.plain(title), fontsize=9, ha="center", va="top")
+    figure.text(0.5, 1 - 6 / size[1], plain(title), fontsize=9, ha="center", va="top")
     return figure
