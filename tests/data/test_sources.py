@@ -338,7 +338,7 @@ def test_parquet_files_of_hugging_faces_layout_have_images_and_class_names(load,
     np.testing.assert_array_equal(data.labels, labels)
     assert data.info["class_names"] == ["a", "b", "c"]
     write_parquet(tmp_path / "test-00000-of-00001.parquet", pngs[:2], labels[:2])
-    with pytest.raises(ValueError, match=r"several splits \(test, train\)"):
+    with pytest.raises(ValueError, match=r"several splits, such as test-.* and train-"):
         load(f"parquet:{tmp_path}")
     assert len(load(f"parquet:{tmp_path}/train-*.parquet").images) == 9
     assert len(load(f"parquet:{tmp_path}/test-00000-of-00001.parquet").images) == 2

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import pathlib
+import re
 import threading
 from collections.abc import Sequence
 
@@ -22,11 +23,13 @@ def parquet(paths: Sequence[pathlib.Path]) -> Source:
     import pyarrow.parquet
 
     where = f"parquet:{paths[0]}" + (f" and {len(paths) - 1} more" if paths[1:] else "")
-    splits = {path.name.partition("-")[0] for path in paths}
+    # Shards of one split differ in numbers alone.
+    splits = {re.sub(r"\d+", "", path.stem): path for path in paths}
     if len(splits) > 1:
+        names = sorted(path.name for path in splits.values())
         raise ValueError(
-            f"{where}: files of several splits ({', '.join(sorted(splits))}); name those of one, "
-            f"such as parquet:{paths[-1].parent}/{paths[-1].name.partition('-')[0]}-*.parquet"
+            f"{where}: files of several splits, such as {' and '.join(names[:2])}; name those of "
+            f"one, such as parquet:{paths[0].parent}/train-*.parquet"
         )
     try:
         opened = [pyarrow.parquet.ParquetFile(path) for path in paths]
