@@ -64,6 +64,16 @@ def test_a_file_of_edms_weights_is_edms_network_at_no_blur(golden, tmp_path, suf
     assert model.spectrum is None  # what EDM's images were like is not in the file
 
 
+def test_edms_own_pickle_is_its_network_bit_for_bit(shared_folder):
+    folder = shared_folder / "golden"
+    model = pretrained.load(folder / "edm_ddpmpp_tiny.pkl")
+    arrays = np.load(folder / "edm_ddpmpp_tiny.npz")
+    weights = {name[2:]: arrays[name] for name in arrays.files if name.startswith("w/")}
+    expected = from_edm(model.architecture.network, weights, jax.random.key(0))["params"]
+    jax.tree.map(np.testing.assert_array_equal, model.params, expected)
+    assert model.architecture.description["denoiser"]["sigma_data"] == 0.5
+
+
 def test_it_draws_the_images_of_edms_own_sampler(golden, tmp_path):
     """EDM's deterministic sampler of 6 steps, run by its authors' code in float64."""
     model = pretrained.load(write(tmp_path / "edm.npz", golden[1]))

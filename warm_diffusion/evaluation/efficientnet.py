@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from warm_diffusion.evaluation import torch_files
+from warm_diffusion.runtime import torch_files
 
 _SIZE = 112  # half of what it was trained on: a quarter of the time
 _EPSILON = 1e-3

@@ -29,8 +29,7 @@ import safetensors
 import safetensors.numpy
 
 from warm_diffusion.evaluation import inception_layers as layers
-from warm_diffusion.evaluation import torch_files
-from warm_diffusion.runtime import storage
+from warm_diffusion.runtime import storage, torch_files
 from warm_diffusion.runtime.console import say
 
 Params = dict[str, dict[str, jax.Array]]

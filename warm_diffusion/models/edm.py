@@ -24,7 +24,7 @@ import safetensors.numpy
 from warm_diffusion.models.layers import scaled_init
 from warm_diffusion.models.unet import UNet
 from warm_diffusion.models.weights import init_params
-from warm_diffusion.runtime import storage
+from warm_diffusion.runtime import storage, torch_files
 
 _FOURIER = "map_noise.freqs"  # NCSN++ has it, DDPM++ has not
 _FILTER = "resample_filter"
@@ -32,22 +32,28 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], float]:
-    """EDM's parameters in a .npz or .safetensors file by its names, and its sigma_data.
+    """EDM's parameters by its names and its sigma_data, in its .pkl, or as .npz or .safetensors.
 
     Raises:
       ValueError: another kind of file, a damaged one, or arrays that are not finite real numbers.
     """
-    if path.suffix not in (".npz", ".safetensors"):
-        raise ValueError(f"{path}: expected a .npz or .safetensors file of EDM's weights")
+    sigma_data = 0.5
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".pkl":
+            name, attributes, arrays = torch_files.read_network(path)
+            sigma_data = attributes.get("sigma_data", sigma_data)
+            if name != "EDMPrecond":
+                raise ValueError(f"it holds a network of class {name:.60}, expected EDMPrecond")
+        elif path.suffix == ".safetensors":
             arrays = safetensors.numpy.load(path.read_bytes())
-        else:
+        elif path.suffix == ".npz":
             with storage.open_npz(path) as archive:
                 arrays = {name: archive[name] for name in archive.files}
+        else:
+            raise ValueError("expected EDM's .pkl, or its weights as .npz or .safetensors")
     # numpy and safetensors report damage and types they lack (bfloat16) by all of these.
     except (
-        OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile,
+        OSError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile,
         safetensors.SafetensorError,
     ) as error:  # fmt: skip
         raise ValueError(f"cannot read {path}: {type(error).__name__}: {error}") from error
@@ -55,7 +61,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], float]:
     bad = [n for n, a in arrays.items() if a.dtype.kind != "f" or not np.all(np.isfinite(a))]
     if bad:
         raise ValueError(f"{path}: not finite floating-point numbers in {', '.join(bad)}")
-    return arrays, 0.5
+    return arrays, sigma_data
 
 
 def _edm_name(path: tuple[str, ...]) -> str:

@@ -9,6 +9,8 @@ import pickle
 import struct
 import zipfile
 
+import numpy as np
+
 LAYOUTS = ("zip", "legacy")
 STORAGES = {"<f8": "Double", "<f4": "Float", "<f2": "Half", "<i8": "Long", "<u1": "Byte"}
 
@@ -67,3 +69,43 @@ def torch_file(layout, content, storages, compression=zipfile.ZIP_STORED):
     for _, array in sorted(storages.items()):
         stream.write(struct.pack("<q", len(array)) + array.tobytes())
     return stream.getvalue()
+
+
+# --- EDM's networks ------------------------------------------------------------------------------
+
+
+def packed_tensor(array, storage=None):
+    """A parameter whose storage is a legacy file of its own, as bytes."""
+    array = np.ascontiguousarray(array)
+    kind = global_name("torch", f"{STORAGES[array.dtype.str]}Storage")
+    content = opcodes(("storage", kind, "0", "cpu", array.size, None)) + b"Q"
+    storage = storage or torch_file("legacy", content, {"0": array.ravel()})
+    loaded = global_name("torch.storage", "_load_from_bytes")
+    loaded += b"B" + struct.pack("<I", len(storage)) + storage + b"\x85R"  # BINBYTES, TUPLE1
+    strides = tuple(step // array.itemsize for step in array.strides)
+    view = REBUILD + opcodes((loaded, 0, array.shape, strides, False, EMPTY)) + b"R"
+    return global_name("torch._utils", "_rebuild_parameter") + opcodes((view, False, EMPTY)) + b"R"
+
+
+def module(class_name, parameters, modules=(), **attributes):
+    """A module as EDM's persistence pickles it: a call with its class name, source and state."""
+
+    def written(items):
+        return b"}(" + b"".join(opcodes(k) + opcodes(v) for k, v in dict(items).items()) + b"u"
+
+    state = {
+        "_parameters": written(parameters),
+        "_buffers": b"}",
+        "_modules": written(modules),
+        **attributes,
+    }
+    fields = {"class_name": class_name, "module_src": "raise SystemExit", "state": written(state)}
+    # NEWOBJ makes the dictionary, SETITEMS fills it.
+    meta = global_name("dnnlib.util", "EasyDict") + b")\x81" + written(fields)[1:]
+    call = global_name("torch_utils.persistence", "_reconstruct_persistent_obj")
+    return call + meta + b"\x85R"
+
+
+def network_file(ema):
+    """A .pkl of EDM's around the opcodes of its network."""
+    return b"\x80\x04}" + opcodes("ema") + ema + b"s."
