@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.evaluation.torch_writer import dictionary, tensor, torch_file
+from tests.runtime.torch_writer import dictionary, tensor, torch_file
 from warm_diffusion.evaluation import features, inception, inception_layers
 
 
