@@ -1,23 +1,19 @@
 """Score matching on both heads.
 
-With (alpha, beta) from the schedule's training distribution, eps ~ N(0, I) and
-x = B(alpha) x0 + beta eps (Warm Diffusion, sec. 3.2; EDM's weighting):
+With (alpha, beta) from a training distribution, eps ~ N(0, I) and x = B(alpha) x0 + beta eps (Warm
+Diffusion, sec. 3.2; EDM's weighting):
 
     (1)  L   = E[ w_D |D - B x0|^2 + w_R |R - (I - B) x0|^2 ]
     (2)  w_D = (beta^2 + s^2) / (beta s)^2      = 1 / c_out^2
     (3)  w_R = residual_weight / s^2            (ours: 1 / the residual head's output scale squared)
-         or, in the DCT basis, (w^2 + floor) / s^2,  w = lambda alpha^2 m(alpha)   "flow"
     (4)  consistency = |D - B(D + R)|^2         zero for exact posterior means; logged, not trained
-
-w is what an error of R does to the probability flow, per unit of ln beta at a constant ratio: R
-matters only in the band that the blur is leaving just then (lambda alpha^2 ~ 2, w <= 2 / e). "flow"
-(ours) trains it there; the floor keeps the rest from being anything at all, which solvers that use
-D + R as a whole need.
 
 |.|^2 is the mean over pixels and channels, so losses of different resolutions compare. The minimum
 of (1) is the posterior variance, not zero. Averages over the batch are the caller's.
 """
 
+import inspect
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -25,9 +21,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from warm_diffusion import dct as _dct
-from warm_diffusion.denoiser import Denoiser, check_prediction
-from warm_diffusion.process import image_keys
+from warm_diffusion import schedules as _schedules
+from warm_diffusion.denoiser import Denoiser, _predict
+from warm_diffusion.process import _image_keys, _normal
 from warm_diffusion.schedules import Schedule
+
+# (key, shape) -> (alpha, beta), each of that shape
+TrainingLevels = Callable[[jax.Array, tuple[int, ...]], tuple[jax.Array, jax.Array]]
 
 
 class LossTerms(NamedTuple):
@@ -45,59 +45,63 @@ class LossTerms(NamedTuple):
 
 
 def _mean_square(x: jax.Array) -> jax.Array:
-    return jnp.mean(jnp.square(x), axis=(1, 2, 3))
+    return jnp.mean(jnp.square(x), axis=tuple(range(1, x.ndim)))
 
 
-def check_residual_weight(weight: float | str, floor: float) -> None:
-    """Raises ValueError unless eq. (3) has such a weight: a number, or "flow" and its floor.
-
-    Example:
-      >>> losses.check_residual_weight("flow", 0.1)
-      >>> losses.check_residual_weight("flwo", 0.1)
-      Traceback (most recent call last):
-      ValueError: residual_weight must be a number or flow, got 'flwo'
-    """
-    flow = isinstance(weight, str) and weight == "flow"
-    if not flow and isinstance(weight, str | bool | tuple | None):  # a traced number passes
-        raise ValueError(f"residual_weight must be a number or flow, got {weight!r}")
-    if not flow and floor:
-        raise ValueError(f"residual_floor={floor} goes with residual_weight=flow, not {weight}")
+def _sigma_data(denoise: Denoiser, given: ArrayLike | None) -> ArrayLike:
+    """The standard deviation of the data that the denoiser carries, or was given, or 0.5."""
+    carried = getattr(inspect.unwrap(denoise), "sigma_data", None)
+    if given is None:
+        return 0.5 if carried is None else carried
+    known = not any(isinstance(number, jax.core.Tracer) for number in (carried, given))
+    if carried is not None and known and float(carried) != float(given):
+        raise ValueError(
+            f"sigma_data must be that of the denoiser, {carried}, got {given}: leave it out here"
+        )
+    return given
 
 
-def _flow_gain(alpha: jax.Array, x: jax.Array) -> jax.Array:
-    """w of eq. (3) for each DCT coefficient of images x."""
-    eigen = _dct.eigenvalues(*x.shape[1:3]).reshape(1, *x.shape[1:3], 1)
-    return eigen * _dct.expand_like(alpha, x) ** 2 * _dct.transfer_like(alpha, x)
+def _check_range(x0: jax.Array, sigma_data: ArrayLike) -> None:
+    """Raises ValueError where the data cannot have this standard deviation, if both are known."""
+    if any(isinstance(value, jax.core.Tracer) for value in (x0, sigma_data)) or not x0.size:
+        return
+    with _schedules._eager():
+        largest = float(max(x0.max(), -x0.min()))
+    if largest > 20 * float(sigma_data):
+        raise ValueError(
+            f"x0 has values up to {largest:g}, which does not go with sigma_data = {sigma_data:g}: "
+            "scale images by x / 127.5 - 1, or give denoiser.precondition the standard deviation "
+            "of the data, sigma_data="
+        )
 
 
 def score_matching_loss(
     denoise: Denoiser,
     key: jax.Array,
     x0: ArrayLike,
-    schedule: Schedule,
+    schedule: Schedule | TrainingLevels,
     *,
-    sigma_data: float = 0.5,
-    residual_weight: float | str = 1.0,
-    residual_floor: float = 0.0,
+    sigma_data: float | None = None,
+    residual_weight: float | Callable[[jax.Array, jax.Array], jax.Array] = 1.0,
 ) -> LossTerms:
     """Denoising and deblurring loss at random levels, eq. (1).
 
     Args:
       denoise: the denoiser with its parameters closed over; called once.
       key: a JAX PRNG key, or one per image; level and noise of image i come from its own stream.
-      x0: clean images [B, H, W, C] in [-1, 1].
-      schedule: the path; its `sample_levels` draws the levels.
-      sigma_data: standard deviation of the data, the same as in `denoiser.precondition`.
-      residual_weight: weight of the residual head, eq. (3): a number, 0 training the denoiser
-        alone, or "flow".
-      residual_floor: of "flow"; w^2 itself is at most 0.54.
+      x0: clean data [B, *spatial, C].
+      schedule: a path, whose `sample_levels` draws the levels, or any (key, shape) -> (alpha, beta).
+      sigma_data: standard deviation of the data; None: what `denoiser.precondition` was given, or
+        0.5 where the denoiser does not carry it.
+      residual_weight: weight of the residual head, eq. (3): a number (0 trains the denoiser alone),
+        or a function of (alpha [B], x [B, *spatial, C]) -> [B].
 
     Returns:
-      LossTerms, one number per example.
+      LossTerms, one number per example, in float32 at least.
 
     Raises:
-      ValueError: x0 is not [B, H, W, C] in [-1, 1], or `denoise` a network that is not wrapped; a
-        weight by an unknown name, a floor without "flow".
+      ValueError: x0 is not [B, *spatial, C] or has values far beyond sigma_data, `denoise` is a
+        network that is not wrapped, or another argument is not of its kind.
 
     Example:
       The exact denoiser of a single image makes no error.
@@ -109,23 +113,24 @@ def score_matching_loss(
       >>> terms.total.shape, bool(jnp.all(terms.total < 1e-6))
       ((4,), True)
     """
-    check_residual_weight(residual_weight, residual_floor)
-    x0 = _dct.as_images(x0, "x0")
-    _dct.check_scale(x0, "x0")
-    time_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(image_keys(key, len(x0)))
-    alpha, beta = jax.vmap(lambda key: schedule.sample_levels(key, ()))(time_keys)
-    noise = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], x0.dtype))(noise_keys)
-    blurry = _dct.blur(x0, alpha)
-    x = blurry + _dct.expand_like(beta, x0) * noise
-    prediction = check_prediction(denoise(x, alpha, beta))
+    x0, sigma_data = _dct._wide(_dct._array(x0, "x0")), _sigma_data(denoise, sigma_data)
+    _check_range(x0, sigma_data)
+    keys = _image_keys(key, x0.shape[0])
+    # fold_in instead of split: keys of a split batch cannot be unpacked under debug_key_reuse.
+    level_keys, noise_keys = (
+        jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in (0, 1)
+    )
+    draw = _schedules._training_levels(schedule)
+    alpha, beta = (
+        _dct._per_image(level, x0) for level in jax.vmap(lambda key: draw(key, ()))(level_keys)
+    )
+    blurry = _dct._blur(x0, alpha)
+    x = blurry + _dct._level(beta, x0) * _normal(noise_keys, x0)
+    prediction = _predict(denoise, x, alpha, beta)
 
     denoise_weight = (beta**2 + sigma_data**2) / (beta * sigma_data) ** 2
     denoise_loss = denoise_weight * _mean_square(prediction.blurry - blurry)
-    error = prediction.residual - (x0 - blurry)
-    if isinstance(residual_weight, str):  # flow
-        weighted = jnp.sqrt(_flow_gain(alpha, x0) ** 2 + residual_floor) * _dct.dct(error)
-        deblur_loss = _mean_square(weighted) / sigma_data**2
-    else:
-        deblur_loss = residual_weight / sigma_data**2 * _mean_square(error)
-    consistency = _mean_square(prediction.blurry - _dct.blur(prediction.clean, alpha))
+    weight = residual_weight(alpha, x) if callable(residual_weight) else residual_weight
+    deblur_loss = weight / sigma_data**2 * _mean_square(prediction.residual - (x0 - blurry))
+    consistency = _mean_square(prediction.blurry - _dct._blur(prediction.clean, alpha))
     return LossTerms(denoise_loss + deblur_loss, denoise_loss, deblur_loss, consistency)

@@ -5,7 +5,7 @@ Glossary (paper symbol -> name here):
     alpha        blur level: standard deviation, in pixels, of a Gaussian blur
     beta         noise level: standard deviation of white Gaussian noise (EDM's sigma)
     BNR          blur-to-noise ratio alpha / beta: 0 is hot diffusion, infinity cold diffusion
-    x0           clean image in [-1, 1];  x  the blurred and noised one
+    x0           clean data [B, *spatial, C];  x  the blurred and noised ones
     B(alpha)     the blur, diagonal in the DCT basis with factors m(alpha) (`dct.py`)
     D, R         the two heads: blurry = E[B x0 | x] and residual = E[(I - B) x0 | x]
 
@@ -20,15 +20,13 @@ Per DCT frequency (dots are d/dt along a schedule t -> (alpha(t), beta(t)), both
     (5)  dx/dt           = B'(t) (D + R) + (beta' / beta) (x - D)      probability flow
          B'(t) = -alpha alpha' lambda m(alpha) per frequency
 
-(2), (3) and (5) follow from (1); the paper states (1). Blurring directly to a level and in steps
-is the same thing, by (3). A path is a `Schedule`, which checks itself. Letters never have DDPM's
-meaning: alpha is no signal scale here.
+The paper states (1). Marginals do not determine transitions: the linear Markov process (2), with
+(3), is the usual choice among those that have the marginals (1), and (5) follows from it. Blurring
+directly to a level and in steps is the same thing, by (3). Letters never have DDPM's meaning: alpha
+is no signal scale here.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,181 +34,62 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from warm_diffusion import dct as _dct
-from warm_diffusion.denoiser import Prediction, check_prediction
+from warm_diffusion.denoiser import Prediction, _checked
+from warm_diffusion.schedules import _ROUNDING, Schedule, _check_schedule
 
 Level = tuple[ArrayLike, ArrayLike]  # (alpha, beta), each a scalar or [B]
-Draw = Callable[[jax.Array, tuple[int, ...]], jax.Array]  # (key, shape) -> random numbers
-
-_ROUNDING = 1e-5  # relative fall of a level that is no more than rounding in float32
-_MEND = "schedules.from_functions makes it so"
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """A path through blur and noise, which checks itself when it is made.
+def _pair(x: ArrayLike, other: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Two arrays of data of one shape, in the type of the first."""
+    x, other = _dct._array(x), _dct._array(other, "noise")
+    if x.shape != other.shape:
+        raise ValueError(f"data and noise must have the same shape, got {x.shape}, {other.shape}")
+    return x, other
 
-    The rules, a ValueError where one is broken (values that are traced cannot be looked at):
 
-      1. 0 < t_min < t_max, both finite.
-      2. alpha(0) = beta(0) = 0: t = 0 is the clean image.
-      3. On [t_min, t_max] both are finite and never fall, alpha >= 0 and beta > 0.
-      4. sample_time(key, shape) has that shape, and its times are finite and > 0.
+def _image_keys(key: jax.Array, batch_size: int) -> jax.Array:
+    """One stream of random numbers per image [batch_size], so that the batch does not matter.
 
-    `schedules.py` has the known paths, and `schedules.from_functions` makes one of any functions.
-
-    Attributes:
-      alpha: t [...] -> blur in pixels [...]; differentiable on [t_min, t_max].
-      beta: t [...] -> noise standard deviation [...]; differentiable on [t_min, t_max].
-      t_min: smallest time that the network sees, > 0.
-      t_max: time at which sampling starts.
-      sample_time: (key, shape) -> t, the training distribution.
-      sample_bnr: (key, shape) -> ratios to train at, apart from the path's (`schedules.any_bnr`).
-
-    Example:
-      >>> path = schedules.constant_bnr(0.5)
-      >>> float(path.alpha(4.0)), float(path.beta(4.0)), float(path.bnr(4.0)), path.needs_start
-      (2.0, 4.0, 0.5, False)
+    Of one key image i gets fold_in(key, i); one key per image stays as it is.
     """
-
-    alpha: Callable[[ArrayLike], jax.Array]
-    beta: Callable[[ArrayLike], jax.Array]
-    t_min: float
-    t_max: float
-    sample_time: Draw
-    sample_bnr: Draw | None = None
-
-    def __post_init__(self) -> None:
-        if any(isinstance(end, jax.core.Tracer) for end in (self.t_min, self.t_max)):
-            return
-        check_range("t_min", self.t_min, "t_max", self.t_max)
-        t = np.append(0.0, np.geomspace(self.t_min, self.t_max, 65))
-        for name, level in (("alpha", self.alpha), ("beta", self.beta)):
-            values = _known(level, t)
-            if values is not None:
-                _check_level(name, t, values)
-        times = _known(self.sample_time, jax.random.key(0), (8,))
-        if times is None or (times.shape == (8,) and np.all((times > 0) & (times < np.inf))):
-            return
-        raise ValueError(
-            f"sample_time(key, (8,)) must return 8 finite times > 0, got {times}: "
-            "for example jnp.exp(jax.random.normal(key, shape))"
-        )
-
-    @property
-    def needs_start(self) -> bool:
-        """Whether noise at t_max, below 1, leaves images in [-1, 1] visible: sample from `start=`.
-
-        False where that noise is traced.
-        """
-        noise = _known(self.beta, self.t_max)
-        return noise is not None and bool(noise < 1)
-
-    def bnr(self, t: ArrayLike) -> jax.Array:
-        """Blur-to-noise ratio alpha / beta at t > 0, in pixels per unit of noise."""
-        return self.alpha(t) / self.beta(t)
-
-    def sample_levels(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        """Levels (alpha, beta) to train at, each of `shape`: the path's, or of ratios drawn."""
-        if self.sample_bnr is None:
-            t = self.sample_time(key, shape)
-            return self.alpha(t), self.beta(t)
-        time_key, bnr_key = jax.random.split(key)
-        beta = self.beta(self.sample_time(time_key, shape))
-        return self.sample_bnr(bnr_key, shape) * beta, beta
-
-
-def _known(function: Callable[..., ArrayLike], *arguments: Any) -> np.ndarray | None:
-    """What a function returns, as numpy; None if that is traced and cannot be looked at."""
-    # Formulas may divide by t = 0: the rules tell it, not numpy's warnings.
-    with jax.ensure_compile_time_eval(), np.errstate(all="ignore"):
-        value = function(*arguments)
-    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
-
-
-def check_range(low_name: str, low: float, high_name: str, high: float) -> None:
-    """Refuses a range that is not 0 < low < high, both finite, by the names of its ends.
-
-    Example:
-      >>> process.check_range("t_min", 0.0, "t_max", 1.0)
-      Traceback (most recent call last):
-      ValueError: expected 0 < t_min < t_max < infinity, got t_min=0.0, t_max=1.0
-    """
-    if not 0 < low < high < math.inf:
-        raise ValueError(
-            f"expected 0 < {low_name} < {high_name} < infinity, got {low_name}={low}, "
-            f"{high_name}={high}"
-        )
-
-
-def _check_level(name: str, t: np.ndarray, level: np.ndarray) -> None:
-    """Rules 2 and 3 of `Schedule` for alpha or beta at times t = 0, t_min, ..., t_max."""
-    if level.shape != t.shape:
-        raise ValueError(
-            f"{name}(t) must have the shape of t, got {level.shape} for {t.shape}: {_MEND}"
-        )
-    if level[0] != 0:
-        raise ValueError(f"{name}(0) must be 0, the clean image, got {level[0]:g}: {_MEND}")
-    t, level = t[1:], level[1:]
-    sign, inside = (">", level > 0) if name == "beta" else (">=", level >= 0)
-    inside &= np.isfinite(level)
-    if not np.all(inside):
-        i = np.argmin(inside)
-        raise ValueError(
-            f"{name} must be finite and {sign} 0 on [t_min, t_max], got {level[i]:g} at t = "
-            f"{t[i]:g}: choose t_min and t_max where it is"
-        )
-    rising = level[1:] >= (1 - _ROUNDING) * level[:-1]
-    if not np.all(rising):
-        i = np.argmin(rising)
-        raise ValueError(
-            f"{name} must never fall as t rises, got {level[i]:g} at t = {t[i]:g}, then "
-            f"{level[i + 1]:g} at t = {t[i + 1]:g}: end at a t_max before it turns, or let t run "
-            "from the clean image to blur and noise"
-        )
-
-
-def _check_same_shape(x: ArrayLike, noise: ArrayLike) -> None:
-    if jnp.shape(x) != jnp.shape(noise):
-        raise ValueError(
-            f"images and noise must have the same shape, got {jnp.shape(x)} and {jnp.shape(noise)}"
-        )
-
-
-def image_keys(key: jax.Array, batch_size: int) -> jax.Array:
-    """One stream of random numbers an image [batch_size], so that the batch does not matter.
-
-    Args:
-      key: one PRNG key, of which image i gets fold_in(key, i), or one per image, kept as they are.
-      batch_size: number of images.
-
-    Raises:
-      ValueError: another number of keys.
-
-    Example:
-      >>> keys = process.image_keys(jax.random.key(0), 3)
-      >>> keys.shape, bool(keys[1] == jax.random.fold_in(jax.random.key(0), 1))
-      ((3,), True)
-    """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # a raw uint32 key
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise ValueError(f"key must be a JAX PRNG key, such as jax.random.key(0), got {key!r}")
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.dtype != jnp.uint32 or key.ndim == 0:
+            raise ValueError(
+                f"key must be a JAX PRNG key, such as jax.random.key(0), got {key.dtype} {key.shape}"
+            )
         key = jax.random.wrap_key_data(key)
     if key.ndim == 0:
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))
     if key.shape != (batch_size,):
-        raise ValueError(f"expected one key or {batch_size} keys, got shape {key.shape}")
+        raise ValueError(f"key must be one key or {batch_size}, got {key.shape}")
     return key
 
 
+def _normal(keys: jax.Array, x: jax.Array) -> jax.Array:
+    """Standard normal noise like data x, of one key per image; the same numbers in every type."""
+    noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], jnp.float32))(keys)
+    return noise.astype(x.dtype)
+
+
+def _root(square: jax.Array) -> jax.Array:
+    """Square root with derivative 0 at 0; of a negative number NaN."""
+    return jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
+
+
 def perturb(x0: ArrayLike, noise: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> jax.Array:
-    """A blurred and noised image, B(alpha) x0 + beta noise, eq. (1).
+    """Blurred and noised data, B(alpha) x0 + beta noise, eq. (1).
 
     Args:
-      x0: clean images [B, H, W, C] in [-1, 1].
+      x0: clean data [B, *spatial, C].
       noise: standard normal, same shape.
       alpha: blur in pixels, >= 0; scalar or [B].
       beta: noise standard deviation, >= 0; scalar or [B].
 
     Raises:
-      ValueError: shapes that do not fit, or images in 0..255.
+      ValueError: shapes that do not fit, or integers.
 
     Example:
       Without blur: 1 + 0.5 * 2.
@@ -219,21 +98,26 @@ def perturb(x0: ArrayLike, noise: ArrayLike, alpha: ArrayLike, beta: ArrayLike) 
       >>> float(process.perturb(one, 2 * one, alpha=0.0, beta=0.5)[0, 0, 0, 0])
       2.0
     """
-    _check_same_shape(x0, noise)
-    x0 = jnp.asarray(x0)
-    _dct.check_scale(x0, "x0")
-    blurry = _dct.blur(x0, alpha)
-    return blurry + _dct.expand_like(beta, blurry) * noise
+    given, noise = _pair(x0, noise)
+    x0 = _dct._wide(given)
+    x = _dct._blur(x0, alpha) + _dct._level(beta, x0) * noise.astype(x0.dtype)
+    return x.astype(given.dtype)
+
+
+def _rise(start: jax.Array, end: jax.Array) -> jax.Array:
+    """The end level, or the start where it falls short of that by no more than rounding."""
+    return jnp.where((end < start) & (end >= (1 - _ROUNDING) * start), start, end)
 
 
 def transition(x: ArrayLike, noise: ArrayLike, start: Level, end: Level) -> jax.Array:
     """Takes a forward state on to a later level: the exact transition, eq. (3).
 
     Args:
-      x: states at `start`, [B, H, W, C].
+      x: states at `start`, [B, *spatial, C].
       noise: standard normal, same shape.
       start: (alpha, beta), each a scalar or [B].
-      end: (alpha, beta), neither below `start`'s: going back is the samplers' work, and gives NaN.
+      end: (alpha, beta), neither below `start`'s but for rounding: going back is the samplers'
+        work, and gives NaN.
 
     Raises:
       ValueError: shapes that do not fit.
@@ -245,30 +129,31 @@ def transition(x: ArrayLike, noise: ArrayLike, start: Level, end: Level) -> jax.
       >>> round(float(process.transition(0 * one, one, (0.0, 3.0), (0.0, 5.0))[0, 0, 0, 0]), 3)
       4.0
     """
-    _check_same_shape(x, noise)
-    x = jnp.asarray(x)
+    given, noise = _pair(x, noise)
+    x = _dct._wide(given)
     (alpha, beta), (alpha_end, beta_end) = (
-        tuple(_dct.expand_like(level, x) for level in pair) for pair in (start, end)
+        tuple(_dct._level(level, x) for level in pair) for pair in (start, end)
     )
-    eigen = _dct.eigenvalues(*x.shape[-3:-1]).reshape((1,) * (x.ndim - 3) + (*x.shape[-3:-1], 1))
-    exponent = -eigen * (alpha_end - alpha) * (alpha_end + alpha) / 2
+    alpha_end, beta_end = _rise(alpha, alpha_end), _rise(beta, beta_end)
+    exponent = -_dct._eigenvalues_like(x) * (alpha_end - alpha) * (alpha_end + alpha) / 2
     # beta_t^2 - r^2 beta_s^2 as a sum of two terms >= 0: no cancellation when the levels are close.
     variance = (beta_end - beta) * (beta_end + beta) - beta**2 * jnp.expm1(2 * exponent)
-    coefficients = jnp.exp(exponent) * _dct.dct(x) + jnp.sqrt(variance) * _dct.dct(noise)
-    return _dct.idct(coefficients)
+    noise = _root(variance) * _dct._dct(noise.astype(x.dtype))
+    return _dct._idct(jnp.exp(exponent) * _dct._dct(x) + noise).astype(given.dtype)
 
 
 def _value_and_rate(
     level: Callable[[ArrayLike], jax.Array], t: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
-    t = jnp.asarray(t, dtype=float)
+    t = jnp.asarray(t)
+    t = t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
     return jax.jvp(level, (t,), (jnp.ones_like(t),))
 
 
 def drift_and_diffusion(
-    schedule: Schedule, t: ArrayLike, height: int, width: int
+    schedule: Schedule, t: ArrayLike, *sizes: int
 ) -> tuple[jax.Array, jax.Array]:
-    """F and G of the forward SDE per frequency, eq. (2): each [..., H, W, 1] for t [...].
+    """F and G of the forward SDE per frequency, eq. (2): each [..., *sizes, 1] for t [...].
 
     Example:
       EDM's SDE (no blur, beta = t) has F = 0 and G^2 = 2 t.
@@ -277,17 +162,19 @@ def drift_and_diffusion(
       >>> abs(float(drift[0, 0, 0])), round(float(diffusion[0, 0, 0]), 3)
       (0.0, 4.0)
     """
-    levels = (_value_and_rate(schedule.alpha, t), _value_and_rate(schedule.beta, t))
+    _check_schedule(schedule)
     (alpha, alpha_rate), (beta, beta_rate) = (
-        tuple(part[..., None, None, None] for part in level) for level in levels
+        tuple(part.reshape(part.shape + (1,) * (len(sizes) + 1)) for part in _value_and_rate(f, t))
+        for f in (schedule.alpha, schedule.beta)
     )
-    eigen = _dct.eigenvalues(height, width).reshape((1,) * (alpha.ndim - 3) + (height, width, 1))
+    eigen = jnp.asarray(_dct._eigenvalues(*sizes), alpha.dtype)
+    eigen = eigen.reshape((1,) * (alpha.ndim - len(sizes) - 1) + (*sizes, 1))
     drift = -eigen * alpha * alpha_rate
-    return drift, jnp.sqrt(2 * beta * beta_rate - 2 * drift * beta**2)
+    return drift, _root(2 * beta * beta_rate - 2 * drift * beta**2)
 
 
 def score(x: ArrayLike, blurry: ArrayLike, beta: ArrayLike) -> jax.Array:
-    """Gradient of the log-density of x [B, H, W, C] from the denoiser's `blurry`, eq. (4).
+    """Gradient of the log-density of x [B, *spatial, C] from the denoiser's `blurry`, eq. (4).
 
     Example:
       (0 - 1) / 0.5^2.
@@ -296,22 +183,22 @@ def score(x: ArrayLike, blurry: ArrayLike, beta: ArrayLike) -> jax.Array:
       >>> float(process.score(one, 0 * one, beta=0.5)[0, 0, 0, 0])
       -4.0
     """
-    _check_same_shape(x, blurry)
-    x, blurry = jnp.asarray(x), jnp.asarray(blurry)
-    return (blurry - x) / _dct.expand_like(beta, x) ** 2
+    given, blurry = _pair(x, blurry)
+    x = _dct._wide(given)
+    return ((blurry.astype(x.dtype) - x) / _dct._level(beta, x) ** 2).astype(given.dtype)
 
 
 def velocity(x: ArrayLike, prediction: Prediction, schedule: Schedule, t: ArrayLike) -> jax.Array:
     """Probability flow dx/dt, eq. (5).
 
     Args:
-      x: states [B, H, W, C] at time t.
+      x: states [B, *spatial, C] at time t.
       prediction: both heads' estimates at x.
       schedule: the path t -> (alpha, beta).
       t: scalar or [B], > 0.
 
     Raises:
-      ValueError: no Prediction, or a time that is not one per image.
+      ValueError: no Prediction, no schedule, or a time that is not one per image.
 
     Example:
       EDM's (x - D) / t: here (1 - 0) / 2.
@@ -321,12 +208,15 @@ def velocity(x: ArrayLike, prediction: Prediction, schedule: Schedule, t: ArrayL
       >>> float(process.velocity(one, prediction, schedules.hot(), 2.0)[0, 0, 0, 0])
       0.5
     """
-    x, prediction = jnp.asarray(x), check_prediction(prediction)
+    _check_schedule(schedule)
+    given = _dct._array(x)
+    x = _dct._wide(given)
+    prediction = _checked(prediction, x)
     (alpha, alpha_rate), (beta, beta_rate) = (
-        tuple(_dct.expand_like(part, x) for part in _value_and_rate(level, t))
-        for level in (schedule.alpha, schedule.beta)
+        _value_and_rate(f, t) for f in (schedule.alpha, schedule.beta)
     )
-    eigen = _dct.eigenvalues(*x.shape[-3:-1]).reshape((1,) * (x.ndim - 3) + (*x.shape[-3:-1], 1))
-    blur_rate = -alpha * alpha_rate * eigen * jnp.exp(-eigen * alpha**2 / 2)
-    deblurring = _dct.idct(blur_rate * _dct.dct(prediction.clean))
-    return deblurring + beta_rate / beta * (x - prediction.blurry)
+    alpha_rate, beta, beta_rate = (_dct._level(part, x) for part in (alpha_rate, beta, beta_rate))
+    slope = -_dct._level(alpha, x) * alpha_rate * _dct._eigenvalues_like(x)
+    blur_rate = slope * _dct._transfer_like(alpha, x)
+    deblurring = _dct._idct(blur_rate * _dct._dct(prediction.clean))
+    return (deblurring + beta_rate / beta * (x - prediction.blurry)).astype(given.dtype)

@@ -1,18 +1,34 @@
-"""Restoration: from a blurred and noisy photograph back to a clean one.
+"""Restoration: from blurred and noisy data back to clean ones, and the levels read off the data.
 
-Such an image y = B(alpha) x0 + beta eps is a state of the forward process (`levels.py` reads alpha
-and beta off it), so the flow along the ratio alpha / beta from there leads to a clean image, and
-D + R at y is the posterior mean: the best in squared error, and smooth. No estimate is best in both
-error and looks (Blau & Michaeli 2018, arXiv 1711.06077).
+Such an image y = B(alpha) x0 + beta eps is a state of the forward process, so the flow along the
+ratio alpha / beta from there leads to a clean image, and D + R at y is the posterior mean: the best
+in squared error, and smooth. No estimate is best in both error and looks (Blau & Michaeli 2018,
+arXiv 1711.06077).
 
 A step of the flow or of the reverse SDE, in units tau of the image's own levels, from tau to tau':
 
-    (1)  samplers.py's eq. (1) or (2) down to tau_0 = tau' (1 - s^2 (1 - tau'^2 / tau^2))^1/2, then
-         the exact forward transition up to tau';  s = 0: the flow, s = 1: the reverse SDE
+    (1)  a step of samplers.py down to tau_0 = tau' (1 - s^2 (1 - tau'^2 / tau^2))^1/2, then the
+         exact forward transition up to tau';  s = 0: the flow, s = 1: the reverse SDE
 
-So no step rises above the level it began at, and what y says is not lost. Absent on purpose: other
-blurs than a Gaussian one with reflecting borders (motion, defocus).
+So no step rises above the level it began at, and what y says is not lost.
+
+The levels can be read off y itself (ours for blur and noise together): with S the data's spectrum
+and P_k the power of y's DCT coefficients around the blurred mean image, averaged over channels,
+they minimise the Whittle likelihood (Whittle 1953)
+
+    (2)  sum_k  ln v_k + P_k / v_k,      v = c m(alpha)^2 S + beta^2
+
+with c = 1, or c as the contrast of this one image with ln c ~ N(0, 1). In a = alpha^2 and beta^2 it
+is minimised by Fisher's method of scoring, damped and within bounds, from the best of a grid.
+
+    (3)  standard errors   F^-1 J F^-1 of (a, beta^2), F the Fisher matrix of (2) and J the sum over
+         k of the squared scores: right also where channels go together (White 1982)
+
+Absent on purpose: other blurs than a Gaussian one with reflecting borders (motion, defocus). Below
+one pixel a sampled kernel is another blur (`dct.py`).
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +37,16 @@ from jax.typing import ArrayLike
 
 from warm_diffusion import dct as _dct
 from warm_diffusion import oracle as _oracle
-from warm_diffusion import sizes as _sizes
-from warm_diffusion.denoiser import Denoiser, Prediction, check_prediction
-from warm_diffusion.levels import estimate_levels as estimate_levels  # names of this module, too
-from warm_diffusion.levels import level_errors as level_errors
-from warm_diffusion.levels import per_image
-from warm_diffusion.process import image_keys, transition
-from warm_diffusion.samplers import SOLVERS
-from warm_diffusion.schedules import hot, time_grid
+from warm_diffusion import samplers as _samplers
+from warm_diffusion import spectra as _spectra
+from warm_diffusion.denoiser import Denoiser
+from warm_diffusion.process import _image_keys, _root
+from warm_diffusion.schedules import _eager, hot, time_grid
 
 _LAST = 0.02  # the last call's level in units of the image's own: its rest is below what shows
+_FLOOR = 1e-10  # added to v: ln v stays finite where neither signal nor noise is left
+_LARGEST_NOISE = 10.0
+_SCORING_STEPS = 40
 
 
 def wiener(
@@ -43,12 +59,12 @@ def wiener(
     """The best linear restoration, in closed form: what `oracle.gaussian` makes of each image.
 
     Args:
-      images: [B, H, W, C].
-      spectrum: variance of each DCT coefficient of clean images, [h, w], carried over by frequency;
-        [H, W, C] as it is.
+      images: [B, *spatial, C].
+      spectrum: variance of each DCT coefficient of clean images, [*sizes], carried over by
+        frequency (`spectra.spectrum_at`); [*spatial, C] as it is.
       alpha: blur in pixels, scalar or [B].
       beta: noise > 0, scalar or [B].
-      mean: mean clean image [H, W, C]; None: each image's own colour.
+      mean: mean clean image [*spatial, C]; None: each image's own colour.
 
     Example:
       A coefficient of variance 1 under noise of variance 1 is halved; the brightness is kept.
@@ -58,43 +74,15 @@ def wiener(
       >>> print(np.asarray(clean).ravel().round(3))
       [0.75 0.25]
     """
-    images, spectrum = _dct.as_images(images), jnp.asarray(spectrum)
-    if spectrum.ndim == 2:
-        spectrum = _sizes.spectrum_at(spectrum, *images.shape[1:3])
+    images, spectrum = _dct._array(images, "images"), jnp.asarray(spectrum)
+    if spectrum.ndim == images.ndim - 2:
+        spectrum = _spectra.spectrum_at(spectrum, *images.shape[1:-1])
     if mean is not None:
         return _oracle.gaussian(mean, spectrum)(images, alpha, beta).clean
-    colour = jnp.mean(images, axis=(1, 2), keepdims=True)  # the blur keeps it
-    centred = _oracle.gaussian(jnp.zeros(images.shape[1:]), spectrum)
+    # The blur keeps the colour.
+    colour = jnp.mean(images, axis=tuple(range(1, images.ndim - 1)), keepdims=True)
+    centred = _oracle.gaussian(jnp.zeros(images.shape[1:], images.dtype), spectrum)
     return colour + centred(images - colour, alpha, beta).clean
-
-
-def _path(num_steps: int, solver: str, stochastic: float) -> np.ndarray:
-    """Of each step tau, tau_0, tau' and multistep's weight, eq. (1): [num_steps, 4]."""
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    if not 0 <= stochastic <= 1:
-        raise ValueError(
-            f"stochastic must lie between 0 (the flow) and 1 (the reverse SDE), got {stochastic}"
-        )
-    with jax.ensure_compile_time_eval():  # known numbers under jit, too
-        tau = np.asarray(time_grid(hot(beta_min=_LAST, beta_max=1.0), num_steps), np.float64)
-    start, end = tau[:-1], tau[1:]
-    down = end * np.sqrt(1 - stochastic**2 * (1 - (end / start) ** 2))
-    weight = np.zeros(num_steps)
-    if solver == "multistep":
-        # None for the first step, nor for the last, to the clean image. Over ln(tau / tau') also
-        # with noise, not over the longer way to tau_0: samples then have the posterior's variance
-        # (to 4 % in 9 steps on Gaussian data; 3 times that otherwise, half of it by euler).
-        ahead = np.log(start[1:-1] / end[1:-1])
-        weight[1:-1] = ahead / (2 * np.log(start[:-2] / start[1:-1]))
-    return np.stack([start, down, end, weight], axis=1)
-
-
-def _increment(prediction: Prediction, x: jax.Array, alpha: jax.Array, at, start, end) -> jax.Array:
-    """samplers.py's eq. (1) from start to end, all tau; `prediction` made of x at tau = at."""
-    m, m_end = (_dct.transfer_like(alpha * level, x) for level in (start, end))
-    deblurring = _dct.idct((m_end - m) * _dct.dct(prediction.clean))
-    return deblurring + (end - start) / at * (x - prediction.blurry)
 
 
 def restore(
@@ -116,7 +104,7 @@ def restore(
 
     Args:
       denoise: (x, alpha, beta) -> Prediction, for levels [B].
-      images: [B, H, W, C], blurred and noisy.
+      images: [B, *spatial, C], blurred and noisy.
       alpha: blur in pixels, >= 0; scalar or [B].
       beta: noise standard deviation, > 0 (8 bits alone make 0.0023); scalar or [B].
       num_steps: calls of the denoiser; by heun 2 n - 1.
@@ -125,7 +113,7 @@ def restore(
       stochastic: from 0, the flow, to 1, the reverse SDE, whose ends are samples of the posterior.
 
     Returns:
-      [B, H, W, C].
+      [B, *spatial, C].
 
     Raises:
       ValueError: wrong shapes, an unknown solver, levels out of range, no key where one is needed.
@@ -139,41 +127,36 @@ def restore(
       >>> bool(jnp.all(abs(x - 0.25) < 1e-4))
       True
     """
-    x = _dct.as_images(images)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    alpha, beta = (per_image(level, x).astype(x.dtype) for level in (alpha, beta))
+    x = _dct._array(images, "images")
+    alpha, beta = (_dct._per_image(level, _dct._wide(x)) for level in (alpha, beta))
     _check_levels(alpha, beta)
-    steps = jnp.asarray(_path(num_steps, solver, stochastic), x.dtype)
+    tau, down = _path(num_steps, stochastic)
     if stochastic > 0:
         if key is None:
             raise ValueError("stochastic draws noise at each step: pass key=, one or one per image")
-        key = image_keys(key, len(x))
+        noise = _image_keys(key, x.shape[0]), 1.0
+        raised = _times_tau(tau[:-1], alpha, beta)
+    else:
+        noise = raised = None
+    levels = _times_tau(np.append(1.0, down), alpha, beta)
+    return _samplers._integrate(denoise, x, levels, raised, solver, noise)
 
-    def call(x: jax.Array, tau: jax.Array) -> Prediction:
-        return check_prediction(denoise(x, tau * alpha, tau * beta))
 
-    def body(carry, inputs):
-        x, previous = carry
-        index, (start, down, end, weight) = inputs
-        prediction = call(x, start)
-        moved = x + _increment(prediction, x, alpha, start, start, down)
-        if solver == "heun":
-            second = _increment(call(moved, down), moved, alpha, down, start, down)
-            moved = (moved + x + second) / 2
-        if solver == "multistep":
-            m, m_down = (_dct.transfer_like(alpha * level, x) for level in (start, down))
-            ahead = weight * (prediction.clean - previous)
-            moved += _dct.idct((m_down - down / start * m) * _dct.dct(ahead))
-        if stochastic > 0:
-            keys = jax.vmap(lambda one: jax.random.fold_in(one, index))(key)
-            noise = jax.vmap(lambda one: jax.random.normal(one, x.shape[1:], x.dtype))(keys)
-            levels = ((level * alpha, level * beta) for level in (down, end))
-            moved = transition(moved, noise, *levels)
-        return (moved, prediction.clean), None
+def _times_tau(tau: np.ndarray, *levels: jax.Array) -> tuple[jax.Array, ...]:
+    """Levels [len(tau), B] in units tau of the image's own [B]."""
+    return tuple(jnp.asarray(tau, level.dtype)[:, None] * level[None] for level in levels)
 
-    steps, last = jax.tree.map(lambda a: a[:-1], (jnp.arange(num_steps), steps)), steps[-1, 0]
-    (x, _), _ = jax.lax.scan(body, (x, jnp.zeros_like(x)), steps)
-    return x + _increment(call(x, last), x, alpha, last, last, 0.0)
+
+def _path(num_steps: int, stochastic: float) -> tuple[np.ndarray, np.ndarray]:
+    """tau at the ends of all steps [n + 1] and, after the first, tau_0 [n], eq. (1)."""
+    if not 0 <= stochastic <= 1:
+        raise ValueError(
+            f"stochastic must lie between 0 (the flow) and 1 (the reverse SDE), got {stochastic}"
+        )
+    with _eager():  # known numbers under jit, too
+        tau = np.asarray(time_grid(hot(beta_min=_LAST, beta_max=1.0), num_steps), np.float64)
+    start, end = tau[:-1], tau[1:]
+    return tau, end * np.sqrt(1 - stochastic**2 * (1 - (end / start) ** 2))
 
 
 def _check_levels(alpha: jax.Array, beta: jax.Array) -> None:
@@ -186,3 +169,234 @@ def _check_levels(alpha: jax.Array, beta: jax.Array) -> None:
         if not np.all(inside):
             hint = "; 8 bits alone make noise of 1 / 127.5 / 12^1/2 = 0.0023" if sign == ">" else ""
             raise ValueError(f"{name} must be finite and {sign} 0, got {level[~inside][0]:g}{hint}")
+
+
+class _Statistics(NamedTuple):
+    """What eq. (2) needs of one image, each [K] over frequencies."""
+
+    power: jax.Array  # mean over channels of y^2
+    cross: jax.Array  # of y mu
+    centre: jax.Array  # of mu^2
+    eigen: jax.Array
+    spectrum: jax.Array
+    used: jax.Array  # 1; 0 for the brightness, where that is not known
+
+
+def _statistics(images: ArrayLike, spectrum: ArrayLike, mean: ArrayLike | None) -> _Statistics:
+    images = _dct._wide(_dct._array(images, "images"))
+    count, sizes = images.shape[0], images.shape[1:-1]
+    if mean is not None and jnp.shape(mean) != images.shape[1:]:
+        raise ValueError(
+            f"the mean image must be {images.shape[1:]} as the images are, got {jnp.shape(mean)}: "
+            "for images of another size than the data's leave it out"
+        )
+    y = _dct._dct(images)
+    mu = jnp.zeros_like(y) if mean is None else _dct._dct(jnp.asarray(mean).astype(y.dtype)[None])
+    used = np.ones(sizes)
+    used.flat[0] = mean is not None
+    each = [jnp.mean(jnp.broadcast_to(part, y.shape), axis=-1) for part in (y**2, y * mu, mu**2)]
+    shared = (_dct._eigenvalues(*sizes), _spectra.spectrum_at(spectrum, *sizes), used)
+    shared = [jnp.asarray(part).astype(y.dtype)[None] for part in shared]
+    flat = [jnp.broadcast_to(part, (count, *sizes)).reshape(count, -1) for part in each + shared]
+    return _Statistics(*flat)
+
+
+def _scores(theta: jax.Array, of: _Statistics) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Eq. (2)'s terms [K], gradients [3, K] and Fisher matrix [3, 3]; theta = (a, beta^2, ln c)."""
+    a, noise, log_contrast = theta
+    m = jnp.exp(-of.eigen * a / 2)
+    signal = jnp.exp(log_contrast) * m**2 * of.spectrum
+    v = signal + noise + _FLOOR
+    power = of.power - 2 * m * of.cross + m**2 * of.centre
+    slopes = jnp.stack([-of.eigen * signal, jnp.ones_like(v), signal]) / v[None]
+    gradients = (1 - power / v)[None] * slopes
+    gradients = gradients.at[0].add(of.eigen * (m * of.cross - m**2 * of.centre) / v)
+    fisher = jnp.einsum("ik,jk->ij", of.used[None] * slopes, slopes, precision="highest")
+    moved = of.used * of.eigen**2 * m**2 * of.centre / (2 * v)  # blur also moves the mean image
+    fisher = fisher.at[0, 0].add(jnp.sum(moved))
+    return of.used * (jnp.log(v) + power / v), of.used[None] * gradients, fisher
+
+
+def _target(theta: jax.Array, of: _Statistics) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The mean of eq. (2) with the prior of ln c, its gradient [3] and its Fisher matrix [3, 3]."""
+    terms, gradients, fisher = _scores(theta, of)
+    share = 1 / jnp.sum(of.used)  # the prior's: (2) has twice the minus log-likelihood
+    value = share * (jnp.sum(terms) + theta[2] ** 2)
+    prior = jnp.array([0.0, 0.0, 2.0], theta.dtype)
+    gradient = share * (jnp.sum(gradients, axis=1) + prior * theta)
+    return value, gradient, share * (fisher + jnp.diag(prior))
+
+
+def _free(gradient, theta, low, high):
+    """The parameters that no bound holds."""
+    return ~(((theta <= low) & (gradient >= 0)) | ((theta >= high) & (gradient <= 0)))
+
+
+def _on_free(matrix: jax.Array, free: jax.Array) -> jax.Array:
+    """The matrix with the parameters that are held decoupled from the others."""
+    both = free[:, None] & free[None, :]
+    return jnp.where(both, matrix, jnp.eye(3, dtype=matrix.dtype))
+
+
+def _minimise(of: _Statistics, starts: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """theta [3] of least (2) for one image, by Levenberg-Marquardt on the Fisher matrix."""
+    values = jax.lax.map(lambda theta: _target(theta, of)[0], starts)
+    theta = starts[jnp.argmin(values)]
+
+    def step(_, carry):
+        theta, value, gradient, fisher, damping = carry
+        free = _free(gradient, theta, low, high)
+        damped = fisher + damping * jnp.diag(jnp.diag(fisher) + 1e-30)
+        # The three have units of their own: solved in units of the Fisher matrix's diagonal.
+        unit = jax.lax.rsqrt(jnp.diag(damped))
+        scaled = _on_free(damped * unit[:, None] * unit[None, :], free)
+        change = unit * jnp.linalg.solve(scaled, jnp.where(free, unit * gradient, 0.0))
+        trial = jnp.clip(theta - change, low, high)
+        told = _target(trial, of)
+        better = told[0] < value
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(better, new, old),
+            (trial, *told),
+            (theta, value, gradient, fisher),
+        )
+        return *kept, jnp.where(better, damping / 4, jnp.maximum(8 * damping, 1e-3))
+
+    carry = (theta, *_target(theta, of), 1e-3 + 0 * theta[0])
+    theta, *_ = jax.lax.fori_loop(0, _SCORING_STEPS, step, carry)
+    return theta
+
+
+def _implicit(theta: jax.Array, of: _Statistics, low: jax.Array, high: jax.Array) -> jax.Array:
+    """The same theta, as a function of the image: the implicit function theorem, Newton's step."""
+    theta = jax.lax.stop_gradient(theta)
+    gradient = _target(theta, of)[1]
+    hessian = jax.lax.stop_gradient(jax.jacfwd(lambda theta: _target(theta, of)[1])(theta))
+    free = _free(jax.lax.stop_gradient(gradient), theta, low, high)
+    unit = jax.lax.rsqrt(jnp.abs(jnp.diag(hessian)) + 1e-30)
+    scaled = _on_free(hessian * unit[:, None] * unit[None, :], free)
+    gradient = gradient - jax.lax.stop_gradient(gradient)  # moves nothing, only differentiates
+    return theta - unit * jnp.linalg.solve(scaled, jnp.where(free, unit * gradient, 0.0))
+
+
+def estimate_levels(
+    images: ArrayLike,
+    spectrum: ArrayLike,
+    mean: ArrayLike | None = None,
+    *,
+    alpha: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    contrast: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Blur and noise of each image by the largest Whittle likelihood, eq. (2).
+
+    Args:
+      images: [B, *spatial, C]; of a large photograph, tiles as channels [1, h, w, n C] give one
+        estimate.
+      spectrum: variance of each DCT coefficient of clean images, of any size: it is carried over by
+        frequency (`spectra.spectrum_at`).
+      mean: mean clean image [*spatial, C]; None: not known, then the brightness says nothing.
+      alpha: blur where it is known, scalar or [B]; only the noise is estimated.
+      beta: noise where it is known.
+      contrast: fit the contrast of each image as well, for images of other kinds than the data.
+
+    Returns:
+      (alpha [B] in pixels, beta [B]), both >= 0; differentiable by the images.
+
+    Raises:
+      ValueError: wrong shapes or scale.
+
+    Example:
+      Noise alone shows as such.
+
+      >>> noise = 0.1 * samplers.initial_noise([0], (32, 32, 3))
+      >>> spectrum = 0.5 / (0.01 + dct.eigenvalues(32, 32))
+      >>> alpha, beta = restoration.estimate_levels(noise, spectrum, alpha=0.0, contrast=True)
+      >>> alpha.shape, abs(float(beta[0]) - 0.1) < 0.01
+      ((1,), True)
+    """
+    of = _statistics(images, spectrum, mean)
+    images, dtype = _dct._wide(jnp.asarray(images)), of.power.dtype
+    longest = max(images.shape[1:-1])
+    low = jnp.array([0.0, 0.0, -6.0 if contrast else 0.0], dtype)
+    high = jnp.array([longest**2 / 4, _LARGEST_NOISE**2, 6.0 if contrast else 0.0], dtype)
+    varies = 0 * jnp.sum(of.power, axis=1, keepdims=True)  # from device to device, in shard_map
+    bounds = [bound[None] + varies for bound in (low, high)]
+    for i, level in enumerate((alpha, beta)):
+        if level is not None:
+            square = _dct._per_image(level, images) ** 2
+            bounds = [bound.at[:, i].set(square) for bound in bounds]
+    blurs = np.append(0.0, np.geomspace(0.3, longest / 4, 9)) ** 2
+    noises = np.geomspace(1e-3, 3.0, 14) ** 2
+    contrasts = (-1.5, 0.0, 1.5) if contrast else (0.0,)
+    grid = np.stack(np.meshgrid(blurs, noises, contrasts), axis=-1).reshape(-1, 3)
+
+    def one(of, low, high):
+        starts = jnp.clip(jnp.asarray(grid, dtype), low[None], high[None])
+        fixed = jax.lax.stop_gradient((of, starts, low, high))
+        return _implicit(_minimise(*fixed), of, low, high)
+
+    theta = jax.vmap(one)(of, *bounds)
+    return _root(theta[:, 0]), _root(theta[:, 1])
+
+
+def level_errors(
+    images: ArrayLike,
+    spectrum: ArrayLike,
+    alpha: ArrayLike,
+    beta: ArrayLike,
+    mean: ArrayLike | None = None,
+    *,
+    contrast: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Standard errors of `estimate_levels`'s (alpha [B], beta [B]), eq. (3).
+
+    They are of the squares, where a level may be 0: what is returned is the step in the level that
+    moves its square by one standard error, (alpha^2 + error^2)^1/2 - alpha. They say how far the
+    scatter of the coefficients moves the levels, not how far this image's spectrum is from the
+    data's.
+
+    Args:
+      images: as given to `estimate_levels`, and likewise spectrum, mean and contrast.
+      spectrum: [h, w].
+      alpha: what it returned.
+      beta: what it returned.
+      mean: [*spatial, C] or None.
+      contrast: whether the contrast was fitted.
+
+    Example:
+      Of K coefficients of noise, its variance is known within (2 / K)^1/2, the noise half of that.
+
+      >>> noise = 0.1 * samplers.initial_noise([0], (32, 32, 1))
+      >>> _, error = restoration.level_errors(noise, jnp.zeros((32, 32)), 0.0, 0.1)
+      >>> round(float(error[0]), 3), round(0.1 * (1 / 2 / 1023) ** 0.5, 3)
+      (0.002, 0.002)
+    """
+    of = _statistics(images, spectrum, mean)
+    images = _dct._wide(jnp.asarray(images))
+    levels = [_dct._per_image(level, images) for level in (alpha, beta)]
+
+    def one(of, alpha, beta):
+        theta = jnp.stack([alpha**2, beta**2, jnp.zeros_like(alpha)])
+        if contrast:
+            theta = theta.at[2].set(_contrast(theta, of))
+        free = jnp.array([True, True, contrast])
+        _, gradients, fisher = _scores(theta, of)
+        # In units of the diagonal, which a spectrum without detail leaves at 0 for the blur.
+        unit = jnp.where(jnp.diag(fisher) > 0, jax.lax.rsqrt(jnp.diag(fisher)), 0.0)
+        known = free & (unit > 0)
+        inverse = jnp.linalg.inv(_on_free(fisher * unit[:, None] * unit[None, :], known))
+        scatter = jnp.where(known[:, None], unit[:, None] * gradients, 0.0)
+        scatter = jnp.einsum("ik,jk->ij", scatter, scatter, precision="highest")
+        error = unit * jnp.sqrt(jnp.diag(inverse @ scatter @ inverse))
+        return jnp.where(known, error, jnp.inf)
+
+    error = jax.vmap(one)(of, *levels)
+    return tuple(jnp.sqrt(x**2 + error[:, i]) - x for i, x in enumerate(levels))
+
+
+def _contrast(theta: jax.Array, of: _Statistics) -> jax.Array:
+    """ln c of least (2) at known levels."""
+    low = jnp.stack([theta[0], theta[1], jnp.full_like(theta[2], -6.0)])
+    high = low.at[2].set(6.0)
+    starts = low[None] + jnp.array([[0.0, 0.0, 4.5], [0.0, 0.0, 6.0], [0.0, 0.0, 7.5]], theta.dtype)
+    return _minimise(of, starts, low, high)[2]

@@ -6,58 +6,257 @@
     (4)  blurring_diffusion  alpha = sigma sin^2(pi t / 2), beta = tan(theta_0 + t (theta_1 -
                         theta_0)), log-SNR = -2 ln beta falls from 10 to -10: Hoogeboom & Salimans
                         2023 (arXiv 2209.05557), variance exploding; Warm Diffusion, table 4
-    (5)  spectral       alpha(beta), beta = t         from the data's spectrum (`spectra.py`, ours)
+    (5)  spectral       alpha(beta), beta = t         from the data's spectrum (ours): at beta =
+                        S_k^(1/2), where noise takes over coefficient k, blur may have taken the
+                        share `attenuation`, exp(-lambda_k alpha^2 / 2) = 1 - attenuation. These
+                        points, the highest frequency that is still visible deciding, are joined by
+                        power laws with rounded corners; beyond them the ratio stays. S ~ 1 / f^2
+                        gets a constant ratio, S ~ f^-gamma gets alpha ~ beta^(2 / gamma)
     (6)  any_bnr        (2) with a ratio drawn for each training image (ours)
          from_functions any two functions of t
 
     (7)  training:      ln beta ~ N(p_mean, p_std^2)  EDM, table 1; (3): ln alpha uniform; (4): t
                         uniform; (6): ln bnr uniform besides, and 0 for a share of the images
-    (8)  time grid:     t_i = (t_max^(1/rho) + i/(n-1) (t_min^(1/rho) - t_max^(1/rho)))^rho,
+    (8)  time_grid:     t_i = (t_max^(1/rho) + i/(n-1) (t_min^(1/rho) - t_max^(1/rho)))^rho,
                         t_n = 0                       EDM, eq. (5)
+         spectral_grid: times of least error for a spectrum and a solver, eqs. (9)-(12)
 
-Each is a `Schedule` (`process.py`: what a path must satisfy). Absent on purpose: the noise that
-inverse heat dissipation adds anew at each sampling step (churn serves that) and its list of levels
-(the path is continuous).
+Absent on purpose: the noise that inverse heat dissipation adds anew at each sampling step (churn
+serves that) and its list of levels (the path is continuous; its authors' levels for CIFAR-10 are
+log-spaced, which is `time_grid(..., rho=inf)`).
+
+A grid from the spectrum (ours) is the shortest path through the noise levels. On Gaussian data both
+heads are linear per frequency around the mean, D = d x and D + R = c x with v = m^2 S + beta^2,
+d = m^2 S / v, c = m S / v (`oracle.py`), so a step of any solver multiplies the deviation x by a
+number, and the exact flow by (v' / v)^1/2. From the exact state (multistep: and the exact state
+before) a step from (alpha, beta) to (alpha', beta') makes the relative error
+
+    (9)  e = (1 + g) (v / v')^1/2 - 1,     g = (m' - m) c + (beta' / beta - 1) (1 - d)    euler
+    (10) heun        g is the mean of that and of
+                     ((m' - m) c' + (1 - beta / beta') (1 - d')) (1 + g)
+    (11) multistep   g + (m' - (beta' / beta) m) w (c - c_prev (v_prev / v)^1/2),
+                     w = ln(beta / beta') / (2 ln(beta_prev / beta))
+
+which ends as e S^1/2 in the image. A grid costs
+
+    (12) sum over steps of sum_k S_k^3/2 e_k^2  +  0.1 s^2 sum_k S_k^3/2 s_k  at its first level,
+         s_k = m_k^2 S_k / beta^2,  s = sum_k s_k
+
+the latter standing for what starting from Gaussian data costs: to lowest order in s the flow of
+other data departs by their third cumulants, which for each frequency add up over all pairs of
+frequencies, hence s^2. Squares are summed step by step: with a network the errors of different
+steps do not cancel as they may on Gaussian data. The weight S^3/2 (S would be the image's squared
+error) and the 0.1 were chosen by samples of two trained networks (docs/results.md).
+
+A step's cost depends on its two ends and the level before, so the best grid is found by dynamic
+programming over a table of levels, refined between its entries. A network is not the Gaussian
+denoiser, whose flow one step may follow however far, so no step goes further than a decade of
+noise, or three times as far as the one before, but for the last: that goes to a clean image, or,
+extrapolated, over a factor of 200. Multistep, which extrapolates, goes to t_min and stays there if
+the noise left is below half a grey level, and saves the call that would remove it; the other
+solvers end at 0. Known for noise alone, by other criteria: Benita et al. 2025 (arXiv 2502.00180);
+Sun, Poor, Zhang 2026 (arXiv 2601.13602).
 """
 
+import contextlib
 import dataclasses
-import inspect
+import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from warm_diffusion import dct as _dct
 from warm_diffusion import spectra as _spectra
-from warm_diffusion.grids import spectral_grid as spectral_grid
-from warm_diffusion.process import Draw, check_range
-from warm_diffusion.process import Schedule as Schedule  # a name of this module for users, too
+
+_ROUNDING = 1e-5  # relative fall of a level that is no more than rounding in float32
+_CORNER = 0.05  # width, in ln beta, over which the corners of (5) are rounded
+
+# Of `spectral_grid`:
+_TABLE = 97  # levels among which the path is searched for
+_DIRECT = 32  # steps; of more the grid of so many is divided
+_NARROWER = (2.0, 1.0, 0.5, 0.25, 0.1)  # around a path: half widths of searches, in entries
+_HALF_GREY = 1 / 255  # in [-1, 1]
+_EXPONENT, _START = 1.5, 0.1  # of eq. (12)
+_FURTHEST, _LAST = np.log(10), np.log(200)  # in ln beta: a step, the last one
+_LONGER = 3.0  # than the step before
 
 
-def _log_uniform(low: float, high: float) -> Draw:
-    low, high = math.log(low), math.log(high)
-    return lambda key, shape: jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
+# --- values --------------------------------------------------------------------------------------
 
 
-def constant_bnr(
-    bnr: float,
-    *,
-    beta_min: float = 0.002,
-    beta_max: float = 80.0,
-    p_mean: float = -1.2,
-    p_std: float = 1.2,
-) -> Schedule:
+@contextlib.contextmanager
+def _eager():
+    """Computes known numbers at once, also under jit and where transfers are guarded."""
+    with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
+        yield
+
+
+def _known(function: Callable[..., ArrayLike], *arguments: Any) -> np.ndarray | None:
+    """What a function returns, as numpy; None if that is traced and cannot be looked at."""
+    # Formulas may divide by t = 0: the rules tell it, not numpy's warnings.
+    with _eager(), np.errstate(all="ignore"):
+        value = function(*arguments)
+        return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+
+
+def _traced(*numbers: ArrayLike) -> bool:
+    return any(isinstance(number, jax.core.Tracer) for number in numbers)
+
+
+def _check_order(**ends: float) -> None:
+    """Raises ValueError unless 0 < low < high < infinity, by the names of both."""
+    (low_name, low), (high_name, high) = ends.items()
+    if not _traced(low, high) and not 0 < low < high < math.inf:
+        raise ValueError(
+            f"expected 0 < {low_name} < {high_name} < infinity, got {low_name}={low}, "
+            f"{high_name}={high}"
+        )
+
+
+def _check(condition: str, holds: Callable[[Any], bool], **number: float) -> None:
+    """Raises ValueError unless a number that is known satisfies a condition."""
+    ((name, value),) = number.items()
+    if not _traced(value) and not holds(value):
+        raise ValueError(f"{name} must {condition}, got {value}")
+
+
+def _times(t: ArrayLike) -> jax.Array:
+    t = jnp.asarray(t)
+    return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
+
+
+def _as(t: jax.Array, *numbers: ArrayLike) -> list[jax.Array]:
+    """Numbers of a path in the type of times t."""
+    return [jnp.asarray(number).astype(t.dtype) for number in numbers]
+
+
+def _normal(key: jax.Array, shape: tuple[int, ...], mean, std) -> jax.Array:
+    drawn = jax.random.normal(key, shape, jnp.float32)
+    mean, std = _as(drawn, mean, std)
+    return mean + std * drawn
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...], low, high) -> jax.Array:
+    drawn = jax.random.uniform(key, shape, jnp.float32)
+    low, high = _as(drawn, low, high)
+    return low + (high - low) * drawn
+
+
+def _log_uniform(key: jax.Array, shape: tuple[int, ...], low, high) -> jax.Array:
+    return jnp.exp(_uniform(key, shape, jnp.log(low), jnp.log(high)))
+
+
+# --- paths ---------------------------------------------------------------------------------------
+
+
+class Schedule:
+    """A path through blur and noise: a value, and a pytree whose numbers are leaves.
+
+    Paths of one kind with equal numbers are equal. As an argument of a jitted function a path is
+    traced by its kind alone, so one compiled loss or sampler serves all numbers, and `jax.vmap` maps
+    over them. The functions of this module make them and check their numbers, as far as those are
+    known; every path starts at the clean image, alpha(0) = beta(0) = 0, and from t_min to t_max
+    alpha >= 0 and beta > 0 are finite and never fall. `from_functions` makes one of any functions.
+
+    Attributes:
+      t_min: smallest time that the network sees, > 0.
+      t_max: time at which sampling starts.
+
+    Example:
+      >>> path = schedules.constant_bnr(0.5)
+      >>> float(path.alpha(4.0)), float(path.beta(4.0)), float(path.bnr(4.0)), path.needs_start
+      (2.0, 4.0, 0.5, False)
+      >>> path == schedules.constant_bnr(0.5), path == schedules.constant_bnr(0.6)
+      (True, False)
+    """
+
+    t_min: ArrayLike
+    t_max: ArrayLike
+
+    def alpha(self, t: ArrayLike) -> jax.Array:
+        """Blur in pixels at times t [...], differentiable on [t_min, t_max]."""
+        raise NotImplementedError
+
+    def beta(self, t: ArrayLike) -> jax.Array:
+        """Noise standard deviation at times t [...], differentiable on [t_min, t_max]."""
+        raise NotImplementedError
+
+    def sample_levels(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """Levels (alpha, beta) to train at, eq. (7), each of `shape` and float32."""
+        raise NotImplementedError
+
+    def bnr(self, t: ArrayLike) -> jax.Array:
+        """Blur-to-noise ratio alpha / beta at t > 0, in pixels per unit of noise."""
+        return self.alpha(t) / self.beta(t)
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether noise at t_max, below 1, leaves images in [-1, 1] visible: sample by `solve`.
+
+        False where that noise is traced.
+        """
+        noise = _known(self.beta, self.t_max)
+        return noise is not None and bool(np.all(noise < 1))
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        (mine, kind), (yours, other_kind) = jax.tree.flatten(self), jax.tree.flatten(other)
+        return kind == other_kind and all(
+            one is two or (not _traced(one, two) and np.array_equal(one, two))
+            for one, two in zip(mine, yours, strict=True)
+        )
+
+    def __hash__(self) -> int:
+        leaves, kind = jax.tree.flatten(self)
+        return hash((kind, *(np.asarray(leaf, np.float64).tobytes() for leaf in leaves)))
+
+
+def _value(kind: type) -> type:
+    """Makes a path's class a frozen dataclass and a pytree; fields marked static are no leaves."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(kind))
+
+
+@_value
+class _ConstantBnr(Schedule):
+    ratio: ArrayLike
+    beta_min: ArrayLike = 0.002
+    beta_max: ArrayLike = 80.0
+    p_mean: ArrayLike = -1.2
+    p_std: ArrayLike = 1.2
+
+    @property
+    def t_min(self) -> ArrayLike:
+        return self.beta_min
+
+    @property
+    def t_max(self) -> ArrayLike:
+        return self.beta_max
+
+    def alpha(self, t: ArrayLike) -> jax.Array:
+        t = _times(t)
+        return _as(t, self.ratio)[0] * t
+
+    def beta(self, t: ArrayLike) -> jax.Array:
+        return _times(t)
+
+    def sample_levels(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        t = jnp.exp(_normal(key, shape, self.p_mean, self.p_std))
+        return self.alpha(t), self.beta(t)
+
+
+def constant_bnr(bnr: float, **levels: float) -> Schedule:
     """The paper's path, eq. (2): blur in a constant ratio to noise.
 
     Args:
       bnr: blur-to-noise ratio, pixels of blur per unit of noise, >= 0; the paper's best is 0.5.
-      beta_min: smallest noise level of the sampler.
-      beta_max: noise level at which sampling starts.
-      p_mean: mean of ln beta in training, eq. (7).
-      p_std: standard deviation of ln beta in training.
+      **levels: beta_min = 0.002 and beta_max = 80, the sampler's smallest and largest noise level;
+        p_mean = -1.2 and p_std = 1.2, mean and standard deviation of ln beta in training.
 
     Raises:
       ValueError: a negative ratio, or levels out of order.
@@ -67,82 +266,14 @@ def constant_bnr(
       >>> float(path.alpha(4.0)), float(path.beta(4.0))
       (2.0, 4.0)
     """
-    # A traced ratio cannot be looked at (a jitted sampler over many ratios): it is let through.
-    if not isinstance(bnr, jax.core.Tracer) and not bnr >= 0:
-        raise ValueError(f"bnr must be >= 0, got {bnr}")
-    check_range("beta_min", beta_min, "beta_max", beta_max)
-    return Schedule(
-        alpha=lambda t: bnr * jnp.asarray(t, dtype=float),
-        beta=lambda t: jnp.asarray(t, dtype=float),
-        t_min=beta_min,
-        t_max=beta_max,
-        sample_time=lambda key, shape: jnp.exp(p_mean + p_std * jax.random.normal(key, shape)),
-    )
+    _check("be >= 0", lambda ratio: np.all(np.asarray(ratio) >= 0), bnr=bnr)
+    return _checked_levels(_ConstantBnr(bnr, **levels))
 
 
-def from_functions(
-    alpha: Callable[[jax.Array], ArrayLike] | float,
-    beta: Callable[[jax.Array], ArrayLike] | float,
-    *,
-    t_min: float,
-    t_max: float,
-    p_mean: float = -1.2,
-    p_std: float = 1.2,
-    sample_time: Draw | None = None,
-) -> Schedule:
-    """A path of any blur and noise that do not fall, with the clean image put at t = 0.
-
-    Args:
-      alpha: t > 0 [...] -> blur in pixels, by jax.numpy; a bare number stands for a constant.
-      beta: t > 0 [...] -> noise standard deviation > 0, likewise.
-      t_min: smallest time that the network sees, > 0.
-      t_max: time at which sampling starts.
-      p_mean: mean of ln beta in training, eq. (7), within the path's range of beta.
-      p_std: standard deviation of ln beta in training.
-      sample_time: (key, shape) -> t instead; needed where beta does not rise all the way.
-
-    Raises:
-      ValueError: a rule of `Schedule` is broken, or beta stays constant without `sample_time`.
-
-    Example:
-      >>> path = schedules.from_functions(
-      ...     alpha=lambda t: 0.5 * t, beta=lambda t: t**2, t_min=0.05, t_max=9.0
-      ... )
-      >>> float(path.alpha(4.0)), float(path.beta(4.0)), float(path.beta(0.0))
-      (2.0, 16.0, 0.0)
-    """
-    check_range("t_min", t_min, "t_max", t_max)
-
-    alpha, beta = (
-        level if callable(level) else lambda t, value=level: jnp.full_like(t, value)
-        for level in (alpha, beta)
-    )
-
-    def from_clean(level: Callable[[jax.Array], ArrayLike]) -> Callable[[ArrayLike], jax.Array]:
-        def at(t: ArrayLike) -> jax.Array:
-            t = jnp.asarray(t, dtype=float)
-            # The formula never sees 0, where it or its derivative may be infinite.
-            return jnp.where(t > 0, level(jnp.where(t > 0, t, t_min)), 0.0)
-
-        return at
-
-    alpha, beta = from_clean(alpha), from_clean(beta)
-    if sample_time is None:
-        log_t = np.linspace(math.log(t_min), math.log(t_max), 1025)
-        with jax.ensure_compile_time_eval():
-            log_beta = jnp.log(beta(np.exp(log_t)))
-        if not isinstance(log_beta, jax.core.Tracer) and not np.all(np.diff(log_beta) > 0):
-            raise ValueError(
-                "beta must be > 0 and rise all the way from t_min to t_max, so that each level has "
-                "one time to train at: pass sample_time=, (key, shape) -> t"
-            )
-
-        def sample_time(key, shape):
-            # Levels beyond the table get its ends' times: that clips them to the path.
-            levels = p_mean + p_std * jax.random.normal(key, shape)
-            return jnp.exp(jnp.interp(levels, log_beta, log_t))
-
-    return Schedule(alpha, beta, t_min, t_max, sample_time)
+def _checked_levels(path: _ConstantBnr) -> _ConstantBnr:
+    _check_order(beta_min=path.beta_min, beta_max=path.beta_max)
+    _check("be >= 0", lambda std: std >= 0, p_std=path.p_std)
+    return path
 
 
 def hot(**levels: float) -> Schedule:
@@ -155,96 +286,18 @@ def hot(**levels: float) -> Schedule:
     return constant_bnr(0.0, **levels)
 
 
-def cold(*, alpha_min: float = 0.5, alpha_max: float = 20.0, beta: float = 0.01) -> Schedule:
-    """Blur only, at a small constant noise, eq. (3): inverse heat dissipation's path.
+@_value
+class _AnyBnr(_ConstantBnr):
+    bnr_min: ArrayLike = 0.1
+    bnr_max: ArrayLike = 10.0
+    hot_share: ArrayLike = 0.1
 
-    It does not end in pure noise, so sampling must start from blurred images (`samplers.sample`'s
-    `start`), and inverse heat dissipation's log-spaced levels are `time_grid(..., rho=inf)`.
-
-    Args:
-      alpha_min: smallest blur in pixels (CIFAR-10: 0.5).
-      alpha_max: blur at which sampling starts (CIFAR-10: 20).
-      beta: the noise level, > 0 (training: 0.01).
-
-    Raises:
-      ValueError: levels out of order, or no noise at all.
-
-    Example:
-      >>> path = schedules.cold()
-      >>> float(path.alpha(4.0)), round(float(path.beta(4.0)), 4), path.needs_start
-      (4.0, 0.01, True)
-    """
-    check_range("alpha_min", alpha_min, "alpha_max", alpha_max)
-    if not beta > 0:
-        raise ValueError(f"beta must be > 0 (the loss weights errors by 1 / beta^2), got {beta}")
-    return from_functions(
-        alpha=lambda t: t,
-        beta=lambda t: beta,
-        t_min=alpha_min,
-        t_max=alpha_max,
-        sample_time=_log_uniform(alpha_min, alpha_max),
-    )
-
-
-def blurring_diffusion(
-    *, sigma_blur_max: float = 20.0, log_snr_max: float = 10.0, t_min: float = 1e-3
-) -> Schedule:
-    """Blurring Diffusion's cosine schedule in variance-exploding form, eq. (4).
-
-    Its authors step evenly in t: `time_grid(..., rho=1)`.
-
-    Args:
-      sigma_blur_max: blur in pixels at t = 1 (CIFAR-10: 20).
-      log_snr_max: log-SNR next to the clean image, and minus that at t = 1.
-      t_min: smallest time that the network sees, in (0, 1).
-
-    Raises:
-      ValueError: a negative blur, no range of log-SNR, or t_min out of range.
-
-    Example:
-      Half way, log-SNR 0.
-
-      >>> path = schedules.blurring_diffusion()
-      >>> round(float(path.alpha(0.5)), 3), round(float(path.beta(0.5)), 3)
-      (10.0, 1.0)
-    """
-    if not sigma_blur_max >= 0:
-        raise ValueError(f"sigma_blur_max must be >= 0, got {sigma_blur_max}")
-    if not log_snr_max > 0:
-        raise ValueError(f"log_snr_max must be > 0, got {log_snr_max}")
-    angles = [math.atan(math.exp(sign * log_snr_max / 2)) for sign in (-1, 1)]
-
-    def inside(t):
-        # Churn may ask for a time beyond the end, where sine and tangent would turn back.
-        return jnp.where(t > 1, 1.0, t)
-
-    return from_functions(
-        alpha=lambda t: sigma_blur_max * jnp.sin(jnp.pi / 2 * inside(t)) ** 2,
-        beta=lambda t: jnp.tan(angles[0] + inside(t) * (angles[1] - angles[0])),
-        t_min=t_min,
-        t_max=1.0,
-        sample_time=lambda key, shape: jax.random.uniform(key, shape, minval=t_min, maxval=1.0),
-    )
-
-
-def spectral(spectrum: ArrayLike, attenuation: float = 0.05, **levels: float) -> Schedule:
-    """As much blur at each noise level as the data's spectrum allows there, eq. (5).
-
-    Args:
-      spectrum: variance S of each DCT coefficient [H, W] (`spectra.power_spectrum`), not traced.
-      attenuation: share in (0, 1) of a frequency that blur may take before noise hides it.
-      **levels: beta_min, beta_max, p_mean, p_std as in `constant_bnr`.
-
-    Raises:
-      ValueError: no spectrum, attenuation or levels out of range, or images without any detail.
-
-    Example:
-      >>> path = schedules.spectral(np.array([[1.0, 8 / np.pi**2]]), attenuation=1 - np.exp(-1))
-      >>> round(float(path.bnr(0.3)), 3), round(float(path.bnr(3.0)), 3)
-      (1.0, 1.0)
-    """
-    blur = _spectra.allowed_blur(spectrum, attenuation)
-    return dataclasses.replace(constant_bnr(0.0, **levels), alpha=blur)
+    def sample_levels(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        time_key, ratio_key, hot_key = jax.random.split(key, 3)
+        beta = jnp.exp(_normal(time_key, shape, self.p_mean, self.p_std))
+        ratio = _log_uniform(ratio_key, shape, self.bnr_min, self.bnr_max)
+        hot = _uniform(hot_key, shape, 0.0, 1.0) < self.hot_share
+        return jnp.where(hot, 0.0, ratio) * beta, beta
 
 
 def any_bnr(
@@ -261,7 +314,7 @@ def any_bnr(
       bnr: ratio of the path.
       bnr_range: smallest and largest ratio in training, ln bnr uniform in between.
       hot_share: share of the training images in [0, 1] that are not blurred at all.
-      **levels: beta_min, beta_max, p_mean, p_std as in `constant_bnr`.
+      **levels: as in `constant_bnr`.
 
     Raises:
       ValueError: a ratio, a share or levels out of range.
@@ -273,16 +326,316 @@ def any_bnr(
       (True, 0.5)
     """
     low, high = bnr_range
-    check_range("bnr_range[0]", low, "bnr_range[1]", high)
-    if not 0 <= hot_share <= 1:
-        raise ValueError(f"hot_share must lie between 0 and 1, got {hot_share}")
+    _check("be >= 0", lambda ratio: ratio >= 0, bnr=bnr)
+    _check_order(**{"bnr_range[0]": low, "bnr_range[1]": high})
+    _check("lie between 0 and 1", lambda share: 0 <= share <= 1, hot_share=hot_share)
+    return _checked_levels(_AnyBnr(bnr, **levels, bnr_min=low, bnr_max=high, hot_share=hot_share))
 
-    def sample_bnr(key, shape):
-        ratio_key, hot_key = jax.random.split(key)
-        ratio = _log_uniform(low, high)(ratio_key, shape)
-        return jnp.where(jax.random.uniform(hot_key, shape) < hot_share, 0.0, ratio)
 
-    return dataclasses.replace(constant_bnr(bnr, **levels), sample_bnr=sample_bnr)
+@_value
+class _Cold(Schedule):
+    alpha_min: ArrayLike
+    alpha_max: ArrayLike
+    noise: ArrayLike
+
+    @property
+    def t_min(self) -> ArrayLike:
+        return self.alpha_min
+
+    @property
+    def t_max(self) -> ArrayLike:
+        return self.alpha_max
+
+    def alpha(self, t: ArrayLike) -> jax.Array:
+        return _times(t)
+
+    def beta(self, t: ArrayLike) -> jax.Array:
+        t = _times(t)
+        return jnp.where(t > 0, _as(t, self.noise)[0], 0.0)
+
+    def sample_levels(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        t = _log_uniform(key, shape, self.alpha_min, self.alpha_max)
+        return self.alpha(t), self.beta(t)
+
+
+def cold(*, alpha_min: float = 0.5, alpha_max: float = 24.0, beta: float = 0.01) -> Schedule:
+    """Blur only, at a small constant noise, eq. (3): inverse heat dissipation's path.
+
+    It does not end in pure noise, so sampling starts from blurred images, by `samplers.solve`.
+
+    Args:
+      alpha_min: smallest blur in pixels (CIFAR-10: 0.5).
+      alpha_max: blur at which sampling starts (CIFAR-10: 24; MNIST: 20).
+      beta: the noise level, > 0 (training: 0.01).
+
+    Raises:
+      ValueError: levels out of order, or no noise at all.
+
+    Example:
+      >>> path = schedules.cold()
+      >>> float(path.alpha(4.0)), round(float(path.beta(4.0)), 4), path.needs_start
+      (4.0, 0.01, True)
+    """
+    _check_order(alpha_min=alpha_min, alpha_max=alpha_max)
+    _check("be > 0 (the loss weights errors by 1 / beta^2)", lambda beta: beta > 0, beta=beta)
+    return _Cold(alpha_min, alpha_max, beta)
+
+
+@_value
+class _BlurringDiffusion(Schedule):
+    sigma_blur_max: ArrayLike
+    log_snr_max: ArrayLike
+    t_min: ArrayLike
+
+    t_max = 1.0
+
+    def _inside(self, t: ArrayLike) -> jax.Array:
+        # Churn may ask for a time beyond the end, where sine and tangent would turn back.
+        t = _times(t)
+        return jnp.where(t > 1, jnp.ones_like(t), t)
+
+    def alpha(self, t: ArrayLike) -> jax.Array:
+        t = self._inside(t)
+        return _as(t, self.sigma_blur_max)[0] * jnp.sin(np.pi / 2 * t) ** 2
+
+    def beta(self, t: ArrayLike) -> jax.Array:
+        t = self._inside(t)
+        (half,) = _as(t, self.log_snr_max)
+        low, high = (jnp.arctan(jnp.exp(sign * half / 2)) for sign in (-1, 1))
+        return jnp.where(t > 0, jnp.tan(low + t * (high - low)), 0.0)
+
+    def sample_levels(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        t = _uniform(key, shape, self.t_min, self.t_max)
+        return self.alpha(t), self.beta(t)
+
+
+def blurring_diffusion(
+    *, sigma_blur_max: float = 20.0, log_snr_max: float = 10.0, t_min: float = 1e-3
+) -> Schedule:
+    """Blurring Diffusion's cosine schedule in variance-exploding form, eq. (4).
+
+    Its authors step evenly in t: `time_grid(..., rho=1)`. Their floor under the blur's factors,
+    (1 - 0.001) m + 0.001, is left out: it changes frequencies with m below it.
+
+    Args:
+      sigma_blur_max: blur in pixels at t = 1 (CIFAR-10: 20).
+      log_snr_max: log-SNR next to the clean image, and minus that at t = 1.
+      t_min: smallest time that the network sees, in (0, 1).
+
+    Raises:
+      ValueError: a negative blur, no range of log-SNR, or t_min out of range.
+
+    Example:
+      Half way, log-SNR 0.
+
+      >>> path = schedules.blurring_diffusion()
+      >>> round(float(path.alpha(0.5)), 3), round(float(path.beta(0.5)), 3)
+      (10.0, 1.0)
+    """
+    _check("be >= 0", lambda blur: blur >= 0, sigma_blur_max=sigma_blur_max)
+    _check("be > 0", lambda snr: snr > 0, log_snr_max=log_snr_max)
+    _check_order(t_min=t_min, t_max=1.0)
+    return _BlurringDiffusion(sigma_blur_max, log_snr_max, t_min)
+
+
+@_value
+class _Spectral(_ConstantBnr):
+    log_beta: ArrayLike = ()  # where the slope d ln alpha / d ln beta changes, [K]
+    bends: ArrayLike = ()  # by how much, [K]
+
+    def alpha(self, t: ArrayLike) -> jax.Array:
+        t = _times(t)
+        points, bends, ratio = _as(t, self.log_beta, self.bends, self.ratio)
+        shape = (1,) * t.ndim + (-1,)
+        distance = jnp.log(jnp.where(t > 0, t, 1.0))[..., None] - points.reshape(shape)
+        # Every corner is a softplus, so the slope everywhere is an average of those at its sides.
+        bend = _CORNER * jax.nn.softplus(distance / _CORNER) * bends.reshape(shape)
+        return t * ratio * jnp.exp(jnp.sum(bend, axis=-1))
+
+
+def spectral(spectrum: ArrayLike, attenuation: float = 0.05, **levels: float) -> Schedule:
+    """As much blur at each noise level as the data's spectrum allows there, eq. (5).
+
+    Args:
+      spectrum: variance S of each DCT coefficient [*spatial], `spectra.power_spectrum`; not traced.
+      attenuation: share in (0, 1) of a frequency that blur may take before noise hides it.
+      **levels: as in `constant_bnr`.
+
+    Raises:
+      ValueError: no spectrum, attenuation or levels out of range, or images without any detail.
+
+    Example:
+      >>> path = schedules.spectral(np.array([[1.0, 8 / np.pi**2]]), attenuation=1 - np.exp(-1))
+      >>> round(float(path.bnr(0.3)), 3), round(float(path.bnr(3.0)), 3)
+      (1.0, 1.0)
+    """
+    log_beta, log_alpha = _takeover_points(_spectra._checked(spectrum, attenuation), attenuation)
+    slopes = np.diff(log_alpha) / np.diff(log_beta)
+    # The slope is 1 outside and these between the points.
+    bends = np.diff(slopes, prepend=1.0, append=1.0) if len(slopes) else np.zeros(1)
+    ratio = float(np.exp(log_alpha[0] - log_beta[0]))
+    return _checked_levels(_Spectral(ratio, **levels, log_beta=log_beta, bends=bends))
+
+
+def _takeover_points(spectrum: np.ndarray, attenuation: float) -> tuple[np.ndarray, np.ndarray]:
+    """(ln beta, ln alpha) of eq. (5), both rising: where noise takes over a ring of frequencies."""
+    eigen = _dct._eigenvalues(*spectrum.shape)
+    eigen.flat[0] = 1.0  # in a ring of its own, left out below
+    power, inverse = (_spectra._ring_means(a)[:0:-1] for a in (spectrum, 1 / eigen))
+    # From the highest frequency down. A ring with less power than one above it decides nothing:
+    # when noise reaches its power, the finer detail is still visible and allows less blur.
+    decides = np.diff(np.maximum.accumulate(power), prepend=0.0) > 0
+    alpha = np.sqrt(-2 * math.log1p(-attenuation) * inverse)
+    return np.log(power[decides]) / 2, np.log(alpha[decides])
+
+
+@_value
+class _FromFunctions(Schedule):
+    functions: tuple = dataclasses.field(metadata={"static": True})  # alpha, beta, sample_time
+    t_min: ArrayLike
+    t_max: ArrayLike
+    p_mean: ArrayLike
+    p_std: ArrayLike
+
+    def _at(self, level: Callable[[jax.Array], ArrayLike], t: ArrayLike) -> jax.Array:
+        # The formula never sees 0, where it or its derivative may be infinite.
+        t = _times(t)
+        return jnp.where(t > 0, level(jnp.where(t > 0, t, *_as(t, self.t_min))), 0.0).astype(
+            t.dtype
+        )
+
+    def alpha(self, t: ArrayLike) -> jax.Array:
+        return self._at(self.functions[0], t)
+
+    def beta(self, t: ArrayLike) -> jax.Array:
+        return self._at(self.functions[1], t)
+
+    def _table(self) -> tuple[jax.Array, jax.Array]:
+        """ln t and ln beta along the path."""
+        low, high = (jnp.log(jnp.asarray(end, jnp.float32)) for end in (self.t_min, self.t_max))
+        log_t = jnp.linspace(low, high, 1025)
+        return log_t, jnp.log(self.beta(jnp.exp(log_t)))
+
+    def sample_levels(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        if self.functions[2] is not None:
+            t = self.functions[2](key, shape)
+        else:
+            # Levels beyond the table get its ends' times: that clips them to the path.
+            log_t, log_beta = self._table()
+            t = jnp.exp(jnp.interp(_normal(key, shape, self.p_mean, self.p_std), log_beta, log_t))
+        return self.alpha(t), self.beta(t)
+
+
+def from_functions(
+    alpha: Callable[[jax.Array], ArrayLike],
+    beta: Callable[[jax.Array], ArrayLike],
+    *,
+    t_min: float,
+    t_max: float,
+    p_mean: float = -1.2,
+    p_std: float = 1.2,
+    sample_time: Callable[[jax.Array, tuple[int, ...]], jax.Array] | None = None,
+) -> Schedule:
+    """A path of any blur and noise that do not fall, with the clean image put at t = 0.
+
+    Two such paths are equal if their functions are the same objects.
+
+    Args:
+      alpha: t > 0 [...] -> blur in pixels [...], by jax.numpy.
+      beta: t > 0 [...] -> noise standard deviation > 0 [...], likewise.
+      t_min: smallest time that the network sees, > 0.
+      t_max: time at which sampling starts.
+      p_mean: mean of ln beta in training, eq. (7), within the path's range of beta.
+      p_std: standard deviation of ln beta in training.
+      sample_time: (key, shape) -> t instead; needed where beta does not rise all the way.
+
+    Raises:
+      ValueError: a level that is not finite, or negative, or falls; beta that stays constant
+        without `sample_time`; times to train at that are not finite and > 0.
+
+    Example:
+      >>> path = schedules.from_functions(
+      ...     alpha=lambda t: 0.5 * t, beta=lambda t: t**2, t_min=0.05, t_max=9.0
+      ... )
+      >>> float(path.alpha(4.0)), float(path.beta(4.0)), float(path.beta(0.0))
+      (2.0, 16.0, 0.0)
+    """
+    for name, level in (("alpha", alpha), ("beta", beta)):
+        if not callable(level):
+            raise ValueError(f"{name} must be a function of t, got {level!r}: lambda t: {level!r}")
+    _check_order(t_min=t_min, t_max=t_max)
+    path = _FromFunctions((alpha, beta, sample_time), t_min, t_max, p_mean, p_std)
+    if _traced(t_min, t_max):
+        return path
+    t = np.geomspace(t_min, t_max, 65)
+    for name, level in (("alpha", path.alpha), ("beta", path.beta)):
+        values = _known(level, t)
+        if values is not None:
+            _check_level(name, t, values)
+    if sample_time is not None:
+        times = _known(sample_time, jax.random.key(0), (8,))
+        if times is not None and not (
+            times.shape == (8,) and np.all((times > 0) & (times < np.inf))
+        ):
+            raise ValueError(
+                f"sample_time(key, (8,)) must return 8 finite times > 0, got {times}: "
+                "for example jnp.exp(jax.random.normal(key, shape))"
+            )
+    else:
+        log_beta = _known(lambda: path._table()[1])
+        if log_beta is not None and not np.all(np.diff(log_beta) > 0):
+            raise ValueError(
+                "beta must be > 0 and rise all the way from t_min to t_max, so that each level has "
+                "one time to train at: pass sample_time=, (key, shape) -> t"
+            )
+    return path
+
+
+def _check_level(name: str, t: np.ndarray, level: np.ndarray) -> None:
+    """Raises ValueError unless alpha or beta at times t_min, ..., t_max are those of a path."""
+    sign, inside = (">", level > 0) if name == "beta" else (">=", level >= 0)
+    inside &= np.isfinite(level)
+    if not np.all(inside):
+        i = np.argmin(inside)
+        raise ValueError(
+            f"{name} must be finite and {sign} 0 on [t_min, t_max], got {level[i]:g} at t = "
+            f"{t[i]:g}: choose t_min and t_max where it is"
+        )
+    rising = level[1:] >= (1 - _ROUNDING) * level[:-1]
+    if not np.all(rising):
+        i = np.argmin(rising)
+        raise ValueError(
+            f"{name} must never fall as t rises, got {level[i]:g} at t = {t[i]:g}, then "
+            f"{level[i + 1]:g} at t = {t[i + 1]:g}: end at a t_max before it turns, or let t run "
+            "from the clean image to blur and noise"
+        )
+
+
+def _check_schedule(schedule: object) -> None:
+    """Raises ValueError unless this is a path."""
+    if not isinstance(schedule, Schedule):
+        call = ": call it" if callable(schedule) else ""
+        raise ValueError(
+            "schedule must be a path, such as schedules.constant_bnr(0.5), got "
+            f"{getattr(schedule, '__name__', repr(schedule))}{call}"
+        )
+
+
+def _training_levels(schedule: object) -> Callable:
+    """(key, shape) -> (alpha, beta) of a path, or of a training distribution by itself."""
+    of_this_module = getattr(schedule, "__module__", None) == __name__
+    if isinstance(schedule, Schedule) or not callable(schedule) or of_this_module:
+        _check_schedule(schedule)
+        return schedule.sample_levels
+    return schedule
+
+
+# --- time grids ----------------------------------------------------------------------------------
+
+
+def _check_num_steps(num_steps: object) -> None:
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int | np.integer) or num_steps < 1:
+        raise ValueError(f"num_steps must be an integer >= 1, got {num_steps}")
 
 
 def time_grid(schedule: Schedule, num_steps: int, rho: float = 7.0) -> jax.Array:
@@ -297,52 +650,220 @@ def time_grid(schedule: Schedule, num_steps: int, rho: float = 7.0) -> jax.Array
       [num_steps + 1], strictly decreasing.
 
     Raises:
-      ValueError: no step, or rho < 1.
+      ValueError: no path, no step, or rho < 1.
 
     Example:
       >>> path = schedules.hot(beta_min=1.0, beta_max=100.0)
       >>> print(np.asarray(schedules.time_grid(path, 3, rho=np.inf)).round(3))
       [100.  10.   1.   0.]
     """
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int | np.integer) or num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    if not rho >= 1:
-        raise ValueError(f"rho must be at least 1, got {rho}")
-    fraction = np.arange(num_steps) / max(num_steps - 1, 1)
+    _check_schedule(schedule)
+    _check_num_steps(num_steps)
+    _check("be at least 1", lambda rho: rho >= 1, rho=rho)
+    fraction, low, high = (
+        np.arange(num_steps) / max(num_steps - 1, 1),
+        schedule.t_min,
+        schedule.t_max,
+    )
+    if _traced(low, high):
+        fraction = jnp.asarray(fraction, dtype=float)
     if math.isinf(rho):
-        times = schedule.t_max * (schedule.t_min / schedule.t_max) ** fraction
+        times = high * (low / high) ** fraction
     else:
-        root_max, root_min = schedule.t_max ** (1 / rho), schedule.t_min ** (1 / rho)
-        times = (root_max + fraction * (root_min - root_max)) ** rho
-    return jnp.asarray(np.append(times, 0.0), dtype=float)
+        root_high, root_low = high ** (1 / rho), low ** (1 / rho)
+        times = (root_high + fraction * (root_low - root_high)) ** rho
+    return jnp.concatenate([jnp.asarray(times, dtype=float), jnp.zeros(1)])
 
 
-def by_name(name: str, spectrum: ArrayLike | None = None, **numbers: Any) -> Schedule:
-    """The path of a name, as a saved model's settings hold it.
+def spectral_grid(
+    schedule: Schedule,
+    spectrum: ArrayLike,
+    num_steps: int,
+    solver: str = "multistep",
+    *,
+    start: float | None = None,
+) -> jax.Array:
+    """Times of least error on data of this spectrum, eq. (12); for `samplers.solve`.
 
     Args:
-      name: hot, constant_bnr, any_bnr, spectral, blurring_diffusion or cold.
-      spectrum: variance of each DCT coefficient [H, W], for `spectral`; the others ignore it.
-      **numbers: arguments of the function of that name: plain numbers, bnr_range also as a list.
+      schedule: the path; its beta must rise with t all the way.
+      spectrum: variance S of each DCT coefficient [*spatial], `spectra.power_spectrum`; not traced.
+      num_steps: number of steps, >= 1.
+      solver: the solver that will use it: euler, heun or multistep.
+      start: first time; None: chosen, to start from `samplers.gaussian_start` and save the calls above.
+
+    Returns:
+      [num_steps + 1], strictly decreasing, from at most t_max; the last is 0, or t_min.
 
     Raises:
-      ValueError: an unknown name or argument, a missing one, or a number out of range.
+      ValueError: no step, an unknown solver, no spectrum, a first time outside the path, or a path
+        whose beta does not rise.
 
     Example:
-      >>> float(schedules.by_name("constant_bnr", bnr=0.5, beta_max=40.0).alpha(4.0))
-      2.0
+      >>> path = schedules.constant_bnr(0.5)
+      >>> grid = schedules.spectral_grid(path, np.array([[9.0, 1.0], [1.0, 0.1]]), 4)
+      >>> grid.shape, bool(grid[0] < 20), round(float(grid[-1]), 4)
+      ((5,), True, 0.002)
     """
-    paths = {
-        f.__name__: f for f in (hot, constant_bnr, any_bnr, spectral, blurring_diffusion, cold)
-    }
-    if name not in paths:
-        raise ValueError(f"schedule name must be one of {', '.join(paths)}, got {name!r}")
-    known = set(inspect.signature(paths[name]).parameters)
-    if "levels" in known:
-        known |= set(constant_bnr.__kwdefaults__)
-    given = {"spectrum": spectrum} if name == "spectral" else {}
-    try:
-        return paths[name](**given, **numbers)
-    except TypeError as error:  # Python's, for an argument too many or too few
-        takes = ", ".join(sorted(known - {"levels", "spectrum"}))
-        raise ValueError(f"schedule {name} takes {takes}: {error}") from error
+    _check_schedule(schedule)
+    _check_num_steps(num_steps)
+    if solver not in ("euler", "heun", "multistep"):
+        raise ValueError(f"solver must be one of euler, heun, multistep, got {solver!r}")
+    spectrum = _spectra._checked(spectrum)
+    top = schedule.t_max if start is None else start
+    if not schedule.t_min < top <= schedule.t_max * 1.00001:
+        raise ValueError(
+            f"start must lie above t_min = {schedule.t_min:g}, up to t_max = {schedule.t_max:g}, "
+            f"got {start}"
+        )
+    with _eager():
+        levels = _Levels(schedule, spectrum, float(top))
+        stays = solver == "multistep" and float(schedule.beta(schedule.t_min)) < _HALF_GREY
+        path = _shortest_path(levels, min(num_steps, _DIRECT), solver, start is not None, stays)
+        if num_steps > _DIRECT:
+            steps = np.linspace(0, len(path) - 1, num_steps + stays)
+            path = np.interp(steps, np.arange(len(path)), path)
+        times = levels.times(path)
+        return jnp.asarray(times if stays else np.append(times, 0.0), dtype=float)
+
+
+class _Levels:
+    """Levels of a path by position: 0 at the top, `end` at t_min, evenly in ln beta; inf: clean."""
+
+    end = _TABLE - 1
+
+    def __init__(self, schedule: Schedule, spectrum: np.ndarray, top: float):
+        self._alpha, self._beta = schedule.alpha, schedule.beta
+        self._log_t = np.linspace(np.log(top), np.log(schedule.t_min), 4097)
+        self._log_beta = np.log(self._value(self._beta, np.exp(self._log_t)))
+        if not np.all(np.diff(self._log_beta) < 0):
+            raise ValueError(
+                "a spectral grid needs a path whose noise rises with time all the way: take "
+                "schedules.time_grid for this one"
+            )
+        # One frequency a ring: the blur is the same there, and so are natural images.
+        ring, _ = _spectra._rings(*spectrum.shape)
+        eigen = _dct._eigenvalues(*spectrum.shape)
+        count, eigen, power = (
+            np.bincount(ring.ravel(), weights=values.ravel())
+            for values in (np.ones(ring.shape), eigen, spectrum)
+        )
+        varies = power > 0
+        self.count = count[varies]
+        self._eigen, self.spectrum = eigen[varies] / self.count, power[varies] / self.count
+        self.weight = self.count * self.spectrum**_EXPONENT
+
+    @staticmethod
+    def _value(level, t: np.ndarray) -> np.ndarray:
+        return np.asarray(level(jnp.asarray(t, dtype=float)), np.float64)
+
+    def times(self, position: np.ndarray) -> np.ndarray:
+        """Times [P] of positions [P] that are not inf."""
+        wanted = np.interp(position, (0, self.end), self._log_beta[[0, -1]])
+        log_t = np.interp(-wanted, -self._log_beta, self._log_t)
+        return np.exp(log_t)
+
+    def at(self, position: np.ndarray) -> "_Level":
+        """The levels at positions [P]."""
+        clean = np.isinf(position)
+        t = self.times(np.where(clean, self.end, position))
+        alpha, beta = (np.where(clean, 0.0, self._value(f, t)) for f in (self._alpha, self._beta))
+        m = np.exp(-self._eigen * alpha[:, None] ** 2 / 2)
+        return _Level(position, beta, m, m**2 * self.spectrum + beta[:, None] ** 2)
+
+
+class _Level(NamedTuple):
+    position: np.ndarray  # [P]
+    beta: np.ndarray  # [P]
+    m: np.ndarray  # [P, K]
+    v: np.ndarray  # [P, K]
+
+    def part(self, axis: int) -> "_Level":
+        """With its positions along one of two axes, the frequencies behind both."""
+        return _Level(*(np.expand_dims(a, (1 - axis, 2)[: 3 - a.ndim]) for a in self))
+
+
+def _step_costs(
+    levels: _Levels, solver: str, steps: tuple[_Level | None, _Level, _Level], last: bool
+) -> np.ndarray:
+    """Eq. (12)'s term of steps from `now` to `after` [now, after, before or 1]; inf: not allowed."""
+    before, now, after = steps
+    spectrum, weight = levels.spectrum, levels.weight
+    start, end = now.part(0), after.part(1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # in steps that do not fall
+        c, d = (start.m**power * spectrum / start.v for power in (1, 2))
+        g = (end.m - start.m) * c + (end.beta / start.beta - 1) * (1 - d)
+        if solver == "heun":
+            c_end, d_end = (end.m**power * spectrum / end.v for power in (1, 2))
+            shrink = (end.beta - start.beta) / end.beta * (1 - d_end)
+            second = ((end.m - start.m) * c_end + shrink) * (1 + g)
+            g = np.where(end.beta > 0, (g + second) / 2, g)
+        scale = np.sqrt(start.v / end.v)
+        error = (1 + g) * scale - 1
+        cost = np.sum(weight * error**2, -1)[..., None]
+        step = np.log(start.beta / end.beta)  # to a clean image, infinite
+        falls = start.position < end.position
+        if before is None:
+            return np.where(falls & (last | (step <= _FURTHEST)), cost, np.inf)
+        size = np.log(before.beta / now.beta[:, None])[:, None]
+        near = (
+            (step <= _LAST) | (end.beta == 0)
+            if last
+            else step <= np.minimum(_FURTHEST, _LONGER * size)
+        )
+        allowed = falls & near & (size > 0)
+        if solver == "multistep":
+            gain = scale * (end.m - end.beta / start.beta * start.m)
+            clean, clean_before = (a.m * spectrum / a.v for a in (now, before))
+            # (11)'s last factor [now, K, before]
+            moved = np.sqrt(before.v / now.v[:, None]) * clean_before
+            change = (clean[:, None] - moved).swapaxes(1, 2)
+            w = np.where(end.beta > 0, step / (2 * size), 0.0)  # to a clean image: none
+            cost = cost + w * (
+                2 * (weight * error * gain) @ change + w * ((weight * gain**2) @ change**2)
+            )
+        return np.where(allowed, cost, np.inf)
+
+
+def _start_costs(levels: _Levels, first: _Level) -> np.ndarray:
+    """Eq. (12)'s other term [P]."""
+    ratio = first.m**2 * levels.spectrum / first.beta[:, None] ** 2
+    total = np.sum(levels.count * ratio, -1)
+    return _START * total**2 * np.sum(levels.weight * ratio, -1)
+
+
+def _cheapest(levels: _Levels, layers: list[_Level], solver: str) -> np.ndarray:
+    """The path of least cost through one position of each layer, [number of layers]."""
+    # total[now, before]: the least cost of arriving at `now` from `before`.
+    first = _step_costs(levels, solver, (None, *layers[:2]), len(layers) == 2)
+    total = _start_costs(levels, layers[0]) + first[..., 0].T
+    known, choices = {}, []
+    for layer in itertools.pairwise(itertools.pairwise(layers)):
+        (before, now), (_, after) = layer
+        key = id(before), id(now), id(after)
+        if key not in known:
+            last = after is layers[-1]
+            known[key] = _step_costs(levels, solver, (before, now, after), last)
+        sums = total[:, None] + known[key]
+        choices.append(np.argmin(sums, axis=2))  # [now, after] -> before
+        total = np.min(sums, axis=2).T
+    chosen = list(np.unravel_index(np.argmin(total), total.shape))[::-1]  # the last two
+    for choice in reversed(choices):
+        chosen.insert(0, choice[chosen[0], chosen[1]])
+    return np.array([layer.position[i] for layer, i in zip(layers, chosen, strict=True)])
+
+
+def _shortest_path(
+    levels: _Levels, num_steps: int, solver: str, starts_at_top: bool, stays: bool
+) -> np.ndarray:
+    """Positions of the levels at which the network is called and, if it `stays`, of the end."""
+    table = levels.at(np.arange(levels.end + (not stays), dtype=float))
+    first = [levels.at(np.zeros(1)) if starts_at_top else table]
+    last = levels.at(np.full(1, levels.end if stays else np.inf))
+    path = _cheapest(levels, first + [table] * (num_steps - 1) + [last], solver)
+    bottom = levels.end - 1e-3 if stays else levels.end
+    for half_width in _NARROWER:
+        offsets = half_width * np.linspace(-1, 1, 9)
+        near = [levels.at(np.clip(p + offsets, 0, bottom)) for p in path[starts_at_top:-1]]
+        path = _cheapest(levels, first * starts_at_top + near + [last], solver)
+    return path if stays else path[:-1]

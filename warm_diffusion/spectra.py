@@ -8,15 +8,6 @@ The blur is harmless where 1 - m_k is small: what it removes was already hidden 
 natural images S_k ~ 1 / lambda_k, so (2) is about equal over all bands and one ratio serves all:
 the paper's constant BNR (sec. 3.3), the ratio read off the data instead of searched for (ours).
 
-The same for a ratio that changes: at beta = S_k^(1/2) the blur may have taken the share
-`attenuation`, exp(-lambda_k alpha^2 / 2) = 1 - attenuation. These points, the highest frequency
-that is still visible deciding, make up
-
-    (6)  alpha(beta)           joined by power laws with rounded corners; beyond the first and the
-                               last point the ratio stays (ours)
-
-Data with S ~ 1 / f^2 get a constant ratio; S ~ f^-gamma gets alpha ~ beta^(2 / gamma).
-
 How far a sampler's states x are from the forward process at the same level (ours; the paper argues
 it from a drawing), with x+ forward states of other images:
 
@@ -27,10 +18,22 @@ it from a drawing), with x+ forward states of other images:
 and what each head does in a step of samplers.py's eq. (1), by frequency; the two sum to the step:
 
     (5)  denoiser   (beta' / beta - 1)(x - D) + (m' - m) D        deblurrer   (m' - m) R
+
+A spectrum of data of one size holds at any other, by frequency: an orthonormal DCT coefficient of a
+stationary image has the variance that the image's power spectral density has at k_axis / (2 size)
+cycles per pixel, however large the image. So with lambda as in `dct.py`, eq. (2),
+
+    (6)  lambda S    interpolated linearly between the frequencies of the old size, along each axis
+    (7)  S           = that / lambda at the frequencies of the new size
+    (8)  S_DC        times the ratio of the areas: the variance of an image's mean is kept
+
+At frequencies lower than the first of the old size, (6) goes on with the mean of the first of all
+axes: S ~ 1 / f^2, the law of photographs, which looks the same at every scale and for which (7) is
+exact. Beyond the last frequency, lambda S stays. (8) is an upper bound: larger images have means
+that vary less.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +43,6 @@ from jax.typing import ArrayLike
 from warm_diffusion import dct as _dct
 from warm_diffusion.denoiser import Prediction
 
-_CORNER = 0.05  # width, in ln beta, over which the corners of (6) are rounded
 PAPER_RATIOS = (0.1, 0.3, 0.5, 0.65, 1.0, 2.0, 10.0)  # Warm Diffusion, CIFAR-10
 
 
@@ -48,13 +50,13 @@ def power_spectrum(images: ArrayLike) -> jax.Array:
     """Variance of each DCT coefficient over images and channels, eq. (1).
 
     Args:
-      images: [N, H, W, C] in [-1, 1].
+      images: [N, *spatial, C].
 
     Returns:
-      [H, W]; its mean is the variance of a pixel around the mean image.
+      [*spatial], float32 at least; its mean is the variance of a pixel around the mean image.
 
     Raises:
-      ValueError: images are not [N, H, W, C] in [-1, 1].
+      ValueError: images are not a float array [N, *spatial, C].
 
     Example:
       One pixel, as often -1 as 1: variance 1.
@@ -63,44 +65,34 @@ def power_spectrum(images: ArrayLike) -> jax.Array:
       >>> round(float(spectrum[0, 0]), 4)
       1.0
     """
-    images = _dct.as_images(images)
-    _dct.check_scale(images)
-    return _variance(images)
+    return jnp.var(_dct._dct(_dct._wide(_dct._array(images, "images"))), axis=(0, -1))
 
 
-def _variance(x: ArrayLike) -> jax.Array:
-    """`power_spectrum` of states, which may be far from [-1, 1]."""
-    return jnp.var(_dct.dct(x), axis=(0, 3))
-
-
-def rings(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ring of each coefficient [H, W], and the mean frequency of each ring [K]; see `radial_mean`.
-
-    Example:
-      >>> ring, frequency = spectra.rings(2, 2)
-      >>> ring.tolist(), frequency.round(3).tolist()
-      ([[0, 1], [1, 1]], [0.0, 0.285])
-    """
-    i, j = np.ogrid[:height, :width]
-    radius = np.hypot(i / height, j / width)  # 1: the Nyquist frequency, half a cycle per pixel
-    _, band = np.unique(np.rint(radius * max(height, width)), return_inverse=True)
-    band = band.reshape(height, width)
+def _rings(*sizes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ring of each coefficient [*sizes], and the mean frequency of each ring [K]."""
+    radius = np.sqrt(_dct._squares(*sizes))  # 1: the Nyquist frequency, half a cycle per pixel
+    _, band = np.unique(np.rint(radius * max(sizes)), return_inverse=True)
+    band = band.reshape(sizes)
     counts = np.bincount(band.ravel())
     return band, np.bincount(band.ravel(), weights=radius.ravel() / 2) / counts
 
 
+def _ring_means(values: np.ndarray) -> np.ndarray:
+    """Mean over each ring [K] in float64."""
+    band = _rings(*values.shape)[0].ravel()
+    return np.bincount(band, weights=np.ravel(values)) / np.bincount(band)
+
+
 def radial_mean(spectrum: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Average over rings of equal frequency, one ring per cycle over the longer side times two.
+    """Average over rings of equal frequency, one ring per cycle over the longest side times two.
 
     Args:
-      spectrum: [H, W], indexed as `dct.dct` does.
+      spectrum: [*spatial], indexed as `dct.dct` does.
 
     Returns:
       (frequency, mean), both [K]: the ring's mean frequency in cycles per pixel, from 0 (the mean
-      of the image, alone) to about 0.71 (the corner), and the mean of `spectrum` over it.
-
-    Raises:
-      ValueError: spectrum is not [H, W].
+      of the image, alone) to about 0.5 times the root of the number of axes (the corner), and the
+      mean of `spectrum` over it.
 
     Example:
       Four coefficients make two rings: the mean alone, and (1 + 3 + 5) / 3.
@@ -109,29 +101,29 @@ def radial_mean(spectrum: ArrayLike) -> tuple[jax.Array, jax.Array]:
       >>> print(np.asarray(frequency).round(3), np.asarray(mean).round(3))
       [0.    0.285] [9. 3.]
     """
+    spectrum = _spectrum(spectrum)
+    band, frequency = _rings(*spectrum.shape)
+    total = jax.ops.segment_sum(spectrum.ravel(), jnp.asarray(band.ravel()), len(frequency))
+    counts = jnp.asarray(np.bincount(band.ravel()), spectrum.dtype)
+    return jnp.asarray(frequency, spectrum.dtype), total / counts
+
+
+def _spectrum(spectrum: ArrayLike) -> jax.Array:
+    """A spectrum as an array of floats; ValueError if it has no axis."""
     spectrum = jnp.asarray(spectrum)
-    if spectrum.ndim != 2:
-        raise ValueError(f"expected a spectrum [H, W], got {spectrum.shape}")
-    band, frequency = rings(*spectrum.shape)
-    total = jax.ops.segment_sum(spectrum.ravel(), band.ravel(), len(frequency))
-    return jnp.asarray(frequency), total / np.bincount(band.ravel())
+    if spectrum.ndim == 0:
+        raise ValueError("expected a spectrum [*spatial], got a number")
+    floating = jnp.issubdtype(spectrum.dtype, jnp.floating)
+    return _dct._wide(spectrum) if floating else spectrum.astype(float)
 
 
-def check_spectrum(spectrum: ArrayLike, attenuation: float) -> np.ndarray:
-    """The spectrum [H, W] in float64, if a path can be chosen by it.
-
-    Raises:
-      ValueError: attenuation out of range, no spectrum, or images without any detail.
-
-    Example:
-      >>> spectra.check_spectrum([[1.0, 0.5]], attenuation=0.05).tolist()
-      [[1.0, 0.5]]
-    """
+def _checked(spectrum: ArrayLike, attenuation: float = 0.5) -> np.ndarray:
+    """The spectrum in float64; ValueError unless a path can be chosen by it."""
     spectrum = np.asarray(spectrum, np.float64)
     if not 0 < attenuation < 1:
         raise ValueError(f"attenuation must lie between 0 and 1, got {attenuation}")
-    if spectrum.ndim != 2 or not np.all(np.isfinite(spectrum)) or np.any(spectrum < 0):
-        raise ValueError(f"expected a finite spectrum [H, W] >= 0, got shape {spectrum.shape}")
+    if spectrum.ndim == 0 or not np.all(np.isfinite(spectrum)) or np.any(spectrum < 0):
+        raise ValueError(f"expected a finite spectrum [*spatial] >= 0, got shape {spectrum.shape}")
     if not np.any(spectrum.ravel()[1:] > 0):
         raise ValueError(
             "the images have no detail to blur: every DCT coefficient but DC is constant"
@@ -143,7 +135,7 @@ def kept_at_takeover(spectrum: ArrayLike, bnr: ArrayLike) -> tuple[jax.Array, ja
     """What blur has left of each ring of frequencies when noise takes over, eq. (2).
 
     Args:
-      spectrum: S_k [H, W] of images in [-1, 1].
+      spectrum: S_k [*spatial].
       bnr: blur-to-noise ratio of the path.
 
     Returns:
@@ -156,15 +148,16 @@ def kept_at_takeover(spectrum: ArrayLike, bnr: ArrayLike) -> tuple[jax.Array, ja
       >>> print(np.asarray(spectra.kept_at_takeover(spectrum, 1.0)[1]).round(4))
       [1.     0.3679]
     """
-    spectrum = jnp.asarray(spectrum, dtype=float)
-    return radial_mean(jnp.exp(-_dct.eigenvalues(*spectrum.shape) * bnr**2 * spectrum / 2))
+    spectrum = _spectrum(spectrum)
+    eigen = jnp.asarray(_dct._eigenvalues(*spectrum.shape), spectrum.dtype)
+    return radial_mean(jnp.exp(-eigen * bnr**2 * spectrum / 2))
 
 
 def least_kept(spectrum: ArrayLike, bnr: float) -> float:
     """What blur has left of the worst ring of frequencies when noise takes over, eq. (2).
 
     Args:
-      spectrum: S_k [H, W] of images in [-1, 1], concrete (not traced).
+      spectrum: S_k [*spatial], concrete (not traced).
       bnr: blur-to-noise ratio of the path.
 
     Returns:
@@ -174,8 +167,9 @@ def least_kept(spectrum: ArrayLike, bnr: float) -> float:
       >>> round(spectra.least_kept(np.array([[1.0, 2 / (np.pi**2 / 4)]]), 1.0), 4)
       0.3679
     """
-    with jax.ensure_compile_time_eval():  # a number, also under jit
-        return float(np.min(kept_at_takeover(spectrum, bnr)[1]))
+    spectrum = np.asarray(spectrum, np.float64)
+    kept = np.exp(-_dct._eigenvalues(*spectrum.shape) * bnr**2 * spectrum / 2)
+    return float(np.min(_ring_means(kept)))
 
 
 def recommend_bnr(spectrum: ArrayLike, attenuation: float = 0.05) -> float:
@@ -185,7 +179,7 @@ def recommend_bnr(spectrum: ArrayLike, attenuation: float = 0.05) -> float:
     in every band; CIFAR-10 gives about 0.53, the paper's best ratio is 0.5.
 
     Args:
-      spectrum: S_k [H, W] of images in [-1, 1], concrete (not traced).
+      spectrum: S_k [*spatial], concrete (not traced).
       attenuation: share in (0, 1).
 
     Raises:
@@ -197,15 +191,11 @@ def recommend_bnr(spectrum: ArrayLike, attenuation: float = 0.05) -> float:
       >>> round(spectra.recommend_bnr(np.array([[1.0, 8 / np.pi**2]]), 0.5), 4)
       0.8326
     """
-    spectrum = check_spectrum(spectrum, attenuation)
-    with jax.ensure_compile_time_eval():  # a number, also under jit
-        exponent = np.asarray(_dct.eigenvalues(*spectrum.shape), np.float64) * spectrum / 2
-    band, _ = rings(*spectrum.shape)
-    counts = np.bincount(band.ravel())
+    spectrum = _checked(spectrum, attenuation)
+    exponent = _dct._eigenvalues(*spectrum.shape) * spectrum / 2
 
     def worst(bnr: float) -> float:
-        removed = -np.expm1(-exponent * bnr**2)
-        return np.max(np.bincount(band.ravel(), weights=removed.ravel()) / counts)
+        return np.max(_ring_means(-np.expm1(-exponent * bnr**2)))
 
     # A band with some coefficients that never vary may stay within `attenuation` for ever.
     low, high = 0.0, 1.0
@@ -221,59 +211,51 @@ def recommend_bnr(spectrum: ArrayLike, attenuation: float = 0.05) -> float:
     return low
 
 
-def _takeover_points(spectrum: np.ndarray, attenuation: float) -> tuple[np.ndarray, np.ndarray]:
-    """(ln beta, ln alpha) of eq. (6), both rising: where noise takes over a ring of frequencies."""
-    eigen = np.array(_dct.eigenvalues(*spectrum.shape), np.float64)
-    eigen[0, 0] = 1.0  # in a ring of its own, left out below
-    power, inverse = (
-        np.asarray(radial_mean(a)[1], np.float64)[:0:-1] for a in (spectrum, 1 / eigen)
-    )
-    # From the highest frequency down. A ring with less power than one above it decides nothing:
-    # when noise reaches its power, the finer detail is still visible and allows less blur.
-    decides = np.diff(np.maximum.accumulate(power), prepend=0.0) > 0
-    alpha = np.sqrt(-2 * math.log1p(-attenuation) * inverse)
-    return np.log(power[decides]) / 2, np.log(alpha[decides])
+def _interpolation(new: int, old: int) -> np.ndarray:
+    """The matrix [new, old] from values at i / old to those at i / new: linear, then constant."""
+    position = np.minimum(np.arange(new) * old / new, old - 1)
+    return np.maximum(0.0, 1 - np.abs(position[:, None] - np.arange(old)))
 
 
-def allowed_blur(
-    spectrum: ArrayLike, attenuation: float = 0.05
-) -> Callable[[ArrayLike], jax.Array]:
-    """The most blur at each noise level that takes no more than `attenuation` of what is visible.
+def spectrum_at(spectrum: ArrayLike, *sizes: int) -> jax.Array:
+    """The spectrum of the same kind of data at another size, eqs. (6)-(8).
 
     Args:
-      spectrum: S_k [H, W] of images in [-1, 1], concrete (not traced).
-      attenuation: share in (0, 1).
+      spectrum: variance (or mean square) of each DCT coefficient [*spatial].
+      *sizes: of the other data, one per axis.
 
     Returns:
-      beta [...] -> alpha [...] in pixels, eq. (6): smooth, rising, 0 at 0.
+      [*sizes]; at the size of `spectrum` itself.
 
     Raises:
-      ValueError: no spectrum, attenuation out of range, or images without any detail.
+      ValueError: another number of axes.
 
     Example:
-      With S = 2 / lambda a blur of alpha = beta leaves exp(-1).
+      A spectrum 1 / lambda stays one; the variance of the mean, 4 / (2 x 2), too.
 
-      >>> blur = spectra.allowed_blur(np.array([[1.0, 8 / np.pi**2]]), 1 - np.exp(-1))
-      >>> print(np.asarray(blur(np.array([0.0, 0.5, 3.0]))).round(3))
-      [0.  0.5 3. ]
+      >>> spectrum = 1 / np.maximum(dct.eigenvalues(2, 2), np.pi**2 / 36) * [[1 / 9, 1], [1, 1]]
+      >>> larger = spectra.spectrum_at(spectrum, 4, 6) * dct.eigenvalues(4, 6)
+      >>> print(np.asarray(larger)[1].round(4))
+      [1. 1. 1. 1. 1. 1.]
     """
-    spectrum = check_spectrum(spectrum, attenuation)
-    with jax.ensure_compile_time_eval():  # numbers, also under jit
-        log_beta, log_alpha = _takeover_points(spectrum, attenuation)
-    slopes = np.diff(log_alpha) / np.diff(log_beta)
-    # d ln alpha / d ln beta is 1 outside and these slopes between the points. Every corner is a
-    # softplus, so the slope everywhere is an average of them: alpha rises and is smooth.
-    corners = np.diff(slopes, prepend=1.0, append=1.0) if len(slopes) else np.zeros(1)
-    first = float(log_alpha[0] - log_beta[0])
-
-    def blur(beta: ArrayLike) -> jax.Array:
-        beta = jnp.asarray(beta, dtype=float)
-        shape = (1,) * beta.ndim + (-1,)
-        distance = jnp.log(jnp.where(beta > 0, beta, 1.0))[..., None] - log_beta.reshape(shape)
-        bend = _CORNER * jax.nn.softplus(distance / _CORNER) * corners.reshape(shape)
-        return beta * jnp.exp(first + jnp.sum(bend, axis=-1))
-
-    return blur
+    spectrum = _spectrum(spectrum)
+    if spectrum.ndim != len(sizes):
+        raise ValueError(f"expected a spectrum of {len(sizes)} axes, got {spectrum.shape}")
+    old = spectrum.shape
+    if old == sizes:
+        return spectrum
+    dc, dtype = (0,) * len(sizes), spectrum.dtype
+    flat = spectrum * jnp.asarray(_dct._eigenvalues(*old), dtype)
+    first = [flat[dc[:i] + (1,) + dc[i + 1 :]] for i, size in enumerate(old) if size > 1]
+    flat = flat.at[dc].set(sum(first) / max(len(first), 1))
+    for axis, pair in enumerate(zip(sizes, old, strict=True)):
+        matrix = jnp.asarray(_interpolation(*pair), dtype)
+        moved = jnp.tensordot(matrix, flat, ((1,), (axis,)), precision=jax.lax.Precision.HIGHEST)
+        flat = jnp.moveaxis(moved, 0, axis)
+    eigen = _dct._eigenvalues(*sizes)
+    eigen[dc] = 1.0
+    area = math.prod(sizes) / spectrum.size
+    return (flat / jnp.asarray(eigen, dtype)).at[dc].set(spectrum[dc] * area)
 
 
 def spectral_departure(
@@ -282,8 +264,8 @@ def spectral_departure(
     """How far states at one level are, in power, from where the forward process would have them.
 
     Args:
-      x: states [B, H, W, C] of a sampler at level (alpha, beta).
-      spectrum: the data's S_k [H, W].
+      x: states [B, *spatial, C] of a sampler at level (alpha, beta).
+      spectrum: the data's S_k [*spatial].
       alpha: blur in pixels, scalar.
       beta: noise standard deviation, scalar.
 
@@ -292,7 +274,7 @@ def spectral_departure(
       of `radial_mean`; zero on the forward process.
 
     Raises:
-      ValueError: x is not [B, H, W, C].
+      ValueError: x is not [B, *spatial, C].
 
     Example:
       Noise alone, of variance 4 where the path has 1: ln 4.
@@ -302,10 +284,12 @@ def spectral_departure(
       >>> round(float(departure[0]), 4)
       1.3863
     """
-    x, spectrum = _dct.as_images(x, "x"), jnp.asarray(spectrum)
+    power = power_spectrum(x)
+    spectrum = _spectrum(spectrum).astype(power.dtype)
+    alpha, beta = (jnp.asarray(level).astype(power.dtype) for level in (alpha, beta))
     m = _dct.transfer(alpha, *spectrum.shape)[..., 0]
     frequency, expected = radial_mean(m**2 * spectrum + beta**2)
-    return frequency, jnp.log(radial_mean(_variance(x))[1] / expected)
+    return frequency, jnp.log(radial_mean(power)[1] / expected)
 
 
 def sliced_wasserstein(
@@ -317,8 +301,8 @@ def sliced_wasserstein(
     compare with the distance between two such sets.
 
     Args:
-      x: [N, H, W, C].
-      y: [N, H, W, C].
+      x: [N, *spatial, C].
+      y: [N, *spatial, C].
       key: PRNG key of the directions.
       num_directions: how many.
 
@@ -332,13 +316,11 @@ def sliced_wasserstein(
       >>> round(float(spectra.sliced_wasserstein(x, x + 3, jax.random.key(0))), 4)
       3.0
     """
-    if jnp.ndim(x) != 4 or jnp.shape(x) != jnp.shape(y):
-        raise ValueError(
-            f"expected two sets of images of one shape [N, H, W, C], got {jnp.shape(x)} and "
-            f"{jnp.shape(y)}"
-        )
-    x, y = (jnp.asarray(a).reshape(jnp.shape(a)[0], -1) for a in (x, y))
-    directions = jax.random.normal(key, (x.shape[1], num_directions), x.dtype)
+    x, y = (_dct._wide(_dct._array(a)) for a in (x, y))
+    if x.shape != y.shape:
+        raise ValueError(f"expected two sets of data of one shape, got {x.shape} and {y.shape}")
+    x, y = (a.reshape(a.shape[0], -1) for a in (x, y.astype(x.dtype)))
+    directions = jax.random.normal(key, (x.shape[1], num_directions), jnp.float32).astype(x.dtype)
     directions = directions / jnp.linalg.norm(directions, axis=0, keepdims=True)
     one, two = (
         jnp.sort(jnp.matmul(a, directions, precision=jax.lax.Precision.HIGHEST), axis=0)
@@ -356,7 +338,7 @@ def head_contributions(
     """What each head contributes to a step from `start` to `end`, eq. (5).
 
     Args:
-      x: states at `start`, [B, H, W, C].
+      x: states at `start`, [B, *spatial, C].
       prediction: both heads' estimates there.
       start: (alpha, beta), beta > 0.
       end: (alpha, beta).
@@ -374,11 +356,11 @@ def head_contributions(
       >>> [round(float(part[0]), 4) for part in parts]
       [0.25, 0.0]
     """
-    x = jnp.asarray(x)
-    size = x.shape[1:3]
-    change = _dct.transfer(end[0], *size) - _dct.transfer(start[0], *size)
-    change = jnp.reshape(change, (1, *size, 1))
-    noise = (jnp.asarray(end[1]) / start[1] - 1) * _dct.dct(x - prediction.blurry)
-    parts = (noise + change * _dct.dct(prediction.blurry), change * _dct.dct(prediction.residual))
-    rings = [radial_mean(jnp.mean(part**2, axis=(0, 3))) for part in parts]
+    x = _dct._wide(_dct._array(x))
+    blurry, residual = (_dct._wide(_dct._array(part)) for part in prediction)
+    change = _dct._transfer_like(end[0], x) - _dct._transfer_like(start[0], x)
+    shrink = _dct._level(end[1], x) / _dct._level(start[1], x) - 1
+    noise = shrink * _dct._dct(x - blurry)
+    parts = (noise + change * _dct._dct(blurry), change * _dct._dct(residual))
+    rings = [radial_mean(jnp.mean(part**2, axis=(0, -1))) for part in parts]
     return rings[0][0], rings[0][1], rings[1][1]
