@@ -48,7 +48,7 @@ from warm_diffusion.app import build, drawing
 from warm_diffusion.data import Statistics
 from warm_diffusion.evaluation import features, inception
 from warm_diffusion.pretrained import Architecture
-from warm_diffusion.process import image_keys
+from warm_diffusion.process import _image_keys
 from warm_diffusion.runtime import devices
 
 # Dense peaks in TFLOP/s by the makers' data sheets, of bfloat16, and of float32 factors at JAX's
@@ -151,7 +151,7 @@ def _loss_and_gradient(
     loss, batch = build.loss(config, built), train_step.random_batch(config, built.image_shape)
 
     def objective(params):
-        keys = image_keys(jax.random.key(1), config.training.batch_size)
+        keys = _image_keys(jax.random.key(1), config.training.batch_size)
         return loss(params, keys, batch).total.mean()
 
     def moved(leaf):  # layers that start at 0 would hide all behind them

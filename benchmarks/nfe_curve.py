@@ -89,14 +89,13 @@ class Network:
         return jnp.asarray([float(time) for time in grid.split(",")])
 
     def _draw(self, params, seeds, times, ratio, solver, from_noise):
-        return samplers.sample(
-            self.model.architecture.seed_denoiser(params, seeds),
-            samplers.initial_noise(seeds, self.model.image_shape),
-            self.path(ratio),
-            solver=solver,
-            grid=times,
-            prior=None if from_noise else (self.model.mean, self.model.spectrum),
-        )
+        path, noise = self.path(ratio), samplers.initial_noise(seeds, self.model.image_shape)
+        if from_noise:
+            x = path.beta(times[0]) * noise
+        else:
+            x = samplers.gaussian_start(noise, path, times[0], self.model.mean, self.model.spectrum)
+        denoise = self.model.architecture.seed_denoiser(params, seeds)
+        return samplers.solve(denoise, x, path, times, solver=solver)
 
     def draw(self, seeds: np.ndarray, times, ratio, solver: str, from_noise: bool) -> np.ndarray:
         """uint8 images [N, H, W, C]."""

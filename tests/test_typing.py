@@ -39,7 +39,7 @@ end, states = samplers.sample(oracle.mixture(images), images, path, return_traje
 count: int = states.shape[0]
 ratio: float = spectra.recommend_bnr(np.asarray(spectra.power_spectrum(images)))
 kept: float = spectra.least_kept(np.ones((8, 8)), ratio)
-best: schedules.Schedule = schedules.by_name("constant_bnr", bnr=ratio)
+best: schedules.Schedule = schedules.constant_bnr(ratio)
 """
 
 WRONG = """\

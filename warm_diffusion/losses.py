@@ -90,7 +90,8 @@ def score_matching_loss(
       denoise: the denoiser with its parameters closed over; called once.
       key: a JAX PRNG key, or one per image; level and noise of image i come from its own stream.
       x0: clean data [B, *spatial, C].
-      schedule: a path, whose `sample_levels` draws the levels, or any (key, shape) -> (alpha, beta).
+      schedule: a path, whose `sample_levels` draws the levels, or any function (key, shape) ->
+        (alpha, beta).
       sigma_data: standard deviation of the data; None: what `denoiser.precondition` was given, or
         0.5 where the denoiser does not carry it.
       residual_weight: weight of the residual head, eq. (3): a number (0 trains the denoiser alone),

@@ -181,15 +181,17 @@ class Architecture:
           ValueError: a spectral grid without the spectrum of the training data.
         """
         if sampling.grid == "edm":
-            with jax.ensure_compile_time_eval():  # numbers, also under jit
-                return schedules.time_grid(schedule, sampling.num_steps, sampling.rho)
+            return schedules.time_grid(schedule, sampling.num_steps, sampling.rho)
         if self.statistics is None:
             raise ValueError(
                 "this network does not carry the spectrum of its training data: take "
                 "sampling.grid=edm"
             )
         spectrum = self.statistics.spectrum
-        return schedules.spectral_grid(schedule, spectrum, sampling.num_steps, sampling.solver)
+        start = schedule.t_max if schedule.needs_start else None
+        return schedules.spectral_grid(
+            schedule, spectrum, sampling.num_steps, sampling.solver, start=start
+        )
 
     def draw(
         self,
@@ -213,16 +215,22 @@ class Architecture:
           return_trajectory: give (images, states [num_steps + 1, B, H, W, C]).
         """
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
-        return samplers.sample(
-            self.seed_denoiser(params, seeds, label=sampling.label, guidance=sampling.guidance),
+        times, noise = (
+            self.times(schedule, sampling),
             samplers.initial_noise(seeds, self.image_shape),
+        )
+        if start is None and sampling.grid == "edm":
+            start = schedule.beta(times[0]) * noise
+        elif start is None:
+            start = samplers.gaussian_start(noise, schedule, times[0], *self.statistics)
+        return samplers.solve(
+            self.seed_denoiser(params, seeds, label=sampling.label, guidance=sampling.guidance),
+            start,
             schedule,
+            times,
             solver=sampling.solver,
-            grid=self.times(schedule, sampling),
-            prior=None if sampling.grid == "edm" else self.statistics,
             churn=sampling.churn,
             key=keys,
-            start=start,
             return_trajectory=return_trajectory,
         )
 
@@ -266,16 +274,37 @@ def build(
         resolution=shape[0],
         channels=shape[2],
         augment_dim=augmentation.NUM_LABELS if description["augment"].get("transforms") else 0,
-        heads=_denoiser.num_heads(description["denoiser"].get("parameterization", "divide")),
+        heads=_denoiser.PARAMETERIZATIONS[
+            description["denoiser"].get("parameterization", "divide")
+        ],
     )
     network.check_size(*shape[:2])
     models.init_params.eval_shape(network, jax.random.key(0))  # traced once for all uses
     path = description["schedule"]
-    name, numbers = path.get("name"), path.get(path.get("name"), {})
-    if name == "spectral" and statistics is None:
-        raise ValueError("schedule spectral needs the spectrum of the training data")
-    schedule = schedules.by_name(name, statistics and statistics.spectrum, **numbers)
+    schedule = schedule_of(path, statistics)
     return Architecture(description, network, schedule, statistics)
+
+
+def schedule_of(section: Mapping, statistics: Statistics | None = None) -> schedules.Schedule:
+    """The path of a section `schedule`: its name, and arguments in a section of that name.
+
+    Raises:
+      ValueError: a name or argument that is not known, a number out of range, no statistics for
+        `spectral`.
+    """
+    name = section.get("name")
+    if name not in schedules.PATHS:
+        known = ", ".join(schedules.PATHS)
+        raise ValueError(f"schedule.name must be one of {known}, got {name!r}")
+    spectrum = {}
+    if name == "spectral":
+        if statistics is None:
+            raise ValueError("schedule spectral needs the spectrum of the training data")
+        spectrum = {"spectrum": statistics.spectrum}
+    try:
+        return schedules.PATHS[name](**spectrum, **section.get(name, {}))
+    except TypeError as error:  # Python's, for an argument too many or too few
+        raise ValueError(f"schedule.{name}: {error}") from error
 
 
 # --- a trained network ---------------------------------------------------------------------------
@@ -374,11 +403,9 @@ class Model:
         Raises:
           ValueError: seeds, solver or path that do not work.
         """
-        seeds = np.atleast_1d(np.asarray(seeds))
-        if seeds.ndim != 1 or not len(seeds) or not np.issubdtype(seeds.dtype, np.integer):
-            raise ValueError(f"seeds must be one or more integers, got {seeds.dtype} {seeds.shape}")
-        if seeds.min() < 0 or seeds.max() >= NUM_SEEDS:
-            raise ValueError(f"seeds must lie in [0, 2^32), got {seeds.min()} to {seeds.max()}")
+        seeds = np.asarray(samplers.check_seeds(np.atleast_1d(seeds)))
+        if not len(seeds):
+            raise ValueError("seeds must be one or more integers, got none")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         sampling = Sampling(solver, num_steps, **options)
@@ -386,7 +413,7 @@ class Model:
         if path.needs_start:
             raise ValueError(
                 "this network's path ends in blurred images, not in noise: give bnr=, or start "
-                "from some with samplers.sample(model.denoise, noise, model.schedule, start=...)"
+                "from some with samplers.solve(model.denoise, blurred, model.schedule, times)"
             )
         size, drawn = min(batch_size, len(seeds)), []
         for first in range(0, len(seeds), size):

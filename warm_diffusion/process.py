@@ -57,9 +57,8 @@ def _image_keys(key: jax.Array, batch_size: int) -> jax.Array:
         raise ValueError(f"key must be a JAX PRNG key, such as jax.random.key(0), got {key!r}")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.dtype != jnp.uint32 or key.ndim == 0:
-            raise ValueError(
-                f"key must be a JAX PRNG key, such as jax.random.key(0), got {key.dtype} {key.shape}"
-            )
+            got = f"{key.dtype} {key.shape}"
+            raise ValueError(f"key must be a JAX PRNG key, such as jax.random.key(0), got {got}")
         key = jax.random.wrap_key_data(key)
     if key.ndim == 0:
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))

@@ -19,71 +19,30 @@
                         uniform; (6): ln bnr uniform besides, and 0 for a share of the images
     (8)  time_grid:     t_i = (t_max^(1/rho) + i/(n-1) (t_min^(1/rho) - t_max^(1/rho)))^rho,
                         t_n = 0                       EDM, eq. (5)
-         spectral_grid: times of least error for a spectrum and a solver, eqs. (9)-(12)
+         spectral_grid: times of least error for a spectrum and a solver, `_grids.py`
 
 Absent on purpose: the noise that inverse heat dissipation adds anew at each sampling step (churn
 serves that) and its list of levels (the path is continuous; its authors' levels for CIFAR-10 are
 log-spaced, which is `time_grid(..., rho=inf)`).
-
-A grid from the spectrum (ours) is the shortest path through the noise levels. On Gaussian data both
-heads are linear per frequency around the mean, D = d x and D + R = c x with v = m^2 S + beta^2,
-d = m^2 S / v, c = m S / v (`oracle.py`), so a step of any solver multiplies the deviation x by a
-number, and the exact flow by (v' / v)^1/2. From the exact state (multistep: and the exact state
-before) a step from (alpha, beta) to (alpha', beta') makes the relative error
-
-    (9)  e = (1 + g) (v / v')^1/2 - 1,     g = (m' - m) c + (beta' / beta - 1) (1 - d)    euler
-    (10) heun        g is the mean of that and of
-                     ((m' - m) c' + (1 - beta / beta') (1 - d')) (1 + g)
-    (11) multistep   g + (m' - (beta' / beta) m) w (c - c_prev (v_prev / v)^1/2),
-                     w = ln(beta / beta') / (2 ln(beta_prev / beta))
-
-which ends as e S^1/2 in the image. A grid costs
-
-    (12) sum over steps of sum_k S_k^3/2 e_k^2  +  0.1 s^2 sum_k S_k^3/2 s_k  at its first level,
-         s_k = m_k^2 S_k / beta^2,  s = sum_k s_k
-
-the latter standing for what starting from Gaussian data costs: to lowest order in s the flow of
-other data departs by their third cumulants, which for each frequency add up over all pairs of
-frequencies, hence s^2. Squares are summed step by step: with a network the errors of different
-steps do not cancel as they may on Gaussian data. The weight S^3/2 (S would be the image's squared
-error) and the 0.1 were chosen by samples of two trained networks (docs/results.md).
-
-A step's cost depends on its two ends and the level before, so the best grid is found by dynamic
-programming over a table of levels, refined between its entries. A network is not the Gaussian
-denoiser, whose flow one step may follow however far, so no step goes further than a decade of
-noise, or three times as far as the one before, but for the last: that goes to a clean image, or,
-extrapolated, over a factor of 200. Multistep, which extrapolates, goes to t_min and stays there if
-the noise left is below half a grey level, and saves the call that would remove it; the other
-solvers end at 0. Known for noise alone, by other criteria: Benita et al. 2025 (arXiv 2502.00180);
-Sun, Poor, Zhang 2026 (arXiv 2601.13602).
 """
 
 import contextlib
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from warm_diffusion import _grids
 from warm_diffusion import dct as _dct
 from warm_diffusion import spectra as _spectra
 
 _ROUNDING = 1e-5  # relative fall of a level that is no more than rounding in float32
 _CORNER = 0.05  # width, in ln beta, over which the corners of (5) are rounded
-
-# Of `spectral_grid`:
-_TABLE = 97  # levels among which the path is searched for
-_DIRECT = 32  # steps; of more the grid of so many is divided
-_NARROWER = (2.0, 1.0, 0.5, 0.25, 0.1)  # around a path: half widths of searches, in entries
-_HALF_GREY = 1 / 255  # in [-1, 1]
-_EXPONENT, _START = 1.5, 0.1  # of eq. (12)
-_FURTHEST, _LAST = np.log(10), np.log(200)  # in ln beta: a step, the last one
-_LONGER = 3.0  # than the step before
 
 
 # --- values --------------------------------------------------------------------------------------
@@ -158,9 +117,9 @@ class Schedule:
     """A path through blur and noise: a value, and a pytree whose numbers are leaves.
 
     Paths of one kind with equal numbers are equal. As an argument of a jitted function a path is
-    traced by its kind alone, so one compiled loss or sampler serves all numbers, and `jax.vmap` maps
-    over them. The functions of this module make them and check their numbers, as far as those are
-    known; every path starts at the clean image, alpha(0) = beta(0) = 0, and from t_min to t_max
+    traced by its kind alone, so one compiled loss or sampler serves all numbers, and `jax.vmap`
+    maps over them. The functions of this module make paths and check their numbers, as far as those
+    are known. Every path starts at the clean image, alpha(0) = beta(0) = 0; from t_min to t_max
     alpha >= 0 and beta > 0 are finite and never fall. `from_functions` makes one of any functions.
 
     Attributes:
@@ -611,6 +570,10 @@ def _check_level(name: str, t: np.ndarray, level: np.ndarray) -> None:
         )
 
 
+# The paths that a configuration may name.
+PATHS = {f.__name__: f for f in (hot, constant_bnr, any_bnr, spectral, blurring_diffusion, cold)}
+
+
 def _check_schedule(schedule: object) -> None:
     """Raises ValueError unless this is a path."""
     if not isinstance(schedule, Schedule):
@@ -623,8 +586,8 @@ def _check_schedule(schedule: object) -> None:
 
 def _training_levels(schedule: object) -> Callable:
     """(key, shape) -> (alpha, beta) of a path, or of a training distribution by itself."""
-    of_this_module = getattr(schedule, "__module__", None) == __name__
-    if isinstance(schedule, Schedule) or not callable(schedule) or of_this_module:
+    uncalled = any(schedule is path for path in (*PATHS.values(), from_functions))
+    if isinstance(schedule, Schedule) or not callable(schedule) or uncalled:
         _check_schedule(schedule)
         return schedule.sample_levels
     return schedule
@@ -683,14 +646,15 @@ def spectral_grid(
     *,
     start: float | None = None,
 ) -> jax.Array:
-    """Times of least error on data of this spectrum, eq. (12); for `samplers.solve`.
+    """Times of least error on data of this spectrum (`_grids.py`), for `samplers.solve`.
 
     Args:
       schedule: the path; its beta must rise with t all the way.
       spectrum: variance S of each DCT coefficient [*spatial], `spectra.power_spectrum`; not traced.
       num_steps: number of steps, >= 1.
       solver: the solver that will use it: euler, heun or multistep.
-      start: first time; None: chosen, to start from `samplers.gaussian_start` and save the calls above.
+      start: first time; None: chosen, to start from `samplers.gaussian_start` and save the calls
+        above.
 
     Returns:
       [num_steps + 1], strictly decreasing, from at most t_max; the last is 0, or t_min.
@@ -710,160 +674,12 @@ def spectral_grid(
     if solver not in ("euler", "heun", "multistep"):
         raise ValueError(f"solver must be one of euler, heun, multistep, got {solver!r}")
     spectrum = _spectra._checked(spectrum)
-    top = schedule.t_max if start is None else start
-    if not schedule.t_min < top <= schedule.t_max * 1.00001:
+    top, low = schedule.t_max if start is None else start, schedule.t_min
+    if not low < top <= schedule.t_max * 1.00001:
         raise ValueError(
-            f"start must lie above t_min = {schedule.t_min:g}, up to t_max = {schedule.t_max:g}, "
-            f"got {start}"
+            f"start must lie above t_min = {low:g}, up to t_max = {schedule.t_max:g}, got {start}"
         )
-    with _eager():
-        levels = _Levels(schedule, spectrum, float(top))
-        stays = solver == "multistep" and float(schedule.beta(schedule.t_min)) < _HALF_GREY
-        path = _shortest_path(levels, min(num_steps, _DIRECT), solver, start is not None, stays)
-        if num_steps > _DIRECT:
-            steps = np.linspace(0, len(path) - 1, num_steps + stays)
-            path = np.interp(steps, np.arange(len(path)), path)
-        times = levels.times(path)
-        return jnp.asarray(times if stays else np.append(times, 0.0), dtype=float)
-
-
-class _Levels:
-    """Levels of a path by position: 0 at the top, `end` at t_min, evenly in ln beta; inf: clean."""
-
-    end = _TABLE - 1
-
-    def __init__(self, schedule: Schedule, spectrum: np.ndarray, top: float):
-        self._alpha, self._beta = schedule.alpha, schedule.beta
-        self._log_t = np.linspace(np.log(top), np.log(schedule.t_min), 4097)
-        self._log_beta = np.log(self._value(self._beta, np.exp(self._log_t)))
-        if not np.all(np.diff(self._log_beta) < 0):
-            raise ValueError(
-                "a spectral grid needs a path whose noise rises with time all the way: take "
-                "schedules.time_grid for this one"
-            )
-        # One frequency a ring: the blur is the same there, and so are natural images.
-        ring, _ = _spectra._rings(*spectrum.shape)
-        eigen = _dct._eigenvalues(*spectrum.shape)
-        count, eigen, power = (
-            np.bincount(ring.ravel(), weights=values.ravel())
-            for values in (np.ones(ring.shape), eigen, spectrum)
-        )
-        varies = power > 0
-        self.count = count[varies]
-        self._eigen, self.spectrum = eigen[varies] / self.count, power[varies] / self.count
-        self.weight = self.count * self.spectrum**_EXPONENT
-
-    @staticmethod
-    def _value(level, t: np.ndarray) -> np.ndarray:
-        return np.asarray(level(jnp.asarray(t, dtype=float)), np.float64)
-
-    def times(self, position: np.ndarray) -> np.ndarray:
-        """Times [P] of positions [P] that are not inf."""
-        wanted = np.interp(position, (0, self.end), self._log_beta[[0, -1]])
-        log_t = np.interp(-wanted, -self._log_beta, self._log_t)
-        return np.exp(log_t)
-
-    def at(self, position: np.ndarray) -> "_Level":
-        """The levels at positions [P]."""
-        clean = np.isinf(position)
-        t = self.times(np.where(clean, self.end, position))
-        alpha, beta = (np.where(clean, 0.0, self._value(f, t)) for f in (self._alpha, self._beta))
-        m = np.exp(-self._eigen * alpha[:, None] ** 2 / 2)
-        return _Level(position, beta, m, m**2 * self.spectrum + beta[:, None] ** 2)
-
-
-class _Level(NamedTuple):
-    position: np.ndarray  # [P]
-    beta: np.ndarray  # [P]
-    m: np.ndarray  # [P, K]
-    v: np.ndarray  # [P, K]
-
-    def part(self, axis: int) -> "_Level":
-        """With its positions along one of two axes, the frequencies behind both."""
-        return _Level(*(np.expand_dims(a, (1 - axis, 2)[: 3 - a.ndim]) for a in self))
-
-
-def _step_costs(
-    levels: _Levels, solver: str, steps: tuple[_Level | None, _Level, _Level], last: bool
-) -> np.ndarray:
-    """Eq. (12)'s term of steps from `now` to `after` [now, after, before or 1]; inf: not allowed."""
-    before, now, after = steps
-    spectrum, weight = levels.spectrum, levels.weight
-    start, end = now.part(0), after.part(1)
-    with np.errstate(divide="ignore", invalid="ignore"):  # in steps that do not fall
-        c, d = (start.m**power * spectrum / start.v for power in (1, 2))
-        g = (end.m - start.m) * c + (end.beta / start.beta - 1) * (1 - d)
-        if solver == "heun":
-            c_end, d_end = (end.m**power * spectrum / end.v for power in (1, 2))
-            shrink = (end.beta - start.beta) / end.beta * (1 - d_end)
-            second = ((end.m - start.m) * c_end + shrink) * (1 + g)
-            g = np.where(end.beta > 0, (g + second) / 2, g)
-        scale = np.sqrt(start.v / end.v)
-        error = (1 + g) * scale - 1
-        cost = np.sum(weight * error**2, -1)[..., None]
-        step = np.log(start.beta / end.beta)  # to a clean image, infinite
-        falls = start.position < end.position
-        if before is None:
-            return np.where(falls & (last | (step <= _FURTHEST)), cost, np.inf)
-        size = np.log(before.beta / now.beta[:, None])[:, None]
-        near = (
-            (step <= _LAST) | (end.beta == 0)
-            if last
-            else step <= np.minimum(_FURTHEST, _LONGER * size)
-        )
-        allowed = falls & near & (size > 0)
-        if solver == "multistep":
-            gain = scale * (end.m - end.beta / start.beta * start.m)
-            clean, clean_before = (a.m * spectrum / a.v for a in (now, before))
-            # (11)'s last factor [now, K, before]
-            moved = np.sqrt(before.v / now.v[:, None]) * clean_before
-            change = (clean[:, None] - moved).swapaxes(1, 2)
-            w = np.where(end.beta > 0, step / (2 * size), 0.0)  # to a clean image: none
-            cost = cost + w * (
-                2 * (weight * error * gain) @ change + w * ((weight * gain**2) @ change**2)
-            )
-        return np.where(allowed, cost, np.inf)
-
-
-def _start_costs(levels: _Levels, first: _Level) -> np.ndarray:
-    """Eq. (12)'s other term [P]."""
-    ratio = first.m**2 * levels.spectrum / first.beta[:, None] ** 2
-    total = np.sum(levels.count * ratio, -1)
-    return _START * total**2 * np.sum(levels.weight * ratio, -1)
-
-
-def _cheapest(levels: _Levels, layers: list[_Level], solver: str) -> np.ndarray:
-    """The path of least cost through one position of each layer, [number of layers]."""
-    # total[now, before]: the least cost of arriving at `now` from `before`.
-    first = _step_costs(levels, solver, (None, *layers[:2]), len(layers) == 2)
-    total = _start_costs(levels, layers[0]) + first[..., 0].T
-    known, choices = {}, []
-    for layer in itertools.pairwise(itertools.pairwise(layers)):
-        (before, now), (_, after) = layer
-        key = id(before), id(now), id(after)
-        if key not in known:
-            last = after is layers[-1]
-            known[key] = _step_costs(levels, solver, (before, now, after), last)
-        sums = total[:, None] + known[key]
-        choices.append(np.argmin(sums, axis=2))  # [now, after] -> before
-        total = np.min(sums, axis=2).T
-    chosen = list(np.unravel_index(np.argmin(total), total.shape))[::-1]  # the last two
-    for choice in reversed(choices):
-        chosen.insert(0, choice[chosen[0], chosen[1]])
-    return np.array([layer.position[i] for layer, i in zip(layers, chosen, strict=True)])
-
-
-def _shortest_path(
-    levels: _Levels, num_steps: int, solver: str, starts_at_top: bool, stays: bool
-) -> np.ndarray:
-    """Positions of the levels at which the network is called and, if it `stays`, of the end."""
-    table = levels.at(np.arange(levels.end + (not stays), dtype=float))
-    first = [levels.at(np.zeros(1)) if starts_at_top else table]
-    last = levels.at(np.full(1, levels.end if stays else np.inf))
-    path = _cheapest(levels, first + [table] * (num_steps - 1) + [last], solver)
-    bottom = levels.end - 1e-3 if stays else levels.end
-    for half_width in _NARROWER:
-        offsets = half_width * np.linspace(-1, 1, 9)
-        near = [levels.at(np.clip(p + offsets, 0, bottom)) for p in path[starts_at_top:-1]]
-        path = _cheapest(levels, first * starts_at_top + near + [last], solver)
-    return path if stays else path[:-1]
+    with _eager():  # numbers, also under jit
+        levels = _grids.Levels(schedule.alpha, schedule.beta, (float(low), float(top)), spectrum)
+        times = _grids.best_times(levels, num_steps, solver, keeps_top=start is not None)
+        return jnp.asarray(times, dtype=float)

@@ -246,7 +246,7 @@ def spectrum_at(spectrum: ArrayLike, *sizes: int) -> jax.Array:
         return spectrum
     dc, dtype = (0,) * len(sizes), spectrum.dtype
     flat = spectrum * jnp.asarray(_dct._eigenvalues(*old), dtype)
-    first = [flat[dc[:i] + (1,) + dc[i + 1 :]] for i, size in enumerate(old) if size > 1]
+    first = [flat[(*dc[:i], 1, *dc[i + 1 :])] for i, size in enumerate(old) if size > 1]
     flat = flat.at[dc].set(sum(first) / max(len(first), 1))
     for axis, pair in enumerate(zip(sizes, old, strict=True)):
         matrix = jnp.asarray(_interpolation(*pair), dtype)

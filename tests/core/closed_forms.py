@@ -12,42 +12,48 @@ import scipy.fft
 
 
 def dct(x):
-    """Orthonormal DCT-II over height and width of [..., H, W, C]."""
-    return scipy.fft.dctn(np.asarray(x, np.float64), norm="ortho", axes=(-3, -2))
+    """Orthonormal DCT-II over the spatial axes of [B, *spatial, C]."""
+    return scipy.fft.dctn(np.asarray(x, np.float64), norm="ortho", axes=range(1, np.ndim(x) - 1))
 
 
 def idct(coefficients):
     """Its inverse."""
-    return scipy.fft.idctn(np.asarray(coefficients, np.float64), norm="ortho", axes=(-3, -2))
+    axes = range(1, np.ndim(coefficients) - 1)
+    return scipy.fft.idctn(np.asarray(coefficients, np.float64), norm="ortho", axes=axes)
 
 
-def eigenvalues(height, width):
-    """lambda_ij = pi^2 (i^2 / H^2 + j^2 / W^2), [H, W]: method section 1."""
-    return np.array(
-        [
-            [np.pi**2 * (i**2 / height**2 + j**2 / width**2) for j in range(width)]
-            for i in range(height)
-        ]
-    )
+def eigenvalues(*sizes):
+    """lambda = sum over axes of pi^2 k^2 / size^2, [*sizes]: method section 1."""
+    found = np.zeros(sizes)
+    for index in np.ndindex(sizes):
+        found[index] = np.pi**2 * sum((k / n) ** 2 for k, n in zip(index, sizes, strict=True))
+    return found
 
 
-def transfer(alpha, height, width):
-    """m(alpha) = exp(-lambda alpha^2 / 2): [H, W, 1] for a number, [B, H, W, 1] for [B]."""
-    squares = np.asarray(alpha, np.float64)[..., None, None, None] ** 2
-    return np.exp(-eigenvalues(height, width)[:, :, None] * squares / 2)
+def like(level, x):
+    """A level, a number or [B], shaped to multiply data [B, *spatial, C]."""
+    level = np.asarray(level, np.float64)
+    return level.reshape(level.shape + (1,) * (np.ndim(x) - level.ndim))
+
+
+def transfer(alpha, *sizes):
+    """m(alpha) = exp(-lambda alpha^2 / 2): [*sizes, 1] for a number, [B, *sizes, 1] for [B]."""
+    alpha = np.asarray(alpha, np.float64)
+    squares = alpha.reshape(alpha.shape + (1,) * (len(sizes) + 1)) ** 2
+    return np.exp(-eigenvalues(*sizes)[..., None] * squares / 2)
 
 
 def blur(x, alpha):
-    """B(alpha) x for images [B, H, W, C]; alpha a number or [B]."""
-    return idct(transfer(alpha, *x.shape[-3:-1]) * dct(x))
+    """B(alpha) x for data [B, *spatial, C]; alpha a number or [B]."""
+    return idct(transfer(alpha, *x.shape[1:-1]) * dct(x))
 
 
-def natural_spectrum(height, width, channels=None):
+def natural_spectrum(*sizes, channels=None):
     """A spectrum that falls as 1 / f^2, as that of natural images; channels may differ."""
-    spectrum = 0.5 / (eigenvalues(height, width) + 0.1)
+    spectrum = 0.5 / (eigenvalues(*sizes) + 0.1)
     if channels is None:
         return spectrum
-    return spectrum[:, :, None] * (1 + 0.5 * np.arange(channels))
+    return spectrum[..., None] * (1 + 0.5 * np.arange(channels))
 
 
 def rings(height, width):
@@ -69,8 +75,8 @@ def rough_spectrum(height=12, width=10):
 class GaussianData:
     """x0 ~ N(mean, spectrum), diagonal in the DCT basis; method section 7."""
 
-    mean: np.ndarray  # [H, W, C]
-    spectrum: np.ndarray  # [H, W, C]
+    mean: np.ndarray  # [*spatial, C]
+    spectrum: np.ndarray  # [*spatial, C]
 
     def draw(self, rng, count):
         noise = rng.standard_normal((count, *self.mean.shape))
@@ -78,20 +84,21 @@ class GaussianData:
 
     def marginal(self, alpha, beta):
         """Mean and variance of the DCT coefficients of a forward state; levels numbers or [B]."""
-        beta = np.asarray(beta, np.float64)[..., None, None, None]
-        m = transfer(alpha, *self.mean.shape[:2])
-        return m * dct(self.mean), m**2 * self.spectrum + beta**2
+        m = transfer(alpha, *self.mean.shape[:-1])
+        beta = np.asarray(beta, np.float64)
+        beta = beta.reshape(beta.shape + (1,) * self.mean.ndim)
+        return m * dct(self.mean[None])[0], m**2 * self.spectrum + beta**2
 
     def posterior_means(self, x, alpha, beta):
-        """(D, R) at states x [B, H, W, C]: E[B x0 | x] and E[(I - B) x0 | x]."""
-        m = transfer(alpha, *self.mean.shape[:2])
+        """(D, R) at states x [B, *spatial, C]: E[B x0 | x] and E[(I - B) x0 | x]."""
+        m = transfer(alpha, *self.mean.shape[:-1])
         mean, variance = self.marginal(alpha, beta)
-        clean = dct(self.mean) + m * self.spectrum / variance * (dct(x) - mean)
+        clean = dct(self.mean[None]) + m * self.spectrum / variance * (dct(x) - mean)
         return idct(m * clean), idct((1 - m) * clean)
 
     def posterior_variance(self, alpha, beta):
         """Variance of each DCT coefficient of x0 given x."""
-        return self.spectrum * beta**2 / self.marginal(alpha, beta)[1]
+        return self.spectrum * np.square(beta) / self.marginal(alpha, beta)[1]
 
     def flow(self, x, start, end):
         """The probability flow's state at level `end` from x at `start`, levels (alpha, beta)."""
@@ -100,10 +107,10 @@ class GaussianData:
         return idct(mean_end + (dct(x) - mean) * np.sqrt(variance_end / variance))
 
 
-def gaussian_data(height, width, channels, seed=0):
-    """Gaussian data with a mean image that is not zero and a natural spectrum per channel."""
-    mean = np.random.default_rng(seed).uniform(-0.8, 0.8, (height, width, channels))
-    return GaussianData(mean, natural_spectrum(height, width, channels))
+def gaussian_data(*shape, seed=0):
+    """Gaussian data [*spatial, C] with a mean that is not zero, a natural spectrum per channel."""
+    mean = np.random.default_rng(seed).uniform(-0.8, 0.8, shape)
+    return GaussianData(mean, natural_spectrum(*shape[:-1], channels=shape[-1]))
 
 
 def edm_times(t_min, t_max, num_steps, rho):

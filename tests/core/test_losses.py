@@ -1,6 +1,5 @@
 """Score matching against exact targets, posterior variances and finite differences."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -40,9 +39,9 @@ def images(count, seed=0):
     return DATA.draw(np.random.default_rng(seed), count)
 
 
-def at(t, path=PATH):
-    """The path, trained at the one time t."""
-    return dataclasses.replace(path, sample_time=lambda key, shape: jnp.full(shape, t))
+def at(beta, bnr=0.5):
+    """A training distribution of one level."""
+    return lambda key, shape: (jnp.full(shape, bnr * beta), jnp.full(shape, beta))
 
 
 def knows(x0, blurry_error=0.0, residual_error=0.0):
@@ -104,19 +103,20 @@ def test_exact_targets_cost_nothing():
         np.testing.assert_allclose(term, np.zeros(4), atol=1e-25)
 
 
+@pytest.mark.parametrize("shape", [(7, 2), SIZE, (4, 3, 5, 1)], ids=["1", "2", "3"])
 @pytest.mark.parametrize("bnr", [0.5, 2.0])
-def test_the_loss_of_the_exact_denoiser_is_the_posterior_variance(bnr):
+def test_the_loss_of_the_exact_denoiser_is_the_posterior_variance(bnr, shape):
     # Per frequency var(x0 | x) = S beta^2 / v; D has m^2 and R (1 - m)^2 of it. Means over pixels
     # are means over frequencies, V being orthonormal. beta = 0.6, sigma_data = 0.5.
-    x0, beta = images(4000), 0.6
-    variance = DATA.posterior_variance(bnr * beta, beta)
-    m = transfer(bnr * beta, *SIZE[:2])
+    data, beta = gaussian_data(*shape), 0.6
+    variance = data.posterior_variance(bnr * beta, beta)
+    m = transfer(bnr * beta, *shape[:-1])
     expected_denoise = (beta**2 + 0.5**2) / (beta * 0.5) ** 2 * np.mean(m**2 * variance)
     expected_deblur = np.mean((1 - m) ** 2 * variance) / 0.5**2
 
-    exact = oracle.gaussian(DATA.mean, DATA.spectrum)
-    path = at(beta, schedules.constant_bnr(bnr))
-    terms = jax.jit(lambda x0: score_matching_loss(exact, KEY, x0, path))(x0)
+    exact = oracle.gaussian(data.mean, data.spectrum)
+    x0 = data.draw(np.random.default_rng(0), 4000)
+    terms = jax.jit(lambda x0: score_matching_loss(exact, KEY, x0, at(beta, bnr)))(x0)
     for losses, expected in (
         (terms.denoise, expected_denoise),
         (terms.deblur, expected_deblur),
@@ -204,7 +204,7 @@ def seen():
 def test_levels_lie_on_the_path_and_follow_its_training_distribution(seen):
     # alpha = bnr beta; ln beta ~ N(-1.2, 1.2^2), one draw per example.
     _, alpha, beta, _ = seen
-    np.testing.assert_allclose(alpha, 0.5 * beta, rtol=1e-13)
+    np.testing.assert_allclose(alpha, 0.5 * beta, rtol=1e-6)  # drawn in float32
     logs = np.log(beta)
     assert abs(logs.mean() + 1.2) < 5 * 1.2 / np.sqrt(4000)
     assert abs(logs.std() / 1.2 - 1) < 5 / np.sqrt(2 * 4000)
@@ -359,22 +359,93 @@ def test_gradients_averaged_by_pmap_over_two_devices_are_those_of_the_whole_batc
             np.testing.assert_allclose(device, part, rtol=1e-10, atol=1e-12)
 
 
+# --- weights, sigma_data, training distributions -------------------------------------------------
+
+
+def test_the_residual_weight_may_be_a_function_of_blur_and_state():
+    seen = []
+
+    def weight(alpha, x):
+        seen.append((alpha, x))
+        return 1 + alpha
+
+    x0 = images(4)
+    plain, weighted = (
+        score_matching_loss(network(parameters()), KEY, x0, PATH, residual_weight=w)
+        for w in (1.0, weight)
+    )
+    ((alpha, x),) = seen
+    assert x.shape == x0.shape
+    np.testing.assert_allclose(weighted.deblur, (1 + alpha) * plain.deblur, rtol=1e-12)
+    np.testing.assert_allclose(weighted.denoise, plain.denoise, rtol=1e-12)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["plain", "jit"])
+def test_the_denoiser_carries_sigma_data_to_the_loss(wrap):
+    def apply(x, c_noise, c_blur):
+        return jnp.concatenate([x, x], axis=-1)
+
+    carried = wrap(precondition(apply, sigma_data=0.2))
+    bare = lambda *arguments: carried(*arguments)  # noqa: E731, a wrapper that carries nothing
+    expected = score_matching_loss(bare, KEY, images(2), PATH, sigma_data=0.2).total
+    found = score_matching_loss(carried, KEY, images(2), PATH).total
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"sigma_data must be that of the denoiser, 0.2, got 0.5"):
+        score_matching_loss(carried, KEY, images(2), PATH, sigma_data=0.5)
+
+
+def test_the_training_distribution_is_an_argument_of_its_own():
+    # Of any function; the path's own is its sample_levels.
+    for own, other in zip(
+        losses_of(parameters(), images(4)),
+        score_matching_loss(network(parameters()), KEY, images(4), PATH.sample_levels),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(own, other)
+
+
+def test_one_compiled_loss_serves_all_ratios():
+    compilations = []
+
+    @jax.jit
+    def run(x0, path):
+        compilations.append(path)
+        return score_matching_loss(network(parameters()), KEY, x0, path).total
+
+    for bnr in np.linspace(0.0, 2.0, 8):
+        path = schedules.constant_bnr(float(bnr))
+        expected = score_matching_loss(network(parameters()), KEY, images(4), path).total
+        np.testing.assert_allclose(run(images(4), path), expected, rtol=1e-6)
+    assert len(compilations) == run._cache_size() == 1
+
+
 # --- mistakes ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("x0", "message"),
+    ("options", "message"),
     [
-        (
-            np.zeros(SIZE),
-            r"x0 must be \[B, H, W, C\], got \(6, 5, 2\): a single image is x\[None\]",
-        ),
-        (
-            np.zeros((3, *SIZE), np.uint8),
-            r"x0 must be floats in \[-1, 1\], got uint8: x / 127.5 - 1",
-        ),
+        ({"x0": np.zeros((6, 5))}, r"x0 must be \[B, \*spatial, C\], got \(6, 5\)"),
+        ({"x0": [np.zeros(SIZE)]}, "x0 must be one array .* a list: numpy.stack joins"),
+        ({"x0": np.zeros((3, *SIZE), np.uint8)}, r"floats, got uint8: .* x / 127.5 - 1"),
+        ({"x0": np.full((3, *SIZE), 255.0)}, r"values up to 255, .*sigma_data = 0.5: .*127.5 - 1"),
+        ({"x0": np.full((3, *SIZE), -128.0)}, "values up to 128"),
+        ({"key": 0}, r"key must be a JAX PRNG key, such as jax.random.key\(0\), got 0"),
+        ({"key": np.array(3)}, "key must be a JAX PRNG key"),
+        ({"schedule": 0.5}, r"a path, such as schedules.constant_bnr\(0.5\), got 0.5"),
+        ({"schedule": schedules.constant_bnr}, "got constant_bnr: call it"),
+        ({"denoise": lambda x, *_: jnp.concatenate([x, x], -1)}, "wrap the network: denoiser.prec"),
+        ({"denoise": lambda x, *_: (x, x)}, "Prediction, got tuple"),
     ],
 )
-def test_anything_but_float_images_is_refused(x0, message):
+def test_mistakes_are_refused(options, message):
+    usual = {"denoise": knows(images(3)), "key": KEY, "x0": images(3), "schedule": PATH}
     with pytest.raises(ValueError, match=message):
-        score_matching_loss(knows(x0), KEY, x0, PATH)
+        score_matching_loss(**usual | options)
+
+
+def test_the_range_hint_scales_with_sigma_data():
+    latents = 12 * np.sign(images(3))
+    score_matching_loss(knows(latents), KEY, latents, PATH, sigma_data=6.0)
+    with pytest.raises(ValueError, match="the standard deviation of the data, sigma_data="):
+        score_matching_loss(knows(latents), KEY, latents, PATH)

@@ -56,7 +56,6 @@ def test_on_gaussian_data_the_flow_ends_where_the_closed_form_says(solver, order
         )
         for n in (8, 32)
     )
-    print(solver, coarse, fine)
     assert fine < (0.02 if order == 1 else 0.004)
     assert coarse < (0.08 if order == 1 else 0.03)
 
@@ -176,13 +175,13 @@ def test_wiener_without_a_mean_keeps_each_images_colour():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": IMAGES[0]}, r"images must be \[B, H, W, C\], got \(6, 5, 2\)"),
+        ({"images": IMAGES[0, 0]}, r"images must be \[B, \*spatial, C\], got \(5, 2\)"),
         ({"alpha": np.ones(3)}, r"must be a scalar or shape \(4,\), got \(3,\)"),
         ({"beta": np.array([0.1, 0.0, 0.1, 0.1])}, r"beta must be finite and > 0, got 0; 8 bits"),
         ({"alpha": -1.0}, r"alpha must be finite and >= 0, got -1"),
         ({"beta": np.nan}, r"beta must be finite and > 0, got nan"),
         ({"solver": "midpoint"}, "solver must be one of euler, heun, multistep, got 'midpoint'"),
-        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"num_steps": 0}, "num_steps must be an integer >= 1, got 0"),
         ({"stochastic": 1.5}, r"stochastic must lie between 0 .* and 1 .*, got 1.5"),
         ({"stochastic": 0.5}, "pass key="),
         ({"denoise": lambda x, alpha, beta: x}, "must return a denoiser.Prediction"),

@@ -27,7 +27,17 @@ from tests.core.closed_forms import (
 )
 from warm_diffusion import oracle, schedules
 from warm_diffusion.denoiser import Prediction
-from warm_diffusion.samplers import SOLVERS, Churn, initial_noise, sample
+from warm_diffusion.samplers import (
+    SOLVERS,
+    Churn,
+    check_seeds,
+    gaussian_start,
+    initial_noise,
+    sample,
+)
+from warm_diffusion.samplers import (
+    solve as jax_solve,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -66,13 +76,10 @@ def normal(count=3, seed=0):
 
 def constant_noise(beta):
     """Cold diffusion: blur falls from 3 pixels to none, the noise stays (traced: not checked)."""
-    return schedules.Schedule(
-        alpha=lambda t: jnp.asarray(t, dtype=float),
-        beta=lambda t: jnp.full(jnp.shape(t), beta, dtype=float),
-        t_min=0.2,
-        t_max=3.0,
+    return schedules.from_functions(
+        lambda t: t, lambda t: beta, t_min=0.2, t_max=3.0,
         sample_time=lambda key, shape: jnp.ones(shape),
-    )
+    )  # fmt: skip
 
 
 @functools.cache
@@ -91,32 +98,35 @@ def compiled(solver, num_steps, schedule=WARM, denoise=toy, **options):
 
 
 @functools.cache
-def errors_per_frequency(solver, num_steps):
-    """RMS error at t_min of each DCT coefficient, [2, H, W, C] for BNR 0 and 0.5."""
+def errors_per_frequency(solver, num_steps, shape):
+    """RMS error at t_min of each DCT coefficient, [2, *shape] for BNR 0 and 0.5."""
+    data = gaussian_data(*shape)
+    exact = oracle.gaussian(data.mean, data.spectrum)
+    noise = np.random.default_rng(0).standard_normal((6, *shape))
 
-    def ends(bnr):
-        path = schedules.constant_bnr(bnr, beta_min=0.02, beta_max=80.0)
+    def ends(path):
         states = sample(
-            EXACT, normal(6), path, solver=solver, num_steps=num_steps + 1, return_trajectory=True
+            exact, noise, path, solver=solver, num_steps=num_steps + 1, return_trajectory=True
         )[1]
         return states[0], states[-2]
 
     ratios = np.array([0.0, 0.5])
+    paths = jax.vmap(lambda bnr: schedules.constant_bnr(bnr, beta_min=0.02))(ratios)
     errors = []
-    for bnr, first, last in zip(ratios, *jax.jit(jax.vmap(ends))(ratios), strict=True):
-        expected = DATA.flow(first, (80.0 * bnr, 80.0), (0.02 * bnr, 0.02))
+    for bnr, first, last in zip(ratios, *jax.jit(jax.vmap(ends))(paths), strict=True):
+        expected = data.flow(first, (80.0 * bnr, 80.0), (0.02 * bnr, 0.02))
         errors.append(np.sqrt(np.mean(dct(last - expected) ** 2, axis=0)))
     return np.stack(errors)
 
 
-@pytest.mark.parametrize("bnr", [0.0, 0.5])
+@pytest.mark.parametrize("shape", [(6, 1), (5, 4, 2), (3, 2, 4, 1)], ids=["1", "2", "3"])
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("multistep", 2)])
-def test_the_error_of_every_frequency_falls_with_the_order_of_the_solver(solver, order, bnr):
+def test_the_error_of_every_frequency_falls_with_the_order_of_the_solver(solver, order, shape):
     # Against the closed-form flow at t_min (the step to 0 is no step of the flow); slope of the
     # logarithms between 32 and 128 steps, each frequency by itself: DC feels no blur at all.
-    coarse, fine = (errors_per_frequency(solver, n)[int(bnr > 0)] for n in (32, 128))
+    coarse, fine = (errors_per_frequency(solver, n, shape) for n in (32, 128))
     slopes = np.log(coarse / fine) / np.log(4)
-    np.testing.assert_allclose(slopes, np.full(SIZE, order), atol=0.2)
+    np.testing.assert_allclose(slopes, np.full(slopes.shape, order), atol=0.2)
 
 
 # --- published algorithms, typed anew ------------------------------------------------------------
@@ -146,11 +156,12 @@ def test_without_blur_multistep_is_dpm_solver_pp_2m():
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_at_constant_noise_euler_is_cold_diffusions_improved_sampler(beta):
-    # Bansal et al., Algorithm 2: x <- x - B(a_s) x0_hat + B(a_next) x0_hat, down to alpha = 0.
-    x, options = normal(seed=1), {"solver": "euler", "num_steps": 5}
-    run = jax.jit(lambda x, beta: sample(toy, x, constant_noise(beta), start=x, **options))
+    # Bansal et al., Algorithm 2: x <- x - B(a_s) x0_hat + B(a_next) x0_hat. Not so the last step,
+    # to (0, 0), in which the noise leaves as well.
+    x = normal(seed=1)
+    alpha = edm_times(0.2, 3.0, 5, 7.0)[:-1]
+    run = jax.jit(lambda x, beta: jax_solve(toy, x, constant_noise(beta), alpha, solver="euler"))
     images = run(x, beta)
-    alpha = edm_times(0.2, 3.0, 5, 7.0)
     for a, a_next in itertools.pairwise(alpha):
         clean = sum(heads(x, a, beta))
         x = x - blur(clean, a) + blur(clean, a_next)
@@ -194,13 +205,6 @@ def test_the_last_step_returns_the_denoiser_and_the_missing_detail(solver):
     clean = blurry + residual
     expected = blurry + clean - blur(clean, 0.5 * 0.05)
     np.testing.assert_allclose(states[-1], expected, atol=1e-12)
-
-
-def test_a_given_start_replaces_the_noise():
-    # beta_max times the noise is the default start.
-    start = 10.0 * normal(seed=1)
-    images = jax.jit(lambda start: sample(toy, normal(), WARM, num_steps=4, start=start))(start)
-    np.testing.assert_allclose(images, compiled("heun", 4)(normal(seed=1)), atol=1e-12)
 
 
 def test_defaults_are_edms_heun_with_eighteen_steps():
@@ -268,102 +272,95 @@ def test_float32_stays_float32(solver):
     assert images.dtype == jnp.float32
 
 
-# --- grids and priors ----------------------------------------------------------------------------
+# --- solve, gaussian_start -----------------------------------------------------------------------
 
 
 @each_solver
-def test_a_grid_that_ends_above_zero_ends_there(solver):
+def test_times_that_end_above_zero_end_there(solver):
     # By the formulas of method section 3, whose solver takes the last step like the others there.
     times = np.array([8.0, 2.5, 1.0, 0.3])
-    run = compiled(solver, 1, grid=tuple(times))
+    run = jax.jit(lambda x: jax_solve(toy, x, WARM, times, solver=solver))
     expected = solve(solver, heads, 8.0 * normal(), list(zip(0.5 * times, times, strict=True)))
-    np.testing.assert_allclose(run(normal()), expected, atol=1e-11)
+    np.testing.assert_allclose(run(8.0 * normal()), expected, atol=1e-11)
+
+
+def toy_of_each(x, alpha, beta):
+    """The toy for levels [B]."""
+    return toy(x, *(jnp.reshape(level, (-1, 1, 1, 1)) for level in (alpha, beta)))
 
 
 @each_solver
-def test_the_default_grid_is_a_grid(solver):
+def test_every_image_may_have_its_own_times(solver):
+    # One of them ends above zero; a sampler of each alone is the reference.
+    times = np.array([[8.0, 3.0, 0.5], [2.5, 1.0, 0.4], [1.0, 0.3, 0.1], [0.3, 0.0, 0.0]])
+    x = 8.0 * normal()
+    run = jax.jit(lambda x, times: jax_solve(toy_of_each, x, WARM, times, solver=solver))
+    together = run(x, times)
+    for i in range(3):
+        alone = run(x[i : i + 1], times[:, i : i + 1])
+        np.testing.assert_allclose(together[i : i + 1], alone, atol=1e-11)
+
+
+@each_solver
+def test_sample_is_solve_along_the_time_grid(solver):
     grid = schedules.time_grid(WARM, 4)
-    run = jax.jit(lambda noise, grid: sample(toy, noise, WARM, solver=solver, grid=grid))
-    np.testing.assert_allclose(run(normal(), grid), compiled(solver, 4)(normal()), atol=1e-11)
+    run = jax.jit(lambda x, grid: jax_solve(toy, x, WARM, grid, solver=solver))
+    expected = compiled(solver, 4)(normal())
+    np.testing.assert_allclose(run(10.0 * normal(), grid), expected, atol=1e-11)
 
 
-@pytest.mark.parametrize(("last", "expected"), [(0.0, 5), (0.2, 6)])
-def test_heun_calls_the_network_twice_a_step_but_at_the_clean_image(last, expected):
-    calls = []
-
-    def counted(x, alpha, beta):
-        jax.debug.callback(lambda: calls.append(1))
-        return toy(x, alpha, beta)
-
-    jax.block_until_ready(sample(counted, normal(), WARM, grid=[9.0, 3.0, 1.0, last]))
-    jax.effects_barrier()
-    assert len(calls) == expected
-
-
-def first_state(**options):
-    grid = [4.0, 1.0, 0.0]
-    return sample(EXACT, normal(), WARM, grid=grid, return_trajectory=True, **options)[1][0]
-
-
-PRIOR = (DATA.mean, DATA.spectrum)
-
-
-def test_with_a_prior_the_marginal_where_sampling_starts_is_that_of_gaussian_data():
+@pytest.mark.parametrize("t", [4.0, np.array([0.5, 4.0, 9.0])])
+def test_a_draw_of_gaussian_data_has_its_marginal(t):
     # An affine function of the noise, per frequency: mean and standard deviation of the marginal.
-    mean, variance = DATA.marginal(2.0, 4.0)
-    expected = mean + np.sqrt(variance) * dct(normal())
-    np.testing.assert_allclose(dct(first_state(prior=PRIOR)), expected, atol=1e-12)
-
-
-def test_with_a_prior_a_start_follows_the_flow_of_gaussian_data():
-    start = DATA.flow(normal(), (0.5, 1.0), (5.0, 10.0))  # some states at t_max
-    expected = DATA.flow(start, (5.0, 10.0), (2.0, 4.0))
-    np.testing.assert_allclose(first_state(prior=PRIOR, start=start), expected, atol=1e-12)
-
-
-def test_with_a_prior_the_grid_may_start_where_noise_does_not_hide_the_data():
-    grid = [0.5, 0.1, 0.0]
-    state = sample(EXACT, normal(), WARM, grid=grid, prior=PRIOR, return_trajectory=True)[1][0]
-    mean, variance = DATA.marginal(0.25, 0.5)
-    np.testing.assert_allclose(dct(state), mean + np.sqrt(variance) * dct(normal()), atol=1e-12)
-
-
-def test_a_start_without_a_prior_is_the_first_state():
-    np.testing.assert_allclose(first_state(start=normal(seed=1)), normal(seed=1), atol=1e-12)
+    mean, variance = DATA.marginal(0.5 * t, t)
+    x = gaussian_start(normal(), WARM, t, DATA.mean, DATA.spectrum)
+    np.testing.assert_allclose(dct(x), mean + np.sqrt(variance) * dct(normal()), atol=1e-12)
 
 
 @each_solver
-def test_with_a_prior_fine_grids_draw_gaussian_data_from_any_first_time(solver):
+def test_from_a_gaussian_start_fine_times_draw_gaussian_data(solver):
     # Exact flow all the way: the images are mu + S^1/2 noise in the DCT basis, whatever the start.
     times = np.geomspace(3.0, 1e-4, 400)
-    images = sample(EXACT, normal(), WARM, solver=solver, grid=times, prior=PRIOR)
-    expected = idct(dct(DATA.mean) + np.sqrt(DATA.spectrum) * dct(normal()))
+    start = gaussian_start(normal(), WARM, times[0], DATA.mean, DATA.spectrum)
+    images = jax_solve(EXACT, start, WARM, times, solver=solver)
+    expected = idct(dct(DATA.mean[None]) + np.sqrt(DATA.spectrum) * dct(normal()))
     np.testing.assert_allclose(images, expected, atol=0.05 if solver == "euler" else 2e-3)
 
 
 @pytest.mark.parametrize(
-    ("grid", "message"),
+    ("times", "message"),
     [
-        ([3.0], r"two times or more, \[n \+ 1\], got shape \(1,\)"),
-        ([[3.0, 1.0]], r"got shape \(1, 2\)"),
-        ([3.0, 1.0, 1.0], "grid must fall from at most t_max = 10 to at least 0"),
-        ([3.0, -1.0], "grid must fall"),
-        ([11.0, 1.0], "grid must fall"),
-        ([3.0, np.nan, 1.0], "grid must fall"),
-        ([0.5, 0.1], "below 1 and does not hide the images: pass start="),
+        ([3.0], r"times must be two or more, \[n \+ 1\] or \[n \+ 1, 3\], got \(1,\)"),
+        ([[3.0, 1.0], [2.0, 0.0]], r"got \(2, 2\)"),
+        ([3.0, 1.0, 1.0], "times must fall from at most t_max = 10.0 to at least 0"),
+        ([3.0, -1.0], "times must fall"),
+        ([11.0, 1.0], "times must fall"),
+        ([3.0, np.nan, 1.0], "times must fall"),
     ],
 )
-def test_grids_that_do_not_work_are_refused(grid, message):
+def test_times_that_do_not_work_are_refused(times, message):
     with pytest.raises(ValueError, match=message):
-        sample(toy, normal(), WARM, grid=grid)
+        jax_solve(toy, normal(), WARM, times)
 
 
-def test_a_prior_of_other_images_is_refused():
-    prior = (np.zeros((4, 4, 2)), np.ones((4, 4)))
-    with pytest.raises(
-        ValueError, match=r"expected images like the mean \(4, 4, 2\), got \(3, 5, 4"
-    ):
-        sample(toy, normal(), WARM, prior=prior)
+# --- compilation ---------------------------------------------------------------------------------
+
+
+def test_a_sweep_over_ratios_compiles_once():
+    compilations = []
+
+    @jax.jit
+    def run(noise, path):
+        compilations.append(path)
+        return sample(toy, noise, path, num_steps=3)
+
+    for bnr in np.linspace(0.0, 2.0, 8):
+        path = schedules.constant_bnr(float(bnr), **RANGE)
+        np.testing.assert_allclose(
+            run(normal(), path), compiled("heun", 3, path)(normal()), atol=1e-10
+        )
+    assert len(compilations) == 1
+    assert run._cache_size() == 1
 
 
 # --- churn ---------------------------------------------------------------------------------------
@@ -395,12 +392,12 @@ def churned_moments(num_steps, churn):
     mean, variance = np.zeros(SIZE), np.full(SIZE, 10.0**2)
     for start, end in itertools.pairwise(t):
         raised = (1 + gamma) * start
-        r = transfer(0.5 * raised, *SIZE[:2]) / transfer(0.5 * start, *SIZE[:2])
+        r = transfer(0.5 * raised, *SIZE[:-1]) / transfer(0.5 * start, *SIZE[:-1])
         mean, variance = r * mean, r**2 * variance + raised**2 - r**2 * start**2
         levels = (0.5 * raised, raised), (0.5 * end, end)
 
         def step(coefficients, levels=levels):
-            x = idct(coefficients)[None]
+            x = idct(coefficients[None])
             return dct(difference_step(x, *DATA.posterior_means(x, *levels[0]), *levels))[0]
 
         offset = step(np.zeros(SIZE))
@@ -420,7 +417,7 @@ def test_churn_keeps_the_marginals_of_the_data():
     # Heun with 40 steps; 5 standard errors of 3,000 images (13 % of the variance).
     run = compiled("heun", 40, WARM, EXACT, churn=40.0)
     images = run(normal(3000), jax.random.key(0))
-    within_standard_errors(dct(images), dct(DATA.mean), DATA.spectrum)
+    within_standard_errors(dct(images), dct(DATA.mean[None])[0], DATA.spectrum)
 
 
 def test_churn_noise_is_proportional_to_s_noise():
@@ -464,19 +461,53 @@ def test_old_style_keys_are_keys():
     np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.parametrize("path", [
+    schedules.hot, lambda: schedules.constant_bnr(2.0), schedules.any_bnr, schedules.cold,
+    schedules.blurring_diffusion, lambda: schedules.spectral(DATA.spectrum[..., 0]),
+], ids=["hot", "constant_bnr", "any_bnr", "cold", "blurring_diffusion", "spectral"])  # fmt: skip
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_churn_is_finite_on_every_path_in_float32(path, solver):
+    # Levels that rise by less than rounding once fell by an ulp, which made noise of variance < 0.
+    path = path()
+    image = jnp.full((1, *SIZE), 0.25, jnp.float32)
+    with jax.enable_x64(False):
+        denoise, noise = oracle.mixture(image), jnp.asarray(normal(), jnp.float32)
+
+        @jax.jit
+        def run(noise, churn):
+            times = schedules.time_grid(path, 32)
+            x = gaussian_start(noise, path, path.t_max, image[0], jnp.zeros(SIZE[:-1], jnp.float32))
+            return jax_solve(
+                denoise, x, path, times, solver=solver, churn=churn, key=jax.random.key(0)
+            )
+
+        for churn in (Churn(0.0), Churn(40.0, 0.05, 50.0), Churn(100.0)):
+            found = run(noise, jax.tree.map(jnp.float32, churn))
+            np.testing.assert_allclose(found, np.full(found.shape, 0.25), atol=1e-3)
+
+
 # --- mistakes ------------------------------------------------------------------------------------
+
+KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"solver": "rk4"}, "one of euler, heun, multistep, got 'rk4'"),
-        ({"noise": np.zeros(SIZE)}, r"noise must be \[B, H, W, C\], got \(5, 4, 2\)"),
-        ({"start": np.zeros((1, *SIZE))}, r"one shape, got \(1, 5, 4, 2\), \(3, 5, 4, 2\)"),
+        ({"noise": np.zeros((5, 4))}, r"noise must be \[B, \*spatial, C\], got \(5, 4\)"),
+        ({"noise": (3, *SIZE)}, "noise must be one array .* a tuple"),
         ({"churn": 1.0}, "pass key="),
-        ({"churn": 1.0, "solver": "multistep", "key": jax.random.key(0)}, "not with multistep"),
-        ({"churn": 1.0, "key": jax.random.split(jax.random.key(0), 2)}, r"3 keys, got shape \(2,"),
-        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"churn": 1.0, "key": 0}, "key must be a JAX PRNG key, .* got 0"),
+        ({"churn": -1.0, "key": KEY}, "s_churn >= 0, got -1"),
+        ({"churn": np.nan, "key": KEY}, "s_churn >= 0, got nan"),
+        ({"churn": 1.0, "solver": "multistep", "key": KEY}, "not multistep"),
+        ({"churn": 1.0, "key": jax.random.split(KEY, 2)}, r"one key or 3, got \(2,"),
+        ({"num_steps": 0}, "num_steps must be an integer >= 1, got 0"),
+        ({"schedule": schedules.constant_bnr}, "got constant_bnr: call it"),
+        ({"schedule": 0.5}, r"a path, such as schedules.constant_bnr\(0.5\), got 0.5"),
+        ({"schedule": schedules.cold()}, "does not hide the data: take samplers.solve"),
+        ({"schedule": schedules.hot(beta_max=0.5)}, "does not hide the data"),
     ],
 )
 def test_mistakes_are_refused(options, message):
@@ -486,12 +517,32 @@ def test_mistakes_are_refused(options, message):
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["plain", "jit"])
 def test_multistep_refuses_a_path_of_constant_noise(transform):
-    run = transform(lambda x: sample(toy, x, schedules.cold(), solver="multistep", start=x))
+    path = schedules.cold()
+    run = transform(lambda x: jax_solve(toy, x, path, [9.0, 1.0], solver="multistep"))
     with pytest.raises(ValueError, match="noise level that falls at every step"):
         run(normal())
 
 
-@pytest.mark.parametrize("seeds", [np.zeros(3), np.zeros((2, 2), int), 7])
-def test_seeds_that_are_no_list_of_integers_are_refused(seeds):
-    with pytest.raises(ValueError, match=r"seeds must be integers \[B\], got"):
-        initial_noise(seeds, SIZE)
+@pytest.mark.parametrize("seeds", [[2**31, 2**32 - 1], np.array([7]), np.array([7], np.uint8)])
+def test_a_seed_is_the_same_in_every_type(seeds):
+    for seed, noise in zip(seeds, initial_noise(seeds, SIZE), strict=True):
+        alone = jax.random.normal(jax.random.key(np.uint32(seed)), SIZE, np.float32)
+        np.testing.assert_array_equal(noise, alone)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        (np.zeros(3), r"integers \[B\], got float64 \(3,\)"),
+        (np.zeros((2, 2), int), r"got int64 \(2, 2\)"),
+        (7, r"got int64 \(\)"),
+        ([-1], "between 0 and 2\\^32 - 1, got -1 to -1"),
+        (np.array([2**32 + 7]), "got 4294967303"),
+        ([2**64], "got 18446744073709551616"),
+        (["a"], "integers"),
+    ],
+)
+def test_seeds_that_are_none_are_refused(seeds, message):
+    for door in (check_seeds, lambda seeds: initial_noise(seeds, SIZE)):
+        with pytest.raises(ValueError, match=message):
+            door(seeds)

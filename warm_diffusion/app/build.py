@@ -162,10 +162,9 @@ def architecture(
 
 def schedule(config: ConfigDict, statistics: Statistics | None = None) -> schedules.Schedule:
     """The path of `config.schedule`; `statistics` as for `architecture`."""
-    name, spectrum = config.schedule.name, None
-    if name == "spectral":
-        spectrum = (statistics or data_statistics(config)).spectrum
-    return schedules.by_name(name, spectrum, **realised(config).schedule[name].to_dict())
+    if config.schedule.name == "spectral":
+        statistics = statistics or data_statistics(config)
+    return pretrained.schedule_of(realised(config).schedule.to_dict(), statistics)
 
 
 def sampling_schedule(
@@ -225,7 +224,6 @@ def loss(config: ConfigDict, built: Architecture) -> step.LossFn:
             loss_keys,
             images,
             built.schedule,
-            sigma_data=config.denoiser.sigma_data,
             residual_weight=weight,
         )
 

@@ -43,7 +43,7 @@ def print_info(config: ConfigDict, details: bool = False) -> None:
     prediction = jax.eval_shape(
         lambda p, x, a, b: built.denoiser(p)(x, a, b), params, images, level, level
     )
-    parts = _parts(params, denoiser.num_heads(config.denoiser.parameterization))
+    parts = _parts(params, denoiser.PARAMETERIZATIONS[config.denoiser.parameterization])
     say("parameters " + ", ".join(f"{count:,} {name}" for name, count in parts.items() if count))
     classes = ", ".join(data.info["class_names"]) or "none"
     say(f"data       {len(data.images):,} images {image_shape}, classes: {classes}")
@@ -51,7 +51,7 @@ def print_info(config: ConfigDict, details: bool = False) -> None:
     kind = mesh.devices.flat[0].device_kind
     say(f"devices    {mesh.size} x {kind}, {batch // mesh.size} images each")
     say(_memory(config, data, built, mesh))
-    heads = denoiser.num_heads(config.denoiser.parameterization)
+    heads = denoiser.PARAMETERIZATIONS[config.denoiser.parameterization]
     inputs = f"x {images.shape}, c_noise and c_blur {level.shape}"
     say(f"network    {inputs} -> {raw.shape}: {heads} head(s)")
     say(f"denoiser   blurry {prediction.blurry.shape}, residual {prediction.residual.shape}")

@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from warm_diffusion.process import image_keys
+from warm_diffusion.process import _image_keys
 
 TRANSFORMS = ("x_flip", "y_flip", "scale", "rotate", "anisotropy", "translate")
 NUM_LABELS = 9
@@ -110,7 +110,7 @@ def draw(
             y_shift=enabled[5] * normal[3],
         )
 
-    return jax.vmap(one)(image_keys(key, batch))
+    return jax.vmap(one)(_image_keys(key, batch))
 
 
 def labels(parameters: Parameters) -> jax.Array:

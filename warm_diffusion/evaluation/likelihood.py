@@ -38,7 +38,7 @@ import numpy as np
 
 from warm_diffusion import dct as _dct
 from warm_diffusion.denoiser import Denoiser
-from warm_diffusion.process import image_keys, velocity
+from warm_diffusion.process import _image_keys, velocity
 from warm_diffusion.schedules import Schedule
 
 TRACES = ("exact", "hutchinson")
@@ -99,7 +99,7 @@ def log_density(
             "likelihood, is unknown"
         )
     dimensions = height * width * channels
-    probes = _probes(image_keys(key, count), images, trace)
+    probes = _probes(_image_keys(key, count), images, trace)
 
     def rate(log_t, state, _):
         t = jnp.exp(log_t)
@@ -177,7 +177,7 @@ def bits_per_dim(
     images = jnp.asarray(images)
     if images.ndim != 4 or images.dtype != jnp.uint8:
         raise ValueError(f"expected uint8 images [B, H, W, C], got {images.dtype} {images.shape}")
-    keys = jax.vmap(lambda key: jax.random.split(key))(image_keys(key, len(images)))
+    keys = jax.vmap(lambda key: jax.random.split(key))(_image_keys(key, len(images)))
     noise = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys[:, 0])
     dequantized = images.astype(jnp.float32) / 127.5 - 1 + _CELL * (noise - 0.5)
     found = log_density(denoise, dequantized, schedule, key=keys[:, 1], **options)

@@ -259,7 +259,7 @@ def ddpmpp(
       dropout: dropout probability in training.
       num_classes: number of class labels, 0 for none.
       augment_dim: size of the augmentation conditioning, 0 for none.
-      heads: images out per image in; 2 for `divide`, else 1 (`denoiser.num_heads`).
+      heads: images out per image in; 2 for `divide`, else 1 (`denoiser.PARAMETERIZATIONS`).
       label_dropout: probability of training without the label (classifier-free guidance).
       remat: compute each block anew for its gradient instead of keeping what it computed: less
         memory, about a third more work.

@@ -24,7 +24,7 @@ from flax.training import train_state
 from jax.sharding import Mesh
 
 from warm_diffusion.losses import LossTerms
-from warm_diffusion.process import image_keys
+from warm_diffusion.process import _image_keys
 from warm_diffusion.runtime import devices
 
 
@@ -171,7 +171,7 @@ def train_step(
         terms = loss_fn(params, keys, part)
         return terms.total.mean(), terms
 
-    keys = image_keys(jax.random.fold_in(jax.random.key(seed), state.step), options.batch_size)
+    keys = _image_keys(jax.random.fold_in(jax.random.key(seed), state.step), options.batch_size)
     gradients = jax.grad(objective, has_aux=True)
     grads, terms = _sliced(
         gradients, state.params, (keys, batch), options.grad_accumulation, unroll

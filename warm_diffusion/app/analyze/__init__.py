@@ -25,8 +25,12 @@ _LEVELS, _STRIPS = 6, 6
 
 def path_times(schedule: Schedule) -> np.ndarray:
     """Times along the path, evenly over the middle 96 % of the training distribution."""
-    times = schedule.sample_time(jax.random.key(0), (10_000,))
-    return np.quantile(np.asarray(times), np.linspace(0.02, 0.98, _LEVELS))
+    t = np.geomspace(schedule.t_min, schedule.t_max, 1000)
+    drawn = schedule.sample_levels(jax.random.key(0), (10_000,))
+    along = [np.asarray(level) for level in (schedule.alpha(t), schedule.beta(t))]
+    rises = int(along[1][-1] > along[1][0])  # the noise; on a path of constant noise the blur
+    wanted = np.quantile(np.asarray(drawn[rises]), np.linspace(0.02, 0.98, _LEVELS))
+    return np.interp(wanted, along[rises], t)
 
 
 def analyze(config: ConfigDict, workdir: str, checkpoint: str | None = None) -> dict:
