@@ -181,9 +181,10 @@ def transfer(alpha: ArrayLike, *sizes: int) -> jax.Array:
     """
     alpha = jnp.asarray(alpha)
     alpha = alpha if jnp.issubdtype(alpha.dtype, jnp.floating) else alpha.astype(float)
-    eigen = jnp.asarray(_eigenvalues(*sizes), alpha.dtype)
+    square = _wide(alpha).reshape(alpha.shape + (1,) * (len(sizes) + 1)) ** 2
+    eigen = jnp.asarray(_eigenvalues(*sizes), square.dtype)
     eigen = eigen.reshape((1,) * alpha.ndim + (*sizes, 1))
-    return jnp.exp(-eigen * alpha.reshape(alpha.shape + (1,) * (len(sizes) + 1)) ** 2 / 2)
+    return jnp.exp(-eigen * square / 2).astype(alpha.dtype)
 
 
 def blur(x: ArrayLike, alpha: ArrayLike) -> jax.Array:
