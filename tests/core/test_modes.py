@@ -58,9 +58,12 @@ FUNCTIONS = {
         x, denoiser.Prediction(noise, x), PATH, np.array([1.0, 2.0])
     ),
     **{
-        kind: lambda x, noise, key, kind=kind: denoiser.precondition(
-            network if kind == "divide" else lambda *a: network(*a)[..., :1], parameterization=kind
-        )(x, 0.7, np.array([0.5, 2.0])).clean
+        kind: lambda x, noise, key, kind=kind: (
+            denoiser.precondition(
+                network if kind == "divide" else lambda *a: network(*a)[..., :1],
+                parameterization=kind,
+            )(x, 0.7, np.array([0.5, 2.0])).clean
+        )
         for kind in denoiser.PARAMETERIZATIONS
     },
     "guided": lambda x, noise, key: denoiser.guided(DENOISE, DENOISE, 2.0)(x, 0.5, 1.0).clean,
@@ -114,7 +117,8 @@ FUNCTIONS = {
 }
 # These return data like x; the others numbers in float32 at least, or of no type of data.
 LIKE_X = [
-    "dct", "blur", "transfer", "perturb", "transition", "score", "velocity", *denoiser.PARAMETERIZATIONS,
+    "dct", "blur", "transfer", "perturb", "transition", "score", "velocity",
+    *denoiser.PARAMETERIZATIONS,
     "guided", "gaussian", "mixture", "gaussian_start", *samplers.SOLVERS, "churn", "cold",
     "blurring_diffusion", "spectral", "wiener", "restore", "restore in one step",
 ]  # fmt: skip
