@@ -31,6 +31,7 @@ import os
 import pathlib
 import types
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -388,7 +389,7 @@ class Model:
         bnr: float | None = None,
         *,
         batch_size: int = 64,
-        **options,
+        **options: Any,
     ) -> np.ndarray:
         """Images of the seeds, uint8 [N, H, W, C]; each depends on its own seed alone.
 
