@@ -161,7 +161,7 @@ print(f"recommended for these photographs: {recommended:.2f}")
 # ## 3. The exact solution
 #
 # For a handful of images both heads can be computed exactly: every image is weighted by how well it explains
-# $x$ (`oracle.mixture`). It tells what a perfect network would do. Here it knows ten digits and sees one of them,
+# $x$ (`oracle.mixture`). It shows what a perfect network would do. Here it knows ten digits and sees one of them,
 # damaged more and more. With little damage it is sure; with much it answers with an average: the
 # mean of all images that are still possible.
 
@@ -298,7 +298,7 @@ alpha, beta = restoration.estimate_levels(y, model.spectrum, contrast=True)
 print(f"estimated: blur {float(alpha[0]):.2f} pixels, noise {float(beta[0]):.3f}")
 
 denoise = jax.jit(model.denoise)
-without_blur = denoise(y, jnp.zeros(1), beta).clean  # told that there is only noise
+without_blur = denoise(y, jnp.zeros(1), beta).clean  # as if there were only noise
 with_blur = denoise(y, alpha, beta).clean
 
 
@@ -315,7 +315,7 @@ show([[x[0] for x in versions.values()] + [photo[0]]], [""], labels, side=2)
 #
 # * Warm diffusion blurs and noises together; the ratio runs from hot (0) to cold (infinity).
 # * Photographs have little power at high frequency, so noise hides fine detail first. Blur in the right
-#   ratio only takes what is hidden already, and the spectrum tells the ratio.
+#   ratio only takes what is hidden already, and the spectrum gives the ratio.
 # * Two heads divide the work: one removes noise, the other brings the detail back.
 #
 # Next: draw images with `python main.py --mode=sample --checkpoint=pretrained/cifar10_16 --workdir=runs/first`,
