@@ -55,6 +55,17 @@ def test_what_a_killed_process_left_is_taken_over(tmp_path):
         assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
 
 
+def test_what_an_ended_process_of_this_machine_left_on_gs_is_taken_over_at_once(store, monkeypatch):
+    monkeypatch.setattr(lock, "_STALE_SECONDS", 1000.0)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    place = storage.path("gs://bucket/left")
+    left = {"host": socket.gethostname(), "pid": ended.pid, "since": "2026"}
+    storage.write_json(place / "lock.json", left)
+    with lock.hold(place):
+        pass
+
+
 def test_what_nobody_renews_on_gs_is_taken_over_and_its_holder_finds_out(store, monkeypatch):
     place = storage.path("gs://bucket/stale")
     with lock.hold(place) as check:

@@ -2,9 +2,9 @@
 
 import contextlib
 import errno
+import itertools
 import shutil
 import threading
-import time
 import types
 
 import jax
@@ -158,18 +158,17 @@ def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(tmp_path, monkeypa
 
 
 def test_what_a_failed_save_still_writes_is_removed_before_the_next_run(tmp_path):
-    left = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"
-    ended = threading.Event()
+    left = tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp" / "d"
+    left.mkdir(parents=True)
+    (left / "0").touch()
 
     def write_on():
-        while not ended.is_set():
-            left.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(OSError):
-                (left / f"{time.monotonic_ns()}").touch()
+        with contextlib.suppress(FileNotFoundError):  # until the folder is gone
+            for number in itertools.count(1):
+                (left / str(number)).touch()
 
-    thread = threading.Thread(target=write_on)
+    thread = threading.Thread(target=write_on, daemon=True)
     thread.start()
-    threading.Timer(0.5, ended.set).start()
     write(tmp_path, [6])
     thread.join()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["6"]

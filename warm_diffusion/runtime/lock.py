@@ -5,8 +5,9 @@ server. Mounts that keep locks to one machine (most of object stores) do not sho
 another one.
 
 On gs:// it is an object that is made only where there is none (if-generation-match) and renewed
-every 20 seconds. One that nobody renews for 90 seconds is taken over; a holder that was cut off for
-so long finds out before it writes a checkpoint.
+every 20 seconds. One that nobody renews for 90 seconds is taken over, at once if its holder was a
+process of this machine that has ended; a holder that was cut off for so long finds out before it
+writes a checkpoint.
 """
 
 import contextlib
@@ -83,6 +84,19 @@ def _refusal(place: pathlib.Path) -> ValueError:
     )
 
 
+def _has_ended(place: pathlib.Path) -> bool:
+    """Whether the holder was a process of this machine that is no more."""
+    try:
+        who = storage.read_json(place)
+        if who["host"] == socket.gethostname():
+            os.kill(int(who["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        pass
+    return False
+
+
 class _Lease:
     """The lock on gs://."""
 
@@ -100,6 +114,9 @@ class _Lease:
                 self._store.pipe_file(str(self._place), _who(), mode="create")
                 break
             if (found := self._found()) is None:
+                continue
+            if _has_ended(self._place):
+                self._delete(found["generation"])
                 continue
             if first is None:
                 first = found
