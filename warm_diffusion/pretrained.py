@@ -25,6 +25,7 @@ EDM's weights is loaded the same way.
 
 import dataclasses
 import functools
+import inspect
 import json
 import math
 import os
@@ -290,22 +291,27 @@ def schedule_of(section: Mapping, statistics: Statistics | None = None) -> sched
     """The path of a section `schedule`: its name, and arguments in a section of that name.
 
     Raises:
-      ValueError: a name or argument that is not known, a number out of range, no statistics for
-        `spectral`.
+      ValueError: a name or argument that is not known, a number out of range, no statistics for a
+        path that is made from the spectrum.
     """
     name = section.get("name")
     if name not in schedules.PATHS:
         known = ", ".join(schedules.PATHS)
         raise ValueError(f"schedule.name must be one of {known}, got {name!r}")
     spectrum = {}
-    if name == "spectral":
+    if takes_spectrum(name):
         if statistics is None:
-            raise ValueError("schedule spectral needs the spectrum of the training data")
+            raise ValueError(f"schedule {name} needs the spectrum of the training data")
         spectrum = {"spectrum": statistics.spectrum}
     try:
         return schedules.PATHS[name](**spectrum, **section.get(name, {}))
     except TypeError as error:  # Python's, for an argument too many or too few
         raise ValueError(f"schedule.{name}: {error}") from error
+
+
+def takes_spectrum(name: str) -> bool:
+    """Whether the path of a name is made from the spectrum of the data."""
+    return "spectrum" in inspect.signature(schedules.PATHS[name]).parameters
 
 
 # --- a trained network ---------------------------------------------------------------------------

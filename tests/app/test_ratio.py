@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from configs import default
-from warm_diffusion import schedules, spectra
+from tests.test_benchmarks import tiny_config
+from warm_diffusion import pretrained, schedules, spectra
 from warm_diffusion.app import build
+from warm_diffusion.app.train import train
 
 
 def config_with(**options):
@@ -86,6 +88,39 @@ def test_a_network_is_sampled_along_another_ratio_between_the_levels_of_its_path
     path = build.sampling_schedule(config)
     assert float(path.bnr(1.0)) == pytest.approx(2.0)
     assert path.t_max == pytest.approx(9.0)
+
+
+def test_every_path_has_a_section_with_arguments_of_its_own():
+    sections = default.get_config().schedule.to_dict()
+    del sections["name"]
+    assert sections.keys() == schedules.PATHS.keys()
+    for name, section in sections.items():
+        spectrum = {"spectrum": np.ones((8, 8))} if name == "spectral" else {}
+        assert isinstance(schedules.PATHS[name](**spectrum, **section), schedules.Schedule)
+
+
+def quadratic(*, curvature, beta_min, beta_max):
+    """Blur that grows with the square of the noise."""
+    return schedules.from_functions(
+        alpha=lambda t: curvature * t**2, beta=lambda t: t, t_min=beta_min, t_max=beta_max
+    )
+
+
+def test_a_new_schedule_needs_its_function_and_a_section_with_its_arguments_alone(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(schedules.PATHS, "quadratic", quadratic)
+    config = tiny_config()
+    with config.unlocked():
+        config.schedule.quadratic = {"curvature": 0.5, "beta_min": 0.01, "beta_max": 4.0}
+    config.schedule.name, config.training.num_steps = "quadratic", 2
+    assert int(train(config, str(tmp_path / "run")).step) == 2
+    model = pretrained.load(tmp_path / "run")
+    assert float(model.schedule.alpha(2.0)) == pytest.approx(0.5 * 2.0**2)
+    config.schedule.quadratic.curvature = -1.0
+    with pytest.raises(ValueError, match=r"schedule\.quadratic\.curvature must be"):
+        train(config, str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_run_with_auto_writes_resumes_and_samples_with_the_number(app, tmp_path):

@@ -301,7 +301,7 @@ def test_after_a_kill_in_the_first_save_a_run_starts_from_its_weights_again(app,
 def test_weights_of_another_network_are_refused_before_anything_is_written(app, trained, tmp_path):
     for source, message in (
         (tmp_path / "nowhere", "there is no trained network in"),
-        (trained[0], "is of another network than config.model: missing dec_8x8_block2"),
+        (trained[0], "these are weights of another network: missing dec_8x8_block2"),
     ):
         _, err = app.run(
             f"--workdir={tmp_path / 'run'}", f"--config.init_from={source}",

@@ -123,11 +123,11 @@ def realised(config: ConfigDict) -> ConfigDict:
 
 def describe(config: ConfigDict, image_shape: tuple[int, int, int]) -> dict:
     """The description (`pretrained.py`) of the network that a configuration trains."""
-    told = realised(config).to_dict()
+    config = realised(config)
+    told = config.to_dict() | {"image_shape": image_shape, "schedule": chosen_path(config)}
     del told["model"]["remat"]  # how it is computed, not what it is
-    name = config.schedule.name
-    told["schedule"] = {"name": name, name: told["schedule"][name]}
-    return {"image_shape": list(image_shape)} | {key: told[key] for key in pretrained.SECTIONS}
+    sections = {key: told[key] for key in ("image_shape", *pretrained.SECTIONS)}
+    return json.loads(json.dumps(sections))  # as it is read again, with lists for tuples
 
 
 def chosen_path(config: ConfigDict) -> dict:
@@ -155,16 +155,16 @@ def architecture(
       ValueError: a name that is not known, a number or a size that does not work.
     """
     description = describe(config, image_shape)
-    if statistics is None and config.schedule.name == "spectral":
+    if statistics is None and pretrained.takes_spectrum(config.schedule.name):
         statistics = data_statistics(config)
     return pretrained.build(description, statistics, remat=config.model.remat)
 
 
 def schedule(config: ConfigDict, statistics: Statistics | None = None) -> schedules.Schedule:
     """The path of `config.schedule`; `statistics` as for `architecture`."""
-    if config.schedule.name == "spectral":
-        statistics = statistics or data_statistics(config)
-    return pretrained.schedule_of(realised(config).schedule.to_dict(), statistics)
+    if statistics is None and pretrained.takes_spectrum(config.schedule.name):
+        statistics = data_statistics(config)
+    return pretrained.schedule_of(chosen_path(realised(config)), statistics)
 
 
 def sampling_schedule(
@@ -182,7 +182,7 @@ def trained_architecture(config: ConfigDict, trained: Architecture) -> Architect
     Raises:
       ValueError: the configuration asks for another network than was trained; names every key.
     """
-    was, now = trained.description, json.loads(json.dumps(describe(config, trained.image_shape)))
+    was, now = trained.description, describe(config, trained.image_shape)
     differences = [
         f"{section}.{key} is {value!r}, not {now[section].get(key)!r}"
         for section in ("model", "denoiser")

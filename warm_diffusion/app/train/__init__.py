@@ -97,7 +97,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
 def _realised(config: ConfigDict, began: dict | None) -> ConfigDict:
     """The configuration with a number for the ratio "auto": the run's, or else the data's."""
-    if config.schedule.constant_bnr.bnr != "auto":
+    if config.schedule.name != "constant_bnr" or config.schedule.constant_bnr.bnr != "auto":
         return config
     if began is None:
         config = build.realised(config)
