@@ -70,7 +70,7 @@ class Sampling:
       solver: euler, heun or multistep.
       num_steps: steps of the solver.
       rho: spacing of the time grid `edm`.
-      churn: EDM's stochasticity; None: deterministic.
+      churn: EDM's stochasticity, or S_churn alone; None: deterministic.
       label: class to draw; negative: the seed modulo the number of classes.
       guidance: weight of the class (`denoiser.guided`); 1: not guided.
       grid: edm (`schedules.time_grid`, from noise) or spectral (`schedules.spectral_grid`, from
@@ -80,7 +80,7 @@ class Sampling:
     solver: str = "heun"
     num_steps: int = 18
     rho: float = 7.0
-    churn: samplers.Churn | None = None
+    churn: samplers.Churn | float | None = None
     label: int = -1
     guidance: float = 1.0
     grid: str = "edm"
@@ -189,11 +189,9 @@ class Architecture:
                 "this network does not carry the spectrum of its training data: take "
                 "sampling.grid=edm"
             )
-        spectrum = self.statistics.spectrum
         start = schedule.t_max if schedule.needs_start else None
-        return schedules.spectral_grid(
-            schedule, spectrum, sampling.num_steps, sampling.solver, start=start
-        )
+        settings = self.statistics.spectrum, sampling.num_steps, sampling.solver
+        return schedules.spectral_grid(schedule, *settings, start=start)
 
     def draw(
         self,
@@ -217,10 +215,8 @@ class Architecture:
           return_trajectory: give (images, states [num_steps + 1, B, H, W, C]).
         """
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
-        times, noise = (
-            self.times(schedule, sampling),
-            samplers.initial_noise(seeds, self.image_shape),
-        )
+        noise = samplers.initial_noise(seeds, self.image_shape)
+        times = self.times(schedule, sampling)
         if start is None and sampling.grid == "edm":
             start = schedule.beta(times[0]) * noise
         elif start is None:
@@ -264,26 +260,24 @@ def build(
         raise ValueError(f"the description of the network lacks {', '.join(lacking)}")
     description = {key: description[key] for key in ("image_shape", *SECTIONS)}
     description = json.loads(json.dumps(description))  # lists for tuples, as it is read again
+    wrap = description["denoiser"]
     try:
-        _denoiser.precondition(None, **description["denoiser"])
+        _denoiser.precondition(None, **wrap)
     except TypeError as error:  # Python's, for an argument that is not known
         raise ValueError(f"denoiser: {error}") from error
-    sigma = description["denoiser"].get("sigma_data", 0.5)
-    if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 < sigma < math.inf:
+    sigma = wrap.get("sigma_data", 0.5)
+    if type(sigma) not in (int, float) or not 0 < sigma < math.inf:
         raise ValueError(f"denoiser.sigma_data must be a number > 0, got {sigma!r}")
     network = models.by_name(
         **{"remat": remat} | description["model"],
         resolution=shape[0],
         channels=shape[2],
         augment_dim=augmentation.NUM_LABELS if description["augment"].get("transforms") else 0,
-        heads=_denoiser.PARAMETERIZATIONS[
-            description["denoiser"].get("parameterization", "divide")
-        ],
+        heads=_denoiser.PARAMETERIZATIONS[wrap.get("parameterization", "divide")],
     )
     network.check_size(*shape[:2])
     models.init_params.eval_shape(network, jax.random.key(0))  # traced once for all uses
-    path = description["schedule"]
-    schedule = schedule_of(path, statistics)
+    schedule = schedule_of(description["schedule"], statistics)
     return Architecture(description, network, schedule, statistics)
 
 
@@ -296,13 +290,12 @@ def schedule_of(section: Mapping, statistics: Statistics | None = None) -> sched
     """
     name = section.get("name")
     if name not in schedules.PATHS:
-        known = ", ".join(schedules.PATHS)
-        raise ValueError(f"schedule.name must be one of {known}, got {name!r}")
-    spectrum = {}
-    if takes_spectrum(name):
-        if statistics is None:
-            raise ValueError(f"schedule {name} needs the spectrum of the training data")
-        spectrum = {"spectrum": statistics.spectrum}
+        names = ", ".join(schedules.PATHS)
+        raise ValueError(f"schedule.name must be one of {names}, got {name!r}")
+    spectral = takes_spectrum(name)
+    if spectral and statistics is None:
+        raise ValueError(f"schedule {name} needs the spectrum of the training data")
+    spectrum = {"spectrum": statistics.spectrum} if spectral else {}
     try:
         return schedules.PATHS[name](**spectrum, **section.get(name, {}))
     except TypeError as error:  # Python's, for an argument too many or too few
@@ -416,35 +409,28 @@ class Model:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         sampling = Sampling(solver, num_steps, **options)
-        path = _path(self.architecture, bnr)
+        path = self.schedule
+        if bnr is not None:  # between the same levels of noise, where they are the path's numbers
+            trained = self.architecture.description["schedule"]
+            numbers = trained.get(trained["name"], {}).items()
+            levels = {key: number for key, number in numbers if key in ("beta_min", "beta_max")}
+            path = schedules.constant_bnr(bnr, **levels)
         if path.needs_start:
             raise ValueError(
                 "this network's path ends in blurred images, not in noise: give bnr=, or start "
                 "from some with samplers.solve(model.denoise, blurred, model.schedule, times)"
             )
-        size, drawn = min(batch_size, len(seeds)), []
+        size = min(batch_size, len(seeds))
+        drawn = []
         for first in range(0, len(seeds), size):
             part = np.resize(seeds[first : first + size], size)  # filled up: one program for all
-            drawn.append(
-                _draw(self.architecture, self.params, part.astype(np.uint32), path, sampling)
-            )
-        return np.concatenate([images.to_uint8(batch) for batch in drawn])[: len(seeds)]
+            drawn.append(_draw(self.architecture, self.params, part, path, sampling))
+        return np.concatenate(list(map(images.to_uint8, drawn)))[: len(seeds)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _draw(built: Architecture, params: dict, seeds: jax.Array, path, sampling: Sampling):
     return built.draw(params, seeds, path, sampling)
-
-
-@functools.lru_cache(maxsize=32)
-def _path(built: Architecture, bnr: float | None) -> schedules.Schedule:
-    """The path trained on, or one of another ratio between the same levels of noise."""
-    if bnr is None:
-        return built.schedule
-    section = built.description["schedule"]
-    trained = section.get(section["name"], {})
-    levels = {key: trained[key] for key in ("beta_min", "beta_max") if key in trained}
-    return schedules.constant_bnr(float(bnr), **levels)
 
 
 # --- loading -------------------------------------------------------------------------------------
@@ -498,7 +484,7 @@ def split_checkpoint(checkpoint: str | os.PathLike) -> tuple[pathlib.Path, int |
 
 def _load_folder(folder: pathlib.Path) -> Model:
     config = storage.read_json(folder / "config.json")
-    found = {**config}.get("format"), {**config}.get("version")
+    found = config.get("format"), config.get("version")
     if found != (FORMAT, VERSION):
         raise ValueError(f"expected {FORMAT} of version {VERSION} in config.json, got {found}")
     arrays = weights.load(folder / "model.safetensors")
@@ -510,9 +496,8 @@ def _load_folder(folder: pathlib.Path) -> Model:
         if shapes != (built.image_shape, built.image_shape[:2]) or np.any(statistics[1] < 0):
             raise ValueError(f"{_MEAN} or {_SPECTRUM} do not fit, they have shapes {shapes}")
     params = weights.unflatten(arrays, built.abstract_params)
-    if _checksums(params, statistics) != {
-        key: config["info"][key] for key in _CHECKSUMS if key in config["info"]
-    }:
+    told = {key: sha for key, sha in config["info"].items() if key in _CHECKSUMS}
+    if _checksums(params, statistics) != told:
         raise ValueError("model.safetensors is damaged: its checksum does not fit")
     return Model(built, jax.tree.map(jnp.asarray, params), config["info"])
 
@@ -630,10 +615,7 @@ def save(
 
 def _card(name: str, model: Model, info: dict, picture: str) -> str:
     """The README.md of a model folder: what it is, its use, training, evaluation and limits."""
-    description = model.architecture.description
-    height, width, channels = model.image_shape
-    schedule = description["schedule"]["name"]
-    draws = not model.schedule.needs_start
+    description, draws = model.architecture.description, not model.schedule.needs_start
     run = f"--checkpoint={name} --workdir=OUT"
     if draws:
         call = "images = model.sample(range(16))  # uint8"
@@ -642,7 +624,7 @@ def _card(name: str, model: Model, info: dict, picture: str) -> str:
     else:
         call = (
             "import numpy as np\n"
-            f"images = np.zeros([16, {height}, {width}, {channels}])  # yours, in [-1, 1]\n"
+            f"images = np.zeros({[16, *model.image_shape]})  # yours, in [-1, 1]\n"
             "clean = model.denoise(images, alpha=1.0, beta=0.1).clean  # at their blur and noise"
         )
         mode = f"`python main.py --mode=restore {run} --input=PHOTOS` finds both levels by itself."
@@ -652,20 +634,17 @@ def _card(name: str, model: Model, info: dict, picture: str) -> str:
         )
     training = info.get("origin", "Not known.")
     if "configuration" in info:
-        again = f"python main.py --config={name}/config.json --workdir=RUN"
         training = (
             f"On `{info['configuration']['data']['source']}`, {info['images_seen']:,} images in "
             f"{info['step']:,} steps; weights: {info['weights']}. Every setting is in "
-            f"`config.json`; this trains it again:\n\n```sh\n{again} "
-            f"--config.training.num_steps={info['step']}\n```"
+            f"`config.json`; this trains it again:\n\n```sh\npython main.py --config={name}/"
+            f"config.json --workdir=RUN --config.training.num_steps={info['step']}\n```"
         )
-    reports = [
-        f"| `{report['metric']}` | {report[report['metric']]:.4g} | {report['solver']}, "
-        f"{report['network_calls']} calls, BNR {report['bnr']}, seeds {report['seeds']} |"
+    evaluation = "\n".join(
+        f"- `{report['metric']}`: {report[report['metric']]:.4g} ({report['solver']}, "
+        f"{report['network_calls']} network calls, BNR {report['bnr']}, seeds {report['seeds']})"
         for report in info.get("evaluation", [])
-    ]
-    table = ["| metric | value | samples |", "| --- | --- | --- |", *reports]
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    )
     return f"""---
 library_name: warm_diffusion
 tags: [{"image-generation" if draws else "image-restoration"}, diffusion, jax, warm-diffusion]
@@ -674,8 +653,9 @@ tags: [{"image-generation" if draws else "image-restoration"}, diffusion, jax, w
 # {name}
 
 A blur-noise diffusion model ([Warm Diffusion](https://arxiv.org/abs/2511.16904)) of
-{height}x{width}x{channels} images: {description["model"]["name"]}, {parameters:,} parameters, path
-`{schedule}`.
+{"x".join(map(str, model.image_shape))} images: {description["model"]["name"]}, \
+{sum(leaf.size for leaf in jax.tree.leaves(model.params)):,} parameters, path \
+`{description["schedule"]["name"]}`.
 {picture}
 ## Use
 
@@ -693,7 +673,7 @@ model = pretrained.load("{name}")  # the path of this folder
 
 ## Evaluation
 
-{chr(10).join(table) if reports else "None is recorded."}
+{evaluation or "None is recorded."}
 
 ## Limits
 

@@ -63,8 +63,8 @@ def test_statistics_are_those_of_the_data(exported):
 
 def test_the_card_tells_the_evaluation_with_its_protocol(exported):
     card = (exported / "README.md").read_text()
-    assert "| `fd_pixels_24` |" in card
-    assert "heun, 3 calls, BNR 0.5, seeds 0-23 |" in card
+    assert "- `fd_pixels_24`: " in card
+    assert "heun, 3 network calls, BNR 0.5, seeds 0-23)" in card
 
 
 @pytest.mark.parametrize("mode", ["sample", "eval", "analyze"])
@@ -194,7 +194,7 @@ def test_the_card_shows_an_evaluation_done_elsewhere_on_these_weights(app, train
         f"--config.export.evaluation={tmp_path / 'e'}", tiny=False,
     )  # fmt: skip
     card = (tmp_path / "m" / "README.md").read_text()
-    assert "| `fd_pixels_8` |" in card
+    assert "- `fd_pixels_8`: " in card
     assert "*Seeds 0 to 1: heun, 3 network calls, grid edm.*" in card
 
 
