@@ -133,8 +133,7 @@ def test_two_processes(tmp_path, kills):
                 break
             workdir, runs = tmp_path / f"killed{runs}", runs + 1
         else:
-            # When process 0 goes, JAX aborts the others; one that is busy cannot be quicker.
-            aborted = {-signal.SIGABRT} if processes[0].returncode == -signal.SIGKILL else set()
-            assert set(statuses) <= {-signal.SIGKILL, 75, 0} | aborted, statuses
+            # JAX aborts a process whose peer is gone, if it is not quicker to end by itself.
+            assert set(statuses) <= {-signal.SIGKILL, -signal.SIGABRT, 75, 0}, statuses
             busy += -signal.SIGABRT in statuses
     print(f"\n{killed} kills of one of two, {runs} runs, {busy} ends by JAX's abort")

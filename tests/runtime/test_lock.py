@@ -102,9 +102,10 @@ def test_a_lock_whose_file_cannot_be_deleted_is_let_go(tmp_path, monkeypatch):
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(OSError, match="Input/output"),
+        pytest.raises(OSError, match="Input/output") as caught,
         lock.hold(tmp_path),
     ):
         patch.setattr(pathlib.Path, "unlink", refuse)
+    assert caught.tb  # with all that its frames hold: nothing is let go by the garbage collector
     with lock.hold(tmp_path):
         pass

@@ -1,5 +1,6 @@
 """What several processes agree on, and what joins them; tests/app/test_processes.py starts two."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -84,6 +85,36 @@ def test_a_process_that_waits_in_vain_ends_with_one_line(index):
     assert run.returncode == 2, run.stderr
     assert run.stderr.startswith("not all processes of the run came in 2 s")
     assert run.stderr.count("\n") == 1
+
+
+LATE = """
+import sys, time
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from warm_diffusion.runtime import processes
+processes.join("localhost:{port}", 2, {index}, seconds=60)
+time.sleep({index} * 35)  # more than the 30 s for which XLA waits at a first meeting
+mesh = Mesh(np.array(jax.devices()), ("data",))
+ones = jax.make_array_from_process_local_data(
+    NamedSharding(mesh, PartitionSpec("data")), np.ones(jax.local_device_count(), np.float32))
+total = jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(mesh, PartitionSpec()))(ones)
+print(f"total {{float(total)}}")
+"""
+
+
+@pytest.mark.long
+def test_a_process_may_be_late_for_the_first_step():
+    port = free_port()
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", LATE.format(port=port, index=index)],
+            env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            stdout=subprocess.PIPE, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    for process in started:
+        assert "total 4.0" in process.communicate(timeout=150)[0]
 
 
 def test_without_a_cluster_what_must_be_given_is_named(monkeypatch):

@@ -1,10 +1,7 @@
 """Checkpoints: exact, atomic, verified; what is damaged is passed over and kept aside."""
 
-import contextlib
 import errno
-import itertools
 import shutil
-import threading
 import types
 
 import jax
@@ -12,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from etils import epath
 
 from warm_diffusion.runtime import storage
 from warm_diffusion.training import checkpoints
@@ -139,38 +135,39 @@ def check_that_damage_is_passed_over(workdir, damage):
     assert int(read(workdir).step) == 6
 
 
-def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(tmp_path, monkeypatch):
+@pytest.fixture
+def not_empty(monkeypatch):
+    """Folders whose deletion fails so often: others read or write in them still."""
+
+    def fail(times):
+        rmtree, failed = shutil.rmtree, []
+
+        def refuse(path, ignore_errors=False, **options):
+            if len(failed) == times:
+                return rmtree(path, ignore_errors, **options)
+            failed.append(path)
+            if not ignore_errors:
+                raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+        monkeypatch.setattr(shutil, "rmtree", refuse)
+
+    return fail
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(tmp_path, not_empty):
     """As on NFS, where a file that another process reads leaves another one behind."""
-
-    def refuse(path, **_):
-        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
-
-    monkeypatch.setattr(checkpoints, "_REMOVE_SECONDS", 0.1)
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or refuse(path)
-        )
-        patch.setattr(epath.Path, "rmtree", refuse)
-        write(tmp_path, [4, 5, 6])
+    not_empty(3)
+    write(tmp_path, [4, 5, 6])
     with Checkpoints(tmp_path) as saved:
         assert saved.steps() == [6]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["6"]
 
 
-def test_what_a_failed_save_still_writes_is_removed_before_the_next_run(tmp_path):
+def test_what_a_failed_save_still_writes_ends_no_later_run(tmp_path, not_empty):
     left = tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp" / "d"
     left.mkdir(parents=True)
-    (left / "0").touch()
-
-    def write_on():
-        with contextlib.suppress(FileNotFoundError):  # until the folder is gone
-            for number in itertools.count(1):
-                (left / str(number)).touch()
-
-    thread = threading.Thread(target=write_on, daemon=True)
-    thread.start()
+    not_empty(2)
     write(tmp_path, [6])
-    thread.join()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["6"]
 
 
