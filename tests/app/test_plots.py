@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.cbook import is_math_text
 from matplotlib.text import Text
 from PIL import Image
 
@@ -44,4 +45,5 @@ def test_names_of_files_are_shown_as_they_are(name):
         figure.canvas.draw()
         written = [text.get_text() for text in figure.findobj(Text) if text.get_text().strip()]
         assert written
+        assert not any(is_math_text(text) for text in written)
         assert all(text.replace(r"\$", "$") == name for text in written)
