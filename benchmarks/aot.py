@@ -1,19 +1,19 @@
 """What would a configuration need on a TPU? Compiles its programs for one that is not there.
 
     python -m benchmarks.aot --config=configs/cifar10.py --config.model.dtype=bfloat16 \
-        --topology=v5e:4x4 --batch_size=512 --out=aot.json
+        --topology=v5e:4x4 --config.training.batch_size=512 --out=aot.json
 
-The real training step, sampler and Inception features are compiled for the chips of a named
-topology, by the compiler that a TPU would use (`pip install '.[tpu]'`, 0.7 GB); or, without
---topology, for the devices that are there. Nothing runs, nothing is read, no weights are made. A
-program of a big network takes minutes (`docs/scaling.md`).
+The real training step and sampler are compiled for the chips of a named topology, by the compiler
+that a TPU would use (`pip install '.[tpu]'`, 0.7 GB); or, without --topology, for the devices that
+are there. Nothing runs, nothing is read, no weights are made. A program of a big network takes
+minutes (`docs/scaling.md`). The table shows of each:
 
-    memory      bytes on a chip: arguments, results that reuse none of them, temporaries, program
-    work        FLOP and bytes accessed on a chip by the compiler's count, a loop's body once (so
-                for the sampler roughly one solver step); absent where it gives none
-    collectives arrays that travel between chips: their number and whole size, once for a loop's
-                body too, and how much of it loops repeat
-    network     its convolutions by the type of their factors
+    bytes          on a chip: arguments, results that reuse none of them, temporaries, program
+    flops, bytes_accessed   by the compiler's count on a chip, a loop's body once (for the sampler
+                   roughly one solver step); None where it gives none
+    collectives    arrays that travel between chips: their number and whole bytes, once for a
+                   loop's body too, and how many of the bytes loops repeat
+    convolutions   of the network, by the type of their factors
 """
 
 import collections
@@ -33,10 +33,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from benchmarks.train_step import run, write_json
+from benchmarks.train_step import run, words, write_json
 from warm_diffusion.app import build, drawing
 from warm_diffusion.data import Statistics
-from warm_diffusion.evaluation import features, inception
 from warm_diffusion.pretrained import Architecture
 from warm_diffusion.runtime import devices
 from warm_diffusion.training.step import Batch, abstract_arguments
@@ -49,7 +48,7 @@ TOPOLOGIES = (
     "v6e:2x2", "v6e:4x4",
 )  # fmt: skip
 
-PROGRAMS = ("train", "sample", "inception")
+PROGRAMS = ("train", "sample")
 
 # Gigabytes (1e9) of memory on a device, by Google's data sheets.
 _MEMORY = {
@@ -132,13 +131,6 @@ def lower_sample(config: ConfigDict, built: Architecture, mesh: Mesh):
     settings = build.sampling_settings(config)
     program, arguments = drawing.program(built, path, settings, batch_size=size, mesh=mesh)
     return program.lower(*arguments), size
-
-
-def lower_inception(built: Architecture, mesh: Mesh):
-    """Inception's features of RGB images of this size."""
-    program, size = features.program(inception.features, mesh)
-    images = jax.ShapeDtypeStruct((size, *built.image_shape[:2], 3), np.uint8)
-    return program.lower(inception.abstract_params(), images), size
 
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][a-z\d-]*)\((.*)$")
@@ -226,7 +218,6 @@ def compile_programs(config: ConfigDict, topology: str, names: list[str], images
     lower = {
         "train": lambda: lower_train(config, built, mesh, images),
         "sample": lambda: lower_sample(config, built, mesh),
-        "inception": lambda: lower_inception(built, mesh),
     }
     kind = mesh.devices.flat[0].device_kind
     params = jax.eval_shape(lambda: built.init_params(jax.random.key(0)))
@@ -256,34 +247,15 @@ def compile_programs(config: ConfigDict, topology: str, names: list[str], images
 
 def show(row: dict) -> None:
     """Prints a program's part of the table."""
-    held = row["bytes"]
-    print(
-        f"{row['program']:<10} {row['topology']}, batch {row['batch_size']}, compiled in "
-        f"{row['compile_seconds']:.1f} s"
-    )
-    share = f" ({held['total'] / row['chip_bytes']:.1%} of a chip)" if row["chip_bytes"] else ""
-    print("  memory      " + ", ".join(f"{k} {v / 1e9:.3f} GB" for k, v in held.items()) + share)
-    if row["flops"]:
-        print(
-            f"  work        {row['flops'] / 1e9:,.1f} GFLOP, {row['bytes_accessed'] / 1e9:,.2f} GB "
-            "accessed on a chip"
-        )
-    travels = [
-        f"{kind} {c['count']} of {c['bytes'] / 1e6:.3f} MB, {c['looped'] / 1e6:.3f} MB in loops"
-        for kind, c in row["collectives"].items()
-    ]
-    print("  collectives " + ("; ".join(travels) or "none"))
-    types = ", ".join(f"{count} in {dtype}" for dtype, count in row["convolutions"].items())
-    print(f"  network     convolutions: {types or 'none'}")
-    print(f"  other       {row['host_callbacks']} host callbacks, {row['float64']} float64")
+    for name, value in row.items():
+        print(f"{name:<16} {words(value)}")
+    print(flush=True)
 
 
 def main(argv: list[str]) -> None:
     """Prints the table and writes the JSON after each topology."""
     del argv
     config = FLAGS.config
-    if FLAGS.batch_size:
-        config.training.batch_size = FLAGS.batch_size
     if any(FLAGS.topology):
         jax.config.update("jax_platforms", "cpu")  # nothing runs on a device that may be here
     print(f"network    {config.model.name} {config.model.dtype}, jax {jax.__version__}")
@@ -297,7 +269,6 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", "configs/cifar10.py", "Any configuration.")
     flags.DEFINE_list("topology", [], "Of TPUs, as v5e:4x4; empty: the devices that are here.")
-    flags.DEFINE_integer("batch_size", 0, "Of training, over all chips; 0: the configuration's.")
     flags.DEFINE_list("programs", list(PROGRAMS), f"Which of {', '.join(PROGRAMS)}.")
     flags.DEFINE_integer("images", 50_000, "Of the data, which stay on the chips if they fit.")
     flags.DEFINE_string("out", "", "JSON file to write.")
