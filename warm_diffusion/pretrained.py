@@ -557,7 +557,7 @@ def _read_checkpoint(workdir: pathlib.Path, saved, step: int, ema: int) -> Model
         raise ValueError(f"ema must be -1 (raw weights) or 0 to {len(names) - 1}, got {ema}")
     built = build(about["model"], Statistics(**saved.statistics(step)))
     params = saved.weights(step, built.abstract_params, ema)
-    keys = ("step", "images_seen", "data_sha256", "versions", "sha256", "configuration")
+    keys = ("step", "images_seen", "data_sha256", "versions", "configuration")
     info = {key: about[key] for key in keys if key in about}
     info |= {"weights": "raw" if ema < 0 else names[ema], **_checksums(params, built.statistics)}
     return Model(built, jax.tree.map(jnp.asarray, params), info)
