@@ -314,5 +314,5 @@ def test_a_run_of_another_configuration_is_not_evaluated_by_mistake(
 def test_the_ratio_of_a_path_is_one_number_or_both_ends():
     assert path_bnr(schedules.constant_bnr(0.5)) == 0.5
     assert path_bnr(schedules.hot()) == 0.0
-    # alpha 0.5 to 20 pixels at noise 0.01
-    assert path_bnr(schedules.cold()) == [50.0, 2000.0]
+    # alpha 0.5 to 24 pixels at noise 0.01
+    assert path_bnr(schedules.cold()) == [50.0, 2400.0]

@@ -86,7 +86,12 @@ def test_few_samples_and_unknown_references_are_warned_about():
 def test_rounds_are_summarised_by_mean_deviation_and_minimum():
     """1, 2, 6: mean 3, sample standard deviation sqrt((4 + 1 + 9) / 2) = sqrt 7."""
     rounds = [
-        {"fid50k_train": v, "precision50k_train": v / 10, "kid50k_train_standard_error": v}
+        {
+            "seeds": "0-9",
+            "fid50k_train": v,
+            "precision50k_train": v / 10,
+            "kid50k_train_standard_error": v,
+        }
         for v in (2.0, 1.0, 6.0)
     ]
     found = metrics.summarise(rounds)

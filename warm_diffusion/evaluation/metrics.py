@@ -103,18 +103,19 @@ def warnings(count: int, reference: FeatureStatistics) -> str:
     return "; ".join(filter(None, [few * (count < _FEW), warning(reference.provenance)]))
 
 
-def summarise(rounds: list[dict[str, float]]) -> dict[str, float | None]:
+def summarise(rounds: list[dict]) -> dict[str, float | None]:
     """Mean, standard deviation and, of distances, minimum over several rounds of sampling.
 
     Args:
-      rounds: the metrics of each round, of the same names.
+      rounds: the metrics of each round, of the same names; what is no number is passed over.
 
     Returns:
       NAME (the mean), NAME_std (over rounds; None for a single one) and of distances NAME_min.
     """
     summary = {}
-    for name in rounds[0]:
-        if name.endswith("_standard_error"):  # of one round, not to be averaged
+    for name, value in rounds[0].items():
+        # A standard error is of one round, not to be averaged.
+        if not isinstance(value, float) or name.endswith("_standard_error"):
             continue
         values = np.array([metrics[name] for metrics in rounds])
         summary[name] = float(values.mean())

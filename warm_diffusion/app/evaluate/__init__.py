@@ -11,6 +11,7 @@ more rounds uses those there are. A report of another protocol in the same place
 overwritten.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -109,7 +110,7 @@ class _Evaluator:
     def __init__(self, config: ConfigDict, folder: pathlib.Path):
         self.folder, self._mesh = folder, devices.make_mesh()
         self._config, self._options = config, config.eval
-        self._data = self._sampler = self._extract = self._reference = None
+        self._sampler = self._extract = self._reference = None
 
     def run(self, model: Model) -> dict:
         """Evaluates one checkpoint, or returns its report if that is there."""
@@ -141,10 +142,12 @@ class _Evaluator:
             found = processes.first_says(_read(kept))
             if not found:
                 found = self._round(model, range(first, first + count))
-                _write(kept, found)
+                if jax.process_index() == 0:
+                    storage.write_json(kept, found)
             rounds.append(found)
-        report = self._summary(rounds, count) | protocol
+        report = metrics.summarise(rounds) | protocol
         report |= {
+            "metric": metrics.main_metric(count, self._reference),
             "seeds": f"0-{len(rounds) * count - 1}",
             "ranges": rounds,
             "reference": protocol["reference"] | {"sha256": reference.fingerprint(self._reference)},
@@ -152,6 +155,8 @@ class _Evaluator:
             "versions": {name: importlib.metadata.version(name) for name in ("jax", "numpy")},
             "identity": identity,
         }
+        if warning := metrics.warnings(count, self._reference):
+            report["warning"] = warning
         if wanted:
             report |= {"likelihood": wanted} | self._likelihood(model)
         report["seconds"] = round(time.monotonic() - began, 1)
@@ -160,10 +165,9 @@ class _Evaluator:
         _say(report, path)
         return report
 
+    @functools.cached_property
     def _dataset(self):
-        if self._data is None:
-            self._data = build.dataset(self._config)
-        return self._data
+        return build.dataset(self._config)
 
     def _find_reference(self, model: Model) -> reference.FeatureStatistics:
         """The statistics to compare with: `eval.reference`, or of `config.data`, kept for later."""
@@ -176,7 +180,7 @@ class _Evaluator:
         if given:
             statistics = reference.load(given)
         else:
-            found = build.provenance(self._config, self._dataset(), self._extract)
+            found = build.provenance(self._config, self._dataset, self._extract)
             reference.check(found, expected, "config.data")
             key = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:12]
             kept = self.folder / f"reference_{key}.npz"
@@ -186,7 +190,7 @@ class _Evaluator:
                 statistics = reference.load(kept)
                 expected |= found
             else:
-                images = reference.in_batches(self._dataset().images)
+                images = reference.in_batches(self._dataset.images)
                 statistics = reference.collect(self._extract, images, found)
                 if jax.process_index() == 0:
                     reference.save(kept, statistics)
@@ -196,7 +200,7 @@ class _Evaluator:
             if "data_sha256" in model.info:
                 expected["data_sha256"] = model.info["data_sha256"]
         elif given:
-            expected["recipe"] = self._dataset().info["resize"]
+            expected["recipe"] = self._dataset.info["resize"]
         reference.check(statistics.provenance, expected, given or "config.data as reference")
         return statistics
 
@@ -229,7 +233,7 @@ class _Evaluator:
 
     def _round(self, model: Model, seeds: range) -> dict:
         """The metrics of the images of some seeds."""
-        start = self._dataset().images if self._sampler.schedule.needs_start else None
+        start = self._dataset.images if self._sampler.schedule.needs_start else None
         params = devices.put_replicated(model.params, self._mesh)
         name = f"{_label(model)}, seeds {seeds[0]}-{seeds[-1]}"
 
@@ -249,15 +253,8 @@ class _Evaluator:
         told = {"seeds": f"{seeds[0]}-{seeds[-1]}"}
         return told | metrics.compare(generated, self._reference)
 
-    def _summary(self, rounds: list[dict], count: int) -> dict:
-        summary = metrics.summarise([_numbers(found) for found in rounds])
-        summary["metric"] = metrics.main_metric(count, self._reference)
-        if warning := metrics.warnings(count, self._reference):
-            summary["warning"] = warning
-        return summary
-
     def _likelihood(self, model: Model) -> dict[str, float]:
-        data, split = self._dataset(), build.split_name(self._config)
+        data, split = self._dataset, build.split_name(self._config)
         found = build.provenance(self._config, data, self._extract)
         expected = {"image_shape": list(model.image_shape)}
         if split == "train" and "data_sha256" in model.info:
@@ -276,7 +273,7 @@ class _Evaluator:
             storage.move(path, aside)
             say(f"note     the report of another protocol is now {aside}")
         storage.write_json(path, report)
-        numbers = metrics.summarise([_numbers(found) for found in report["ranges"]]) | _bits(report)
+        numbers = metrics.summarise(report["ranges"]) | _bits(report)
         writer = Writer(self.folder, first_step=None)
         writer.scalars(report["step"], {k: v for k, v in numbers.items() if v is not None})
         writer.close()
@@ -310,10 +307,6 @@ def _bits(report: dict) -> dict[str, float]:
     return {name: value for name, value in report.items() if name.startswith("bpd")}
 
 
-def _numbers(found: dict) -> dict[str, float]:
-    return {name: value for name, value in found.items() if name != "seeds"}
-
-
 def _label(model: Model) -> str:
     """Of a checkpoint, or of a model that does not know its step."""
     return f"step {model.info['step']:,}" if "step" in model.info else "the model"
@@ -327,8 +320,3 @@ def _read(path: pathlib.Path) -> dict:
         return {}
     except ValueError as error:
         raise ValueError(f"{error}: delete it") from error
-
-
-def _write(path: pathlib.Path, content: dict) -> None:
-    if jax.process_index() == 0:
-        storage.write_json(path, content)
