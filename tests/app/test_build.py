@@ -211,15 +211,16 @@ def test_each_step_has_a_dropout_mask_of_its_own():
 
 
 @pytest.mark.parametrize("sharding", ["replicated", "fsdp"])
-def test_the_step_is_compiled_once(sharding):
+def test_the_step_is_compiled_once_and_takes_the_place_of_the_state(sharding):
     config = make_config(**{"training.sharding": sharding, "training.batch_size": 8})
     built, mesh = build.architecture(config, SHAPE), make_mesh()
     make_state, _ = build.initial_state(config, built, mesh)
     step, state = build.train_step(config, built, mesh), make_state()
     metrics = jax.jit(TrainMetrics.empty, out_shardings=devices.replicated(mesh))()
     for _ in range(3):
-        images = devices.put_split(random_batch(), mesh)
+        images, before = devices.put_split(random_batch(), mesh), state
         state, metrics = step(state, metrics, images, np.uint32(3))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.params, before.ema)))
     assert step._cache_size() == 1
 
 

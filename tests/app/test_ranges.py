@@ -48,6 +48,13 @@ def test_a_value_out_of_range_is_one_line_with_key_and_value():
             assert re.fullmatch(f"({line})?", complaint(key, value)), (key, value)
 
 
+def test_no_number_may_be_negative_but_these():
+    signed = {"sampling.bnr", "sampling.guidance", "sampling.label"}
+    signed |= {key for key in KEYS if key.endswith(".p_mean")}
+    numbers = {key for key, inside in KEYS.items() if type(inside) in (int, float)}
+    assert {key for key in numbers if not complaint(key, type(KEYS[key])(-3))} == signed
+
+
 def test_every_check_is_the_first_that_fits_some_key():
     """No line of the table is dead, and no key is without one."""
     import fnmatch
