@@ -10,9 +10,11 @@ EDM, Karras et al. 2022, arXiv 2206.00364, appendix F.2 and table 6). Per image,
     y_flip       0 or 1                              y_flip                            1
     scale        2^(0.2 N)                           N                                 2
     rotate       angle in [-pi, pi]                  cos(angle) - 1, sin(angle)        3, 4
-    anisotropy   2^(0.2 |N|) along an axis,          |N| cos(axis), |N| sin(axis)      5, 6
-                 2^(-0.2 |N|) across it
+    anisotropy   2^(0.2 N) along an axis,            N cos(axis), N sin(axis)          5, 6
+                 2^(-0.2 N) across it
     translate    N_x W / 8, N_y H / 8                N_x, N_y                          7, 8
+
+The axis is an angle in [-pi, pi], but 0 in half of the images (EDM's code, aniso_rotate_prob).
 
     (1)  p_out = A R S F p_in + shift    content moves, in the order of the table
     (2)  p_in = S^-1 R^-1 A^-1 (p_out - shift)    evaluated once per output pixel, after the flips F
@@ -26,9 +28,7 @@ which detail is noise should not be shown blurred images. Values are not clipped
 they may pass [-1, 1], as with any filter this sharp.
 
 Differs from the papers: eq. (3) in place of a wavelet filter on a doubled grid; borders reflect
-about the outer edge of the border pixels, as the blur of dct.py does; the anisotropy's exponent is
-|N|. With N, the labels of (N, axis) and of the opposite (-N, axis + pi) would be the same numbers;
-with |N|, transforms and labels are distributed as before, and a label tells the transform.
+about the outer edge of the border pixels, as the blur of dct.py does.
 """
 
 import functools
@@ -57,8 +57,8 @@ class Parameters(NamedTuple):
     y_flip: jax.Array  # 0 or 1: top and bottom change places
     scale: jax.Array  # exponent N of 2^(0.2 N): above 0 enlarges
     rotation: jax.Array  # radians, counter-clockwise
-    anisotropy: jax.Array  # exponent |N|
-    axis: jax.Array  # radians, the stretched direction, counter-clockwise from the horizontal
+    anisotropy: jax.Array  # exponent N: above 0 stretches along the axis
+    axis: jax.Array  # radians, counter-clockwise from the horizontal
     x_shift: jax.Array  # N_x, in W / 8 pixels to the right
     y_shift: jax.Array  # N_y, in H / 8 pixels downwards
 
@@ -94,8 +94,8 @@ def draw(
 
     def one(key: jax.Array) -> Parameters:
         uniform_key, normal_key = jax.random.split(key)
-        uniform = jax.random.uniform(uniform_key, (len(TRANSFORMS) + 4,), jnp.float32)
-        gate, coin, turn = jnp.split(uniform, [len(TRANSFORMS), len(TRANSFORMS) + 2])
+        uniform = jax.random.uniform(uniform_key, (len(TRANSFORMS) + 5,), jnp.float32)
+        gate, coin, turn = jnp.split(uniform, [len(TRANSFORMS), len(TRANSFORMS) + 3])
         enabled = (chosen & (always | (gate < probability))).astype(jnp.float32)
         flip, angle = coin < 0.5, math.pi * (2 * turn - 1)
         normal = jax.random.normal(normal_key, (4,), jnp.float32)
@@ -104,8 +104,8 @@ def draw(
             y_flip=enabled[1] * flip[1],
             scale=enabled[2] * normal[0],
             rotation=enabled[3] * angle[0],
-            anisotropy=enabled[4] * jnp.abs(normal[1]),
-            axis=enabled[4] * angle[1],
+            anisotropy=enabled[4] * normal[1],
+            axis=enabled[4] * flip[2] * angle[1],
             x_shift=enabled[5] * normal[2],
             y_shift=enabled[5] * normal[3],
         )
