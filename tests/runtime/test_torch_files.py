@@ -163,7 +163,7 @@ def test_a_network_within_itself_and_a_bottomless_one_are_refused(depth, write):
         start += opcodes("_parameters") + b"}s" + opcodes("_buffers") + b"}s"
         start += opcodes("_modules") + b"}" + opcodes("x")
         program = start * 3_000 + b"N" + b"sss" * 3_000
-    with pytest.raises(ValueError, match=r"twice|Recursion"):
+    with pytest.raises(ValueError, match="a module twice" if depth == 2 else "Recursion"):
         read_network(write(network_file(program)))
 
 
