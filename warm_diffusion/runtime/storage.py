@@ -291,39 +291,27 @@ def fetch(where: str | os.PathLike, cache_dir: pathlib.Path | None = None) -> pa
       cache_dir: where copies are kept; None: a folder in the user's cache.
 
     Raises:
-      ValueError: no such file on gs://, or one that changes while it is read.
+      ValueError: no such file on gs://.
     """
     place = path(where)
     if is_local(place):
         return place
-    version = _version(place)
-    key = hashlib.sha256(json.dumps(version, default=str).encode()).hexdigest()[:16]
+    if not place.exists() or place.is_dir():
+        raise ValueError(f"there is no file {place}")
+    found = object_store().info(str(place))
+    key = hashlib.sha256(f"{place} {found['generation']}".encode()).hexdigest()[:16]
     target = (cache_dir or default_cache_dir()) / "fetched" / key / place.name
-    if target.exists():
-        return target
-    say(f"fetch    {place}, {version['size'] / 1e6:,.1f} MB, to {target}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    try:
-        object_store().get_file(str(place), str(partial))
-        if _version(place) != version or partial.stat().st_size != version["size"]:
-            raise ValueError(f"{place} changed while it was fetched: start again")
-        os.utime(partial, (0, 0))  # the key tells versions apart, and a copy made anew is the same
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    if not target.exists():
+        say(f"fetch    {place}, {found['size'] / 1e6:,.1f} MB, to {target}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+        try:
+            object_store().get_file(str(place), str(partial))
+            os.utime(partial, (0, 0))  # a copy made anew is the same file to prepared data
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
     return target
-
-
-def _version(place: pathlib.Path) -> dict:
-    """What changes when an object on gs:// does."""
-    try:
-        found = object_store().info(str(place))
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no file {place}") from error
-    if found["type"] != "file":
-        raise ValueError(f"{place} is a folder, expected a file")
-    return {"url": str(place)} | {key: found.get(key) for key in ("size", "generation", "etag")}
 
 
 # --- errors --------------------------------------------------------------------------------------
