@@ -23,24 +23,16 @@ class Ended(BaseException):
 
 @contextlib.contextmanager
 def quiet_end() -> Iterator[None]:
-    """Raises `Ended` at the first SIGINT or SIGTERM, which cleans up; a second one ends at once.
+    """Raises `Ended` at the first SIGINT or SIGTERM, which cleans up; a second one acts at once.
 
     With several processes SIGTERM is JAX's (`_agreed`).
     """
 
-    def end(number, _):
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
-        raise Ended(signal.Signals(number))
+    def end(number: signal.Signals) -> None:
+        raise Ended(number)
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _first(end, signal.SIGINT, signal.SIGTERM):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -51,54 +43,42 @@ def stop_requests() -> Iterator[Callable[[], str]]:
       A function that tells the name of the signal received, empty before. All processes of a run
       must ask equally often; they get the same answers, whichever received the signal.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: ""  # Python delivers signals to the main thread alone
-    elif jax.process_count() == 1:
-        with _caught(signal.SIGTERM, signal.SIGINT) as received:
+    if jax.process_count() == 1:
+        received: list[signal.Signals] = []
+        with _first(received.append, signal.SIGINT, signal.SIGTERM):
             yield lambda: received[0].name if received else ""
     else:
-        with _agreed() as request:
-            yield request
+        with _first(lambda _: os.kill(os.getpid(), signal.SIGTERM), signal.SIGINT):
+            yield _agreed
 
 
 @contextlib.contextmanager
-def _caught(*numbers: signal.Signals) -> Iterator[list[signal.Signals]]:
-    received: list[signal.Signals] = []
+def _first(handle: Callable[[signal.Signals], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Handles the first of these signals; then, and at the end, all is as it was before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python delivers signals to the main thread alone
+        return
     before = {number: signal.getsignal(number) for number in numbers}
 
-    def restore():
+    def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def request(number, _):
-        received.append(signal.Signals(number))
+    def first(number, _) -> None:
         restore()
+        handle(signal.Signals(number))
 
     for number in numbers:
-        signal.signal(number, request)
+        signal.signal(number, first)
     try:
-        yield received
+        yield
     finally:
         restore()
 
 
-@contextlib.contextmanager
-def _agreed() -> Iterator[Callable[[], str]]:
+def _agreed() -> str:
     """JAX's runtime caught SIGTERM when it started, and chooses the step at which all stop."""
-
-    def pass_on(number, _):
-        signal.signal(number, before)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def request() -> str:
-        if not multihost_utils.reached_preemption_sync_point(next(_questions)):
-            return ""
-        # JAX's handler stays deaf to the second one.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        return "SIGTERM"
-
-    before = signal.signal(signal.SIGINT, pass_on)
-    try:
-        yield request
-    finally:
-        signal.signal(signal.SIGINT, before)
+    if not multihost_utils.reached_preemption_sync_point(next(_questions)):
+        return ""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX's handler stays deaf to the second one
+    return "SIGTERM"
