@@ -191,9 +191,9 @@ def _integrate(
 
     def step(carry, inputs):
         x, previous = carry
-        index, weight, begin, start, end = inputs
+        keys, weight, begin, start, end = inputs
         if raised is not None:
-            keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(noise[0])
+            keys = jax.random.wrap_key_data(keys, impl=jax.random.key_impl(noise[0]))
             x = transition(x, noise[1] * _normal(keys, x), begin, start)
         if solver == "heun":
             x = _heun(denoise, x, start, end)
@@ -204,7 +204,13 @@ def _integrate(
         x = x + _difference(x, prediction, start[1], start, end, ahead)
         return (x, prediction.clean), x if return_trajectory else None
 
-    steps = jnp.arange(weights.shape[0]), weights, begin, start, end
+    # As plain numbers: under debug_key_reuse a loop must not draw by a key from outside.
+    keys = noise and jax.random.key_data(
+        jax.vmap(lambda step: jax.vmap(lambda key: jax.random.fold_in(key, step))(noise[0]))(
+            jnp.arange(weights.shape[0])
+        )
+    )
+    steps = keys, weights, begin, start, end
     (end, _), states = jax.lax.scan(step, (x, x), steps)
     end = end.astype(given.dtype)
     if not return_trajectory:
