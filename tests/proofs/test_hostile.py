@@ -227,7 +227,7 @@ def test_a_configuration(tmp_path, examples):
 
     def read(path):
         config = configurations.load(str(path), default.get_config())
-        configurations.check(config, None)
+        configurations.check(config)
 
     check(content, "config.json", examples, tmp_path, read)
 
