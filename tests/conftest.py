@@ -55,10 +55,10 @@ def inception_weights(tmp_path_factory):
     """A safetensors file of random weights that keep activations near 1 through all layers."""
     import safetensors.numpy
 
-    from warm_diffusion.evaluation import inception_layers
+    from warm_diffusion.evaluation import inception
 
     arrays = {}
-    for name, shape in inception_layers.array_shapes().items():
+    for name, shape in inception.array_shapes().items():
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         if name.endswith("conv.weight"):
             array = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))

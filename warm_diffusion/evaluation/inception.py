@@ -9,8 +9,8 @@
 
 Architecture: Szegedy et al. 2015 (arXiv 1512.00567), figures 5 to 7. This graph differs from
 torchvision's InceptionV3 in two ways that move every FID: averages over 3 x 3 neighbours leave
-the padding out of the count, and the last block pools by maximum. `inception_layers` lists the
-layers, named as in pytorch-fid and torch-fidelity, which share one weights file.
+the padding out of the count, and the last block pools by maximum. Layers have the names of
+pytorch-fid's and torch-fidelity's weights file, which is one.
 
 Deliberately absent: training, the classifiers, and any download. The published weights are torch's
 file, which is read without torch, running nothing in it.
@@ -20,7 +20,6 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,6 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from warm_diffusion.evaluation import inception_layers as layers
 from warm_diffusion.runtime import storage, torch_files
 from warm_diffusion.runtime.console import say
 
@@ -51,13 +49,13 @@ def params_from_arrays(arrays: Mapping[str, np.ndarray]) -> Params:
         (`num_batches_tracked`, `fc`, `AuxLogits`).
 
     Returns:
-      Layer to {"kernel": HWIO, "bias": [1, 1, 1, O]}, eq. (3), float32, folded in float64.
+      Layer to {"kernel": HWIO, "bias": [O]}, eq. (3), float32, folded in float64.
 
     Raises:
       ValueError: missing or misshaped arrays, which it names, or numbers that are not finite.
     """
     problems = []
-    for name, shape in layers.array_shapes().items():
+    for name, shape in array_shapes().items():
         if name not in arrays:
             problems.append(f"missing {name}")
         elif np.shape(arrays[name]) != shape:
@@ -70,31 +68,54 @@ def params_from_arrays(arrays: Mapping[str, np.ndarray]) -> Params:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" * (len(problems) > 6))
         raise ValueError(f"these are not the weights of the FID InceptionV3: {shown}")
 
-    params = {}
-    for name in layers.layer_shapes():
-        weight = np.asarray(arrays[f"{name}.conv.weight"], np.float64).transpose(2, 3, 1, 0)
-        gamma, beta, mean, variance = (
-            np.asarray(arrays[f"{name}.bn.{statistic}"], np.float64)
-            for statistic in ("weight", "bias", "running_mean", "running_var")
-        )
-        scale = gamma / np.sqrt(variance + _EPSILON)
-        params[name] = {
-            "kernel": jnp.asarray(weight * scale, jnp.float32),
-            "bias": jnp.asarray(beta - mean * scale, jnp.float32).reshape(1, 1, 1, -1),
-        }
-    return params
+    return {name: folded(arrays, f"{name}.conv", f"{name}.bn") for name in layer_shapes()}
+
+
+def folded(arrays: Mapping[str, np.ndarray], convolution: str, norm: str) -> dict[str, jax.Array]:
+    """Kernel [h, w, in, out] and bias [out] of a convolution of PyTorch's and its norm, eq. (3)."""
+    weight = np.asarray(arrays[f"{convolution}.weight"], np.float64).transpose(2, 3, 1, 0)
+    gamma, beta, mean, variance = (
+        np.asarray(arrays[f"{norm}.{name}"], np.float64)
+        for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    scale = gamma / np.sqrt(variance + _EPSILON)
+    return {
+        "kernel": jnp.asarray(weight * scale, jnp.float32),
+        "bias": jnp.asarray(beta - mean * scale, jnp.float32),
+    }
+
+
+@functools.cache
+def layer_shapes() -> dict[str, tuple[int, int, int, int]]:
+    """Every convolution: name to (height, width, channels in, channels out)."""
+    shapes = {}
+
+    def record(name, x, kernel, stride=1, padded=True):
+        height, width, out = kernel
+        shapes[name] = (height, width, x.shape[3], out)
+        rows, columns = x.shape[1:3]
+        if not padded:
+            rows, columns = (rows - height) // stride + 1, (columns - width) // stride + 1
+        return jnp.zeros((len(x), rows, columns, out))
+
+    jax.eval_shape(lambda x: _graph(record, x), jax.ShapeDtypeStruct((1, _SIZE, _SIZE, 3), float))
+    return shapes
+
+
+def array_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the published arrays that are used."""
+    shapes = {}
+    for name, (height, width, channels, out) in layer_shapes().items():
+        shapes[f"{name}.conv.weight"] = (out, channels, height, width)
+        for statistic in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{name}.bn.{statistic}"] = (out,)
+    return shapes
 
 
 def abstract_params() -> Params:
     """Shapes and types of `params_from_arrays`, to compile without weights."""
-    shapes = {
-        name: {"kernel": shape, "bias": (1, 1, 1, shape[3])}
-        for name, shape in layers.layer_shapes().items()
-    }
-    return {
-        name: {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in layer.items()}
-        for name, layer in shapes.items()
-    }
+    of = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+    return {n: {"kernel": of(*s), "bias": of(s[3])} for n, s in layer_shapes().items()}
 
 
 @functools.cache
@@ -150,39 +171,84 @@ def _average(x: jax.Array) -> jax.Array:
     return _three(x, jnp.add, padding=0) / count
 
 
-def _convolve(
-    params: Params, name: str, x: jax.Array, stride: int = 1, padded: bool = True
-) -> jax.Array:
-    """Eq. (3); without padding the grid shrinks by the kernel."""
-    # One row and column too many is computed and dropped: XLA's CPU convolutions (jax 0.10) are up
-    # to seven times slower when nothing at all is padded, the whole network half as fast again.
+def convolve(layer: dict[str, jax.Array], x: jax.Array, stride: int = 1, padding="SAME"):
+    """k * x + b in full float32."""
     x = jax.lax.conv_general_dilated(
         x,
-        params[name]["kernel"],
+        layer["kernel"],
         (stride, stride),
-        "SAME" if padded else ((0, stride), (0, stride)),
+        padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=jax.lax.Precision.HIGHEST,
     )
-    x = x if padded else x[:, :-1, :-1]
-    return jax.nn.relu(x + params[name]["bias"])
+    return x + layer["bias"][None, None, None]
 
 
-def _run_block(params: Params, block: str, x: jax.Array) -> jax.Array:
-    branches, pool = layers.BLOCKS[block]
-    outputs = []
-    for branch in branches:
-        y, stages = x, layers.stages(block, branch)
-        if branch == "branch_pool":
-            y = _average(x) if pool == "average" else _three(x, jnp.maximum, padding=-jnp.inf)
-        for i, stage in enumerate(stages):
-            halve = pool == "reduce" and i == len(stages) - 1
-            how = (2, False) if halve else (1, True)
-            y = jnp.concatenate([_convolve(params, name, y, *how) for name in stage], -1)
-        outputs.append(y)
-    if pool == "reduce":
-        outputs.append(_three(x, jnp.maximum, stride=2))
-    return jnp.concatenate(outputs, -1)
+def _graph(convolve: Callable, x: jax.Array) -> jax.Array:
+    """All layers but the mean, by `convolve(name, x, (height, width, channels out), ...)`.
+
+    Without padding, which is said of stride 2 and in the stem, the grid shrinks by the kernel.
+    """
+    reduced = {"stride": 2, "padded": False}
+
+    def chain(name: str, x: jax.Array, *kernels: tuple[int, int, int], **last) -> jax.Array:
+        for i, kernel in enumerate(kernels, 1):
+            x = convolve(f"{name}_{i}", x, kernel, **(last if i == len(kernels) else {}))
+        return x
+
+    def fork(name: str, x: jax.Array) -> list[jax.Array]:
+        return [convolve(f"{name}a", x, (1, 3, 384)), convolve(f"{name}b", x, (3, 1, 384))]
+
+    x = convolve("Conv2d_1a_3x3", x, (3, 3, 32), **reduced)
+    x = convolve("Conv2d_2a_3x3", x, (3, 3, 32), padded=False)
+    x = convolve("Conv2d_2b_3x3", x, (3, 3, 64))
+    x = _three(x, jnp.maximum, stride=2)
+    x = convolve("Conv2d_3b_1x1", x, (1, 1, 80))
+    x = convolve("Conv2d_4a_3x3", x, (3, 3, 192), padded=False)
+    x = _three(x, jnp.maximum, stride=2)
+    for block, pooled in {"Mixed_5b": 32, "Mixed_5c": 64, "Mixed_5d": 64}.items():
+        branches = [
+            convolve(f"{block}.branch1x1", x, (1, 1, 64)),
+            chain(f"{block}.branch5x5", x, (1, 1, 48), (5, 5, 64)),
+            chain(f"{block}.branch3x3dbl", x, (1, 1, 64), (3, 3, 96), (3, 3, 96)),
+            convolve(f"{block}.branch_pool", _average(x), (1, 1, pooled)),
+        ]
+        x = jnp.concatenate(branches, -1)
+    branches = [
+        convolve("Mixed_6a.branch3x3", x, (3, 3, 384), **reduced),
+        chain("Mixed_6a.branch3x3dbl", x, (1, 1, 64), (3, 3, 96), (3, 3, 96), **reduced),
+        _three(x, jnp.maximum, stride=2),
+    ]
+    x = jnp.concatenate(branches, -1)
+    for block, n in {"Mixed_6b": 128, "Mixed_6c": 160, "Mixed_6d": 160, "Mixed_6e": 192}.items():
+        long = (1, 1, n), (7, 1, n), (1, 7, n), (7, 1, n), (1, 7, 192)
+        branches = [
+            convolve(f"{block}.branch1x1", x, (1, 1, 192)),
+            chain(f"{block}.branch7x7", x, (1, 1, n), (1, 7, n), (7, 1, 192)),
+            chain(f"{block}.branch7x7dbl", x, *long),
+            convolve(f"{block}.branch_pool", _average(x), (1, 1, 192)),
+        ]
+        x = jnp.concatenate(branches, -1)
+    long = (1, 1, 192), (1, 7, 192), (7, 1, 192), (3, 3, 192)
+    branches = [
+        chain("Mixed_7a.branch3x3", x, (1, 1, 192), (3, 3, 320), **reduced),
+        chain("Mixed_7a.branch7x7x3", x, *long, **reduced),
+        _three(x, jnp.maximum, stride=2),
+    ]
+    x = jnp.concatenate(branches, -1)
+    for block in ("Mixed_7b", "Mixed_7c"):
+        one = chain(f"{block}.branch3x3", x, (1, 1, 384))
+        two = chain(f"{block}.branch3x3dbl", x, (1, 1, 448), (3, 3, 384))
+        last = block == "Mixed_7c"
+        pooled = _three(x, jnp.maximum, padding=-jnp.inf) if last else _average(x)
+        branches = [
+            convolve(f"{block}.branch1x1", x, (1, 1, 320)),
+            *fork(f"{block}.branch3x3_2", one),
+            *fork(f"{block}.branch3x3dbl_3", two),
+            convolve(f"{block}.branch_pool", pooled, (1, 1, 192)),
+        ]
+        x = jnp.concatenate(branches, -1)
+    return x
 
 
 def features(params: Params, images: jax.Array) -> jax.Array:
@@ -198,24 +264,18 @@ def features(params: Params, images: jax.Array) -> jax.Array:
     Raises:
       ValueError: images of another shape or type.
     """
-    x = _prepare(images)
-    for name, (_, stride, padded) in layers.STEM.items():
-        x = _convolve(params, name, x, stride, padded)
-        if name in layers.POOL_AFTER:
-            x = _three(x, jnp.maximum, stride=2)
-    for block in layers.BLOCKS:
-        x = _run_block(params, block, x)
-    return jnp.mean(x, axis=(1, 2))
+
+    def layer(name, x, kernel, stride=1, padded=True):
+        # One row and column too many is computed and dropped: XLA's CPU convolutions (jax 0.10) are
+        # up to seven times slower when nothing is padded, the whole network half as fast again.
+        padding = "SAME" if padded else ((0, stride), (0, stride))
+        x = convolve(params[name], x, stride, padding)
+        return jax.nn.relu(x if padded else x[:, :-1, :-1])
+
+    return jnp.mean(_graph(layer, _prepare(images)), axis=(1, 2))
 
 
-class Weights(NamedTuple):
-    """Parameters and the SHA-256 of the file that they came from."""
-
-    params: Params
-    weights_hash: str
-
-
-def load(path: str | os.PathLike) -> Weights:
+def load(path: str | os.PathLike) -> tuple[Params, str]:
     """Parameters from the published file, and its SHA-256 to store with every result.
 
     Args:
@@ -247,4 +307,4 @@ def load(path: str | os.PathLike) -> Weights:
             raise ValueError(
                 f"{path} is neither torch's file nor a safetensors one, or damaged: {error}"
             ) from error
-    return Weights(params_from_arrays(arrays), found)
+    return params_from_arrays(arrays), found
