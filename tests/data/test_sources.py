@@ -303,7 +303,7 @@ def test_nothing_in_a_pickle_is_run(load, tmp_path, cifar10):
     write_tree(tmp_path, cifar10[0]["python"])
     bomb = Bomb(tmp_path / "exploded")
     (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps({"data": bomb}, 2))
-    with pytest.raises(ValueError, match="mkdir, which is never run"):
+    with pytest.raises(ValueError, match="mkdir', which is never run"):
         load("cifar10:test", data_dir=str(tmp_path))
     np.save(tmp_path / "a.npy", np.array([bomb], object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"not a readable \.npy file"):

@@ -5,19 +5,15 @@ and `data` [N, 3072]; either way an image is [3, 32, 32], red first. Nothing in 
 may name numpy's arrays, and nothing else.
 """
 
-import functools
 import io
 import pathlib
-import pickle
 import tarfile
-from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
 from warm_diffusion import public
-from warm_diffusion.data.source import Source, fingerprint_of_files
-from warm_diffusion.runtime import storage
+from warm_diffusion.data.source import Source, fingerprint_of_files, of_arrays
+from warm_diffusion.runtime import storage, torch_files
 
 _CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -40,31 +36,22 @@ def cifar10(split: str, data_dir: str, download: bool) -> Source:
     if split not in _FILES:
         raise ValueError(f"cifar10:{split}: its splits are {' and '.join(_FILES)}")
     place = _find(data_dir) or public.obtain(_TARS[0], download=download)
-    read = _tar_reader(place) if place.is_file() else _folder_reader(place)
-    paths = [place]
+    names, paths = _FILES[split], [place]
     if place.is_dir():
-        paths = [place / f"{name}{_FOLDERS[place.name]}" for name in _FILES[split]]
+        paths = [place / f"{name}{_FOLDERS[place.name]}" for name in names]
         if missing := [path.name for path in paths if not path.is_file()]:
             raise ValueError(f"cifar10:{split}: {place} is without {', '.join(missing)}")
 
-    @functools.cache
     def arrays() -> tuple[np.ndarray, np.ndarray]:
-        parts = [_batch(name, content, place) for name, content in read(_FILES[split]).items()]
-        pixels = np.concatenate([part[0] for part in parts])
-        labels = np.concatenate([part[1] for part in parts])
+        if place.is_dir():
+            found = {path.name: path.read_bytes() for path in paths}
+        else:
+            found = _from_tar(place, names)
+        parts = [_batch(name, content, place) for name, content in found.items()]
+        pixels, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
         return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
-    def load(index: int) -> tuple[Image.Image, int]:
-        images, labels = arrays()
-        return Image.fromarray(np.ascontiguousarray(images[index])), int(labels[index])
-
-    return Source(
-        lambda: len(arrays()[0]),
-        load,
-        lambda index: f"cifar10:{split}[{index}]",
-        fingerprint_of_files(paths),
-        _CLASSES,
-    )
+    return of_arrays(f"cifar10:{split}", arrays, fingerprint_of_files(paths), _CLASSES)
 
 
 def _find(data_dir: str) -> pathlib.Path | None:
@@ -78,36 +65,21 @@ def _find(data_dir: str) -> pathlib.Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-_Reader = Callable[[tuple[str, ...]], dict[str, bytes]]
-
-
-def _folder_reader(folder: pathlib.Path) -> _Reader:
-    ending = _FOLDERS[folder.name]
-    return lambda names: {
-        f"{name}{ending}": (folder / f"{name}{ending}").read_bytes() for name in names
-    }
-
-
-def _tar_reader(path: pathlib.Path) -> _Reader:
-    def read(names: tuple[str, ...]) -> dict[str, bytes]:
-        wanted = [f"{name}{ending}" for name in names for ending in _FOLDERS.values()]
-        found = {}
-        try:
-            with tarfile.open(path) as archive:
-                for member in archive:
-                    name = pathlib.PurePosixPath(member.name).name
-                    if member.isfile() and name in wanted:
-                        found[name] = archive.extractfile(member).read()
-        # Damage comes as ReadError, EOFError, zlib.error and others.
-        except Exception as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); delete it, or fetch it again"
-            ) from error
-        if len(found) != len(names):
-            raise ValueError(f"{path}: expected {', '.join(names)} in it, got {sorted(found)}")
-        return dict(sorted(found.items()))
-
-    return read
+def _from_tar(path: pathlib.Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    wanted = [f"{name}{ending}" for name in names for ending in _FOLDERS.values()]
+    found = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = pathlib.PurePosixPath(member.name).name
+                if member.isfile() and name in wanted:
+                    found[name] = archive.extractfile(member).read()
+    # Damage comes as ReadError, EOFError, zlib.error and others.
+    except Exception as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, or fetch it again") from error
+    if len(found) != len(names):
+        raise ValueError(f"{path}: expected {', '.join(names)} in it, got {sorted(found)}")
+    return dict(sorted(found.items()))
 
 
 def _batch(name: str, content: bytes, place: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +89,7 @@ def _batch(name: str, content: bytes, place: pathlib.Path) -> tuple[np.ndarray, 
             records = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)
             pixels, labels = records[:, 1:], records[:, 0]
         else:
-            batch = _Arrays(io.BytesIO(content), encoding="latin1").load()
+            batch, _ = torch_files.unpickle(io.BytesIO(content), _ALLOWED, encoding="latin1")
             pixels, labels = np.asarray(batch["data"]), np.asarray(batch["labels"])
         expected = (len(labels), 3 * 32 * 32)
         if pixels.dtype != np.uint8 or pixels.shape != expected or labels.ndim != 1:
@@ -140,12 +112,3 @@ _ALLOWED = {
     # How Python 3 writes bytes for Python 2.
     ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
 }
-
-
-class _Arrays(pickle.Unpickler):
-    """Reads lists, dictionaries, text, numbers and numpy's arrays, and refuses all else."""
-
-    def find_class(self, module: str, name: str):
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is never run")
-        return _ALLOWED[module, name]

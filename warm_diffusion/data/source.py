@@ -1,10 +1,12 @@
 """What a source of images is."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from PIL import Image
 
 
@@ -27,6 +29,26 @@ class Source:
     class_names: tuple[str, ...] = ()
 
 
+def of_arrays(
+    where: str,
+    arrays: Callable[[], tuple[np.ndarray, Sequence[int] | None]],
+    fingerprint: str,
+    class_names: tuple[str, ...] = (),
+) -> Source:
+    """A source of uint8 images [N, H, W] or [N, H, W, C], and labels, which are read when used."""
+    arrays = functools.cache(arrays)
+
+    def load(index: int) -> tuple[Image.Image, int | None]:
+        images, labels = arrays()
+        image = np.ascontiguousarray(images[index])
+        if image.shape[2:] == (1,):
+            image = image[..., 0]
+        return Image.fromarray(image), int(labels[index]) if class_names else None
+
+    name = lambda index: f"{where}[{index}]"  # noqa: E731
+    return Source(lambda: len(arrays()[0]), load, name, fingerprint, class_names)
+
+
 def fingerprint(lines: Sequence[str]) -> str:
     """SHA-256 of some lines."""
     # On POSIX a file name is bytes, and need not be text.
@@ -40,11 +62,7 @@ def fingerprint_of_files(paths: Sequence[pathlib.Path]) -> str:
 
 
 def numbered_classes(labels: Sequence[int], where: str) -> tuple[str, ...]:
-    """Names "0", "1", ... for labels that come without names.
-
-    Raises:
-      ValueError: a label that is no number of a class.
-    """
+    """Names "0", "1", ... for labels that come without; ValueError for one that is no class."""
     lowest, highest = min(labels, default=0), max(labels, default=0)
     if lowest < 0 or highest >= 100_000:
         raise ValueError(

@@ -23,7 +23,8 @@ from warm_diffusion.data.source import (
     fingerprint,
     fingerprint_of_files,
     numbered_classes,
-)
+    of_arrays,
+)  # fmt: skip
 from warm_diffusion.runtime import storage
 
 _KINDS = (
@@ -40,12 +41,7 @@ _PHOTOS = (
 
 
 def short_name(spec: str) -> str:
-    """A source for titles, without the folders that only one machine has.
-
-    Example:
-      >>> short_name("photos+folder:cifar10/train+zip:/home/me/flowers.zip")
-      'photos+cifar10/train+flowers.zip'
-    """
+    """A source for titles, without the folders that only one machine has."""
     parts = []
     for part in _JOIN.split(spec):
         kind, _, rest = part.partition(":")
@@ -95,11 +91,15 @@ def open_source(
         if not root.is_dir():
             raise ValueError(f"{spec}: there is no folder {root}")
         return files.folder(root)
-    if kind in ("tar", "parquet"):
-        paths = _several(kind, argument, cache_dir)
-        return files.tar_files(paths) if kind == "tar" else tables.parquet(paths)
-    path = _file(kind, argument, cache_dir)
-    return files.zip_file(path) if kind == "zip" else _array(path, kind)
+    paths = _files(kind, argument, cache_dir)
+    match kind:
+        case "zip":
+            return files.zip_file(paths[0])
+        case "tar":
+            return files.tar_files(paths)
+        case "parquet":
+            return tables.parquet(paths)
+    return _array(paths[0], kind)
 
 
 def _hint(spec: str) -> str:
@@ -113,27 +113,19 @@ def _hint(spec: str) -> str:
     return ""
 
 
-def _file(kind: str, argument: str, cache_dir: pathlib.Path | None) -> pathlib.Path:
+def _files(kind: str, argument: str, cache_dir: pathlib.Path | None) -> list[pathlib.Path]:
+    """A file; of tar and parquet also the files of a folder, or those that a pattern names."""
+    if kind in ("tar", "parquet") and not argument.startswith("gs://"):
+        path = storage.local(argument, f"{kind}:FILES").resolve()
+        if path.is_dir() or ("*" in path.name and not path.exists()):
+            found = path.glob(f"*.{kind}") if path.is_dir() else path.parent.glob(path.name)
+            if paths := sorted(path for path in found if path.is_file()):
+                return paths
+            raise ValueError(f"{kind}:{argument}: no *.{kind} file there")
     path = storage.fetch(argument, cache_dir).resolve()
     if not path.is_file():
         raise ValueError(f"{kind}:{argument}: there is no file {path}")
-    return path
-
-
-def _several(kind: str, argument: str, cache_dir: pathlib.Path | None) -> list[pathlib.Path]:
-    """A file, the files of a folder, or those that a pattern names."""
-    if argument.startswith("gs://"):
-        return [_file(kind, argument, cache_dir)]
-    path = storage.local(argument, f"{kind}:FILES").resolve()
-    if path.is_dir():
-        found = sorted(path.glob(f"*.{kind}"))
-    elif "*" in path.name and not path.exists():
-        found = sorted(path.parent.glob(path.name))
-    else:
-        return [_file(kind, argument, cache_dir)]
-    if found := [path for path in found if path.is_file()]:
-        return found
-    raise ValueError(f"{kind}:{argument}: no *.{kind} file there")
+    return [path]
 
 
 def _array(path: pathlib.Path, kind: str) -> Source:
@@ -160,33 +152,20 @@ def _array(path: pathlib.Path, kind: str) -> Source:
         )
     if images.size == 0:
         raise ValueError(f"{where}: no image in it, its shape is {images.shape}")
-    class_names = ()
     if labels is not None:
         if labels.size != len(images) or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(
                 f"{where}: expected {len(images):,} whole numbers as labels, got {labels.dtype} "
                 f"{labels.shape}"
             )
-        labels = labels.ravel().tolist()
-        class_names = numbered_classes(labels, where)
-
-    def load(index: int) -> tuple[Image.Image, int | None]:
-        image = images[index].squeeze(2) if images.shape[3] == 1 else images[index]
-        return Image.fromarray(image), labels[index] if labels else None
-
-    return Source(
-        lambda: len(images),
-        load,
-        lambda index: f"{where}[{index}]",
-        fingerprint_of_files([path]),
-        class_names,
-    )
+        labels = labels.ravel()
+    class_names = () if labels is None else numbered_classes(labels.tolist(), where)
+    return of_arrays(where, lambda: (images, labels), fingerprint_of_files([path]), class_names)
 
 
 def _digits() -> Source:
     """scikit-learn's 1,797 images, 8x8, 17 grey levels, inside that package: no download."""
 
-    @functools.cache
     def arrays() -> tuple[np.ndarray, np.ndarray]:
         # Not needed once the cache is made, and slower to import than all else.
         from sklearn.datasets import load_digits
@@ -194,17 +173,8 @@ def _digits() -> Source:
         digits = load_digits()
         return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target
 
-    def load(index: int) -> tuple[Image.Image, int]:
-        images, labels = arrays()
-        return Image.fromarray(images[index]), int(labels[index])
-
-    return Source(
-        count=lambda: len(arrays()[0]),
-        load=load,
-        name=lambda index: f"digits[{index}]",
-        fingerprint=f"scikit-learn {importlib.metadata.version('scikit-learn')}",
-        class_names=tuple(str(digit) for digit in range(10)),
-    )
+    version = f"scikit-learn {importlib.metadata.version('scikit-learn')}"
+    return of_arrays("digits", arrays, version, tuple("0123456789"))
 
 
 def _photos() -> Source:
@@ -233,22 +203,15 @@ def _joined(sources: Sequence[Source]) -> Source:
     """One source after the other, without classes: those of one are not those of another."""
 
     @functools.cache
-    def ends() -> np.ndarray:
-        return np.cumsum([source.count() for source in sources])
-
-    def part(index: int) -> tuple[Source, int]:
-        number = int(np.searchsorted(ends(), index, side="right"))
-        source = sources[number]
-        return source, index - int(ends()[number]) + source.count()
+    def parts() -> list[tuple[Source, int]]:
+        return [(source, index) for source in sources for index in range(source.count())]
 
     def load(index: int) -> tuple[Image.Image, None]:
-        source, index = part(index)
+        source, index = parts()[index]
         return source.load(index)[0], None
 
     def name(index: int) -> str:
-        source, index = part(index)
+        source, index = parts()[index]
         return source.name(index)
 
-    return Source(
-        lambda: int(ends()[-1]), load, name, fingerprint([s.fingerprint for s in sources])
-    )
+    return Source(lambda: len(parts()), load, name, fingerprint([s.fingerprint for s in sources]))

@@ -94,11 +94,14 @@ class _Inert:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
+    def __init__(self, file: io.BytesIO, allowed: Mapping, **options: str) -> None:
+        super().__init__(file, **options)
+        self._allowed = allowed
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._allowed:
+            return self._allowed[module, name]
         # Classes and functions are made anew: a pickle that alters one alters its own copy.
         match module, name:
             case "collections", "OrderedDict":
@@ -137,8 +140,13 @@ def _is_count(number: Any) -> bool:
     return type(number) is int and number >= 0
 
 
-def _unpickle(file: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
-    """The next object in the file, made of stand-ins, and the storages that it names."""
+def unpickle(
+    file: io.BytesIO, allowed: Mapping[tuple[str, str], Any] = {}, **options: str
+) -> tuple[Any, dict[str, _Storage]]:
+    """The next object in the file, made of stand-ins, and the storages that it names.
+
+    `allowed` is what else it may name, by (module, name); `options` are those of pickle's.
+    """
     start, nesting = file.tell(), 0
     for opcode, argument, position in pickletools.genops(file):
         if opcode.name in ("PUT", "LONG_BINPUT") and argument > position:
@@ -147,7 +155,7 @@ def _unpickle(file: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
         if nesting > _MAX_NESTING:
             raise ValueError(f"its pickle makes more than {_MAX_NESTING} tuples")
     file.seek(start)
-    unpickler = _Unpickler(file)
+    unpickler = _Unpickler(file, allowed, **options)
     return unpickler.load(), unpickler.storages
 
 
@@ -214,17 +222,17 @@ def _read_zip(file: io.BytesIO) -> tuple[Any, dict[str, bytes]]:
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("it was written on a big-endian machine")
-        content, storages = _unpickle(io.BytesIO(archive.read(pickles[0])))
+        content, storages = unpickle(io.BytesIO(archive.read(pickles[0])))
         return content, {key: archive.read(f"{root}data/{key}") for key in storages}
 
 
 def _read_legacy(file: io.BytesIO) -> tuple[Any, dict[str, bytes]]:
-    (magic, _), (protocol, _), (system, _) = (_unpickle(file) for _ in range(3))
+    (magic, _), (protocol, _), (system, _) = (unpickle(file) for _ in range(3))
     if (magic, protocol) != (_MAGIC_NUMBER, _PROTOCOL):
         raise ValueError("it is a pickle, but not torch's")
     if system["little_endian"] is not True:
         raise ValueError("it was written on a big-endian machine")
-    (content, storages), (keys, _) = _unpickle(file), _unpickle(file)
+    (content, storages), (keys, _) = unpickle(file), unpickle(file)
     data = {}
     for key in keys:
         (size,) = struct.unpack("<q", file.read(8))
@@ -262,7 +270,7 @@ def read_network(path: str | os.PathLike) -> Network:
     """
     data = storage.path(path).read_bytes()
     with _one_error(path):
-        content, _ = _unpickle(io.BytesIO(data))
+        content, _ = unpickle(io.BytesIO(data))
         if not isinstance(content, dict) or "class_name" not in content.get("ema", {}):
             raise ValueError("it is a pickle, but holds no network of EDM's under 'ema'")
         network, tensors = content["ema"], {}
