@@ -66,23 +66,10 @@ class Parameters(NamedTuple):
 def draw(
     key: jax.Array, batch: int, probability: float, transforms: Sequence[str] = TRANSFORMS
 ) -> Parameters:
-    """Random parameters, one set an image.
+    """Random parameters of `batch` images; for the arguments, see `augment`.
 
     Image i's depend on (key, i) alone, and what is drawn for one transform does not depend on which
-    others take part.
-
-    Args:
-      key: a PRNG key, or one per image.
-      batch: number of images, B.
-      probability: chance in [0, 1] of each transform but x_flip, which is always enabled. Enabled
-        flips then happen to half of the images.
-      transforms: names out of `TRANSFORMS`; the parameters of the others are 0.
-
-    Returns:
-      Parameters, each [batch].
-
-    Raises:
-      ValueError: probability out of range, or an unknown transform.
+    others take part. Enabled flips happen to half of the images.
     """
     unknown = sorted(set(transforms) - set(TRANSFORMS))
     if unknown or isinstance(transforms, str):
@@ -90,7 +77,7 @@ def draw(
     if not isinstance(probability, jax.core.Tracer) and not 0 <= probability <= 1:
         raise ValueError(f"probability must lie between 0 and 1, got {probability}")
     chosen = np.array([name in transforms for name in TRANSFORMS])
-    always = np.array([name == "x_flip" for name in TRANSFORMS])
+    always = np.array(TRANSFORMS) == "x_flip"
 
     def one(key: jax.Array) -> Parameters:
         uniform_key, normal_key = jax.random.split(key)
@@ -237,15 +224,10 @@ def _sum_by_products(spline: jax.Array, y: _Taps, x: _Taps) -> jax.Array:
 
 
 def warp(images: jax.Array, inverse: jax.Array) -> jax.Array:
-    """Affine warp about the centre by cubic splines, eq. (3), with reflecting borders.
+    """Images [B, H, W, C] warped about the centre, eq. (3), by the map [B, 2, 3] of `inverse_map`.
 
-    Args:
-      images: [B, H, W, C], floating point.
-      inverse: [B, 2, 3], the map from output to input positions of `inverse_map`.
-
-    Returns:
-      [B, H, W, C], at least float32. There is no low-pass filter against aliasing: `draw` seldom
-      shrinks an image by more than half.
+    Borders reflect. There is no low-pass filter against aliasing: `draw` seldom shrinks an image by
+    more than half.
 
     Raises:
       ValueError: images or inverse of another shape, or images of whole numbers.
@@ -270,18 +252,14 @@ def warp(images: jax.Array, inverse: jax.Array) -> jax.Array:
 
 
 def apply(images: jax.Array, parameters: Parameters) -> jax.Array:
-    """Images [B, H, W, C] transformed as `parameters` say, eq. (1).
+    """Images [B, H, W, C] transformed as `parameters` say, eq. (1); ValueError for other shapes.
 
     Flips alone are exact permutations, and zeros give back the image bit for bit.
-
-    Raises:
-      ValueError: images are not floating point [B, H, W, C], or parameters not one an image.
     """
-    images = _check_images(images)
-    if any(jnp.shape(value) != images.shape[:1] for value in parameters):
-        shapes = [jnp.shape(value) for value in parameters]
+    images, p = _check_images(images), parameters
+    if any(jnp.shape(value) != images.shape[:1] for value in p):
+        shapes = [jnp.shape(value) for value in p]
         raise ValueError(f"parameters must have shape {images.shape[:1]}, got {shapes}")
-    p = parameters
     images = flip(images, p.x_flip, p.y_flip)
     warped = warp(images, inverse_map(p, *images.shape[1:3]))
     moves = (p.scale, p.rotation, p.anisotropy, p.x_shift, p.y_shift)

@@ -10,12 +10,12 @@ around its centre, at its own scale. Images that are too small are refused, left
 under its name only when complete.
 """
 
-import collections
 import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -42,6 +42,7 @@ _CHOICES = {
 _CHANNELS = {"L": 1, "RGB": 3}
 _CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel
 _THREADS = min(16, os.cpu_count() or 1)
+_BLOCK = 512  # images that are decoded at a time, and wait in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,15 +77,13 @@ def load_dataset(
     """Opens a data set, preparing it first if no cache of it exists.
 
     Args:
-      source: see `sources.open_source`.
+      source: see `sources.open_source`, as for data_dir and download.
       resolution: height and width to crop and resize to; 0 keeps the images' own, equal, size.
       channels: 1 or 3 converts every image; 0 keeps the images' own, equal, number.
       resize: lanczos or box.
       too_small: what to do with images smaller than `resolution`: refuse, skip or enlarge.
       tiles: cut every image into tiles of `resolution` instead of cropping and resizing it.
       cache_dir: where caches are kept; empty for a folder in the user's cache.
-      data_dir: where data sets lie that were fetched or prepared before.
-      download: whether a missing public set may be fetched.
 
     Raises:
       ValueError: an argument out of range, or an image that does not fit, by name.
@@ -123,8 +122,7 @@ def load_dataset(
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"{root}: {error.strerror}; set data.cache_dir") from error
-        resample = None if tiles else _FILTERS[resize]
-        _prepare(opened, recipe, resample, path)
+        _prepare(opened, recipe, None if tiles else _FILTERS[resize], path)
     return _open(path)
 
 
@@ -184,9 +182,9 @@ def _prepare(
         if source.class_names:
             numbers, content = np.array(labels, np.int32), io.BytesIO()
             np.save(content, numbers)
-            _write(partial / "labels.npy", content.getvalue())
+            (partial / "labels.npy").write_bytes(content.getvalue())
             info["labels_sha256"] = hashlib.sha256(numbers).hexdigest()
-        _write(partial / "dataset.json", json.dumps(info, indent=2).encode() + b"\n")
+        (partial / "dataset.json").write_text(json.dumps(info, indent=2) + "\n")
         try:
             partial.rename(path)
         except OSError:
@@ -195,13 +193,6 @@ def _prepare(
             # Another process has finished the same cache meanwhile: use that one.
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _write_header(file: io.BufferedIOBase, shape: tuple[int, ...]) -> None:
@@ -217,33 +208,19 @@ class _Fitted(NamedTuple):
     hides: bool  # whether there are colours under transparent pixels
 
 
-def _fitted(
-    source: Source, recipe: dict, resample: Image.Resampling | None
-) -> Iterator[tuple[int, _Fitted]]:
-    """All images in order, decoded by several threads, few of them in memory at once."""
-    waiting = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            for index in range(source.count()):
-                waiting.append((index, pool.submit(_fit, source, index, recipe, resample)))
-                if len(waiting) > 2 * _THREADS:
-                    index, future = waiting.popleft()
-                    yield index, future.result()
-            for index, future in waiting:
-                yield index, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def _prepared(
     source: Source, recipe: dict, resample: Image.Resampling | None
 ) -> Iterator[tuple[np.ndarray, int | None]]:
     """Every image's tiles or itself [n, H, W, C] and its label, checked against the first one."""
     first, small, hiding, count = None, [], [], source.count()
-    description = f"reading {recipe['source']}"
-    with tqdm(total=count, desc=description, unit=" images", disable=None) as bar:
-        for index, fitted in _fitted(source, recipe, resample):
-            bar.update()
+    fit = functools.partial(_fit, source, recipe, resample)
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        blocks = (range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
+        found = itertools.chain.from_iterable(pool.map(fit, block) for block in blocks)
+        description = f"reading {recipe['source']}"
+        for index, fitted in enumerate(
+            tqdm(found, description, count, unit=" images", disable=None)
+        ):
             if fitted.hides:
                 hiding.append(index)
             if fitted.images is None:
@@ -251,7 +228,7 @@ def _prepared(
                 continue
             if first is None:
                 first, first_name = fitted.images[0], source.name(index)
-            _check_like_first(first_name, source.name(index), fitted.images[0], first)
+            _check_like_first(first_name, source.name(index), fitted.images[0].shape, first.shape)
             yield fitted.images, fitted.label
     if hiding:
         say(
@@ -272,7 +249,7 @@ def _prepared(
         say(f"data     {told}: left out")
 
 
-def _fit(source: Source, index: int, recipe: dict, resample: Image.Resampling | None) -> _Fitted:
+def _fit(source: Source, recipe: dict, resample: Image.Resampling | None, index: int) -> _Fitted:
     image, label = source.load(index)
     resolution, channels = recipe["resolution"], recipe["channels"]
     if image.mode not in (_CONVERTIBLE if channels else _CHANNELS):
@@ -313,14 +290,14 @@ def _tiles(image: np.ndarray, size: int) -> np.ndarray:
     return tiles.reshape(rows * columns, size, size, -1)
 
 
-def _check_like_first(first_name: str, name: str, image: np.ndarray, first: np.ndarray) -> None:
-    if image.shape[2] != first.shape[2]:
+def _check_like_first(first_name: str, name: str, shape: tuple, first: tuple) -> None:
+    if shape[2] != first[2]:
         raise ValueError(
-            f"{name} has {image.shape[2]} channel(s), but {first_name} has {first.shape[2]}; "
+            f"{name} has {shape[2]} channel(s), but {first_name} has {first[2]}; "
             "set data.channels=1 or 3 to convert all images"
         )
-    if image.shape != first.shape:
+    if shape != first:
         raise ValueError(
-            f"{name} is {image.shape[1]}x{image.shape[0]} (width x height), but {first_name} "
-            f"is {first.shape[1]}x{first.shape[0]}; set data.resolution to crop and resize all"
+            f"{name} is {shape[1]}x{shape[0]} (width x height), but {first_name} is {first[1]}x"
+            f"{first[0]}; set data.resolution to crop and resize all"
         )

@@ -23,12 +23,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from warm_diffusion.data.images import decode
-from warm_diffusion.data.source import (
-    Source,
-    fingerprint,
-    fingerprint_of_files,
-    numbered_classes,
-)
+from warm_diffusion.data.source import Source, fingerprint, fingerprint_of_files, numbered_classes
 from warm_diffusion.runtime.console import say
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -84,8 +79,6 @@ def _tree(
     return Source(lambda: len(images), load, lambda i: images[i].name, fingerprint_, class_names)
 
 
-# --- labels --------------------------------------------------------------------------------------
-
 _Labels = tuple[Sequence[int], tuple[str, ...]]
 
 
@@ -138,9 +131,6 @@ def _by_folder(where: str, paths: Sequence[str]) -> _Labels:
     return [index[p[number]] for p in parts] if names else (), tuple(names)
 
 
-# --- folders -------------------------------------------------------------------------------------
-
-
 def _below(root: pathlib.Path) -> Iterator[pathlib.Path]:
     """All files below a folder; links are followed, for class folders are often links."""
 
@@ -181,9 +171,6 @@ def _read_file(path: pathlib.Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
-
-
-# --- archives ------------------------------------------------------------------------------------
 
 
 def zip_file(path: pathlib.Path) -> Source:
@@ -230,7 +217,10 @@ def tar_files(paths: Sequence[pathlib.Path]) -> Source:
             inside = member.name.removeprefix("./")
             file = _File(inside, f"{path}:{inside}", member.size, (path, member))
             if inside.endswith(".cls"):
-                classes[path, _key(inside)] = _class(file)
+                try:
+                    classes[path, _key(inside)] = int(_read_member(file.place)[:20])
+                except ValueError as error:
+                    raise ValueError(f"{file.name}: not the number of a class ({error})") from error
             files.append(file)
     owners = [(file.name, (file.place[0], _key(file.path))) for file in files]
     labels = {name: classes[owner] for name, owner in owners if owner in classes}
@@ -241,13 +231,6 @@ def _key(inside: str) -> str:
     """WebDataset's name of a sample: up to the first dot of the file's name."""
     folder, _, name = inside.rpartition("/")
     return f"{folder}/{name.partition('.')[0]}"
-
-
-def _class(file: _File) -> int:
-    try:
-        return int(_read_member(file.place)[:20])
-    except ValueError as error:
-        raise ValueError(f"{file.name}: not the number of a class ({error})") from error
 
 
 def _read_member(place: tuple[pathlib.Path, tarfile.TarInfo]) -> bytes:

@@ -13,23 +13,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from warm_diffusion.runtime import storage
 
 # What an image file may be, by its content. Pillow would open others too, and start Ghostscript for
 # PostScript that is named a.png.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
-_ORIENTATION = 0x0112  # EXIF's key
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def decode(stream: io.BufferedIOBase, name: str) -> Image.Image:
@@ -43,28 +33,20 @@ def decode(stream: io.BufferedIOBase, name: str) -> Image.Image:
         # Telephones append pictures to a JPEG (MPO); the first one is the photograph.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         image.load()
-    except UnidentifiedImageError as error:
-        raise ValueError(
-            f"{name}: not a readable image (none of {', '.join(FORMATS)}); replace it or take it "
-            "out"
-        ) from error
     # Pillow reports damage by many types: OSError, SyntaxError (broken PNG), its bomb error.
     except Exception as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"none of {', '.join(FORMATS)}" if unknown else error
         raise ValueError(
-            f"{name}: not a readable image ({error}); replace it or take it out"
+            f"{name}: not a readable image ({reason}); replace it or take it out"
         ) from error
     if frames > 1:
         raise ValueError(f"{name}: holds {frames} frames or pages, expected one; save one of them")
-    turn = _TURNS.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
-
-
-def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(_ORIENTATION, 1)
+        return ImageOps.exif_transpose(image)
     # Broken metadata, by as many types, makes no sound image unreadable.
     except Exception:
-        return 1
+        return image
 
 
 def from_uint8(images: jax.Array) -> jax.Array:
@@ -73,11 +55,7 @@ def from_uint8(images: jax.Array) -> jax.Array:
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Float images in [-1, 1] to uint8, eq. (2).
-
-    Raises:
-      ValueError: numbers that are not finite; black would hide them.
-    """
+    """Float images in [-1, 1] to uint8, eq. (2); ValueError for NaN, which black would hide."""
     images = np.asarray(images, np.float32)
     if not np.all(np.isfinite(images)):
         raise ValueError(
@@ -92,15 +70,12 @@ def quantized(images: jax.typing.ArrayLike):
 
 
 def grid(images: np.ndarray, columns: int = 0, min_side: int = 0) -> np.ndarray:
-    """Tiles uint8 images [N, H, W, C] row by row, two white pixels apart.
+    """One picture [height, width, C] of uint8 images [N, H, W, C], two white pixels apart.
 
     Args:
-      images: uint8 [N, H, W, C].
-      columns: images a row; 0 for the nearest to a square.
+      images: are put row by row.
+      columns: images per row; 0 for the nearest to a square.
       min_side: images smaller than this are enlarged by whole factors (each pixel a block).
-
-    Returns:
-      uint8 [height, width, C].
     """
     if images.ndim != 4 or images.dtype != np.uint8:
         raise ValueError(f"expected uint8 images [N, H, W, C], got {images.dtype} {images.shape}")

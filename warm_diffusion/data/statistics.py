@@ -17,15 +17,10 @@ _CHUNK = 2048
 
 
 class Statistics(NamedTuple):
-    """What a trained network knows of its data, float32.
+    """What a trained network knows of its data, float32."""
 
-    Attributes:
-      mean: mean image [H, W, C] in [-1, 1].
-      spectrum: variance of each DCT coefficient over images and channels [H, W].
-    """
-
-    mean: np.ndarray
-    spectrum: np.ndarray
+    mean: np.ndarray  # image [H, W, C] in [-1, 1]
+    spectrum: np.ndarray  # variance of each DCT coefficient over images and channels [H, W]
 
 
 @jax.jit

@@ -29,17 +29,7 @@ def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> np.ndarray:
-    """Indices of the global batch of a step.
-
-    Args:
-      seed: of the data order.
-      step: 0-based.
-      batch_size: global, over all devices and processes.
-      num_examples: size N of the data set.
-
-    Returns:
-      int32 [batch_size].
-    """
+    """Indices of the global batch of a step, from 0, among num_examples: int32 [batch_size]."""
     if batch_size < 1 or num_examples < 1:
         raise ValueError(
             f"batch_size and num_examples must be positive, got {batch_size}, {num_examples}"
