@@ -280,5 +280,5 @@ def test_a_neighbour_that_does_not_exist_is_refused(k):
 
 @pytest.mark.parametrize("function", [distances.kernel_distance, distances.precision_recall])
 def test_sets_of_different_features_are_refused(function):
-    with pytest.raises(ValueError, match=r"5 numbers an example, .* 4"):
+    with pytest.raises(ValueError, match=r"5 numbers per example, .* 4"):
         function(_features(20), _features(20, size=4))

@@ -18,7 +18,7 @@ Inception Score, which compares with no data.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def _check_pair(
 ) -> tuple[np.ndarray, np.ndarray]:
     a, b = _check(name_a, a, minimum=minimum), _check(name_b, b, minimum=minimum)
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"{name_a} have {a.shape[1]} numbers an example, {name_b} {b.shape[1]}")
+        raise ValueError(f"{name_a} have {a.shape[1]} numbers per example, {name_b} {b.shape[1]}")
     return a, b
 
 
@@ -52,11 +52,6 @@ class Moments:
 
     Merging is exact in the count and loses no digits where the mean is large beside the spread
     (Chan, Golub and LeVeque 1979), unlike sums of squares.
-
-    Example:
-      moments = Moments.of(first_batch)
-      for batch in others:
-        moments = moments.merge(Moments.of(batch))
     """
 
     count: int
@@ -115,14 +110,8 @@ def _overlap(cov1: np.ndarray, cov2: np.ndarray) -> float:
 def frechet(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
     """Frechet distance between Gaussians, eq. (1); of Inception features: FID.
 
-    Args:
-      mean1: [D].
-      cov1: [D, D], of any rank.
-      mean2: [D].
-      cov2: [D, D].
-
-    Returns:
-      A number >= 0 (a squared distance); equal Gaussians give 0 up to round-off.
+    Means are [D], covariances [D, D] of any rank. It is a squared distance, at least 0; equal
+    Gaussians give 0 up to round-off.
 
     Raises:
       ValueError: shapes that do not fit, numbers that are not finite, or covariances that are not
@@ -165,7 +154,7 @@ def kernel_distance(
     Args:
       a: features [N, D].
       b: features [M, D].
-      block_size: examples a block from each set, drawn without replacement.
+      block_size: examples per block from each set, drawn without replacement.
       num_blocks: at least 2.
       seed: of the blocks.
 
@@ -205,28 +194,16 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return squares
 
 
-def _slices(count: int) -> Iterator[slice]:
-    return (slice(start, start + _ROWS) for start in range(0, count, _ROWS))
+def _in_rows(function: Callable[[np.ndarray], np.ndarray], features: np.ndarray) -> np.ndarray:
+    parts = (features[start : start + _ROWS] for start in range(0, len(features), _ROWS))
+    return np.concatenate([function(part) for part in parts])
 
 
-def _squared_reach(features: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance of each example's k-th neighbour in its own set, itself not counted: [N]."""
+def _share_within(a: np.ndarray, b: np.ndarray, k: int) -> float:
+    """Share of `a` within reach of at least one of `b`, which is its k-th neighbour's distance."""
     # The smallest distance of each row is its own, 0.
-    return np.concatenate(
-        [
-            np.partition(_squared_distances(features[rows], features), k, axis=1)[:, k]
-            for rows in _slices(len(features))
-        ]
-    )
-
-
-def _share_within(a: np.ndarray, b: np.ndarray, squared_reach: np.ndarray) -> float:
-    """Share of `a` within reach of at least one of `b`."""
-    within = [
-        np.any(_squared_distances(a[rows], b) <= squared_reach[None], axis=1)
-        for rows in _slices(len(a))
-    ]
-    return float(np.concatenate(within).mean())
+    reach = _in_rows(lambda x: np.partition(_squared_distances(x, b), k, axis=1)[:, k], b)
+    return float(_in_rows(lambda x: np.any(_squared_distances(x, b) <= reach[None], 1), a).mean())
 
 
 def precision_recall(real: np.ndarray, generated: np.ndarray, *, k: int = 3) -> tuple[float, float]:
@@ -245,6 +222,4 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, *, k: int = 3) -> 
         raise ValueError(
             f"k must be from 1 to below both {len(real)} and {len(generated)} examples, got {k}"
         )
-    precision = _share_within(generated, real, _squared_reach(real, k))
-    recall = _share_within(real, generated, _squared_reach(generated, k))
-    return precision, recall
+    return _share_within(generated, real, k), _share_within(real, generated, k)

@@ -83,15 +83,7 @@ def _blocks() -> list[tuple[int, int, int, bool]]:
 
 
 def features(params: Params, images: jax.Array) -> jax.Array:
-    """The 1280 features, eq. (4).
-
-    Args:
-      params: of `load`.
-      images: uint8 [B, H, W, 3] of any size.
-
-    Returns:
-      [B, 1280] float32. Jittable.
-    """
+    """The features [B, 1280], float32, eq. (4), of uint8 images [B, H, W, 3]; jittable."""
     x = jnp.asarray(images, jnp.float32)
     x = jax.image.resize(x, (len(x), _SIZE, _SIZE, 3), "cubic", precision=jax.lax.Precision.HIGHEST)
     x = _relu6(convolve(params["stem"], (x - 127) / 128, stride=2))

@@ -35,17 +35,11 @@ _BATCH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """Features by name; call it with uint8 images [N, H, W, C], any N.
-
-    Attributes:
-      name: pixels, inception, efficientnet_lite0 or MODULE:FUNCTION.
-      weights_hash: SHA-256 of the weights file or of the user's source file; empty for pixels.
-      batch_size: images that pass at once.
-    """
+    """Features by name; call it with uint8 images [N, H, W, C], any N."""
 
     name: str
-    weights_hash: str
-    batch_size: int
+    weights_hash: str  # SHA-256 of the weights file or of the user's source file; empty for pixels
+    batch_size: int  # images that pass at once
     _extract: Callable[[np.ndarray], np.ndarray]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -78,13 +72,7 @@ class Extractor:
 def choose(name: str, image_shape: Sequence[int], weights: str = "") -> tuple[str, str]:
     """The features that "auto" means for images (H, W, C), and why; other names as they are.
 
-    Args:
-      name: of features.
-      image_shape: of the images.
-      weights: Inception's file, if there is one.
-
-    Returns:
-      (name, reason to tell the user); the reason is empty for every name but "auto".
+    `weights` is Inception's file, if there is one.
     """
     if name != "auto":
         return name, ""

@@ -44,9 +44,7 @@ _EPSILON = 1e-3
 def params_from_arrays(arrays: Mapping[str, np.ndarray]) -> Params:
     """Parameters from arrays named and laid out as in pytorch-fid and torch-fidelity.
 
-    Args:
-      arrays: name to array, convolutions OIHW; names beyond the needed ones are ignored
-        (`num_batches_tracked`, `fc`, `AuxLogits`).
+    Names beyond the needed ones are ignored (`num_batches_tracked`, `fc`, `AuxLogits`).
 
     Returns:
       Layer to {"kernel": HWIO, "bias": [O]}, eq. (3), float32, folded in float64.
@@ -252,14 +250,7 @@ def _graph(convolve: Callable, x: jax.Array) -> jax.Array:
 
 
 def features(params: Params, images: jax.Array) -> jax.Array:
-    """The 2048 pool features of FID, eq. (4).
-
-    Args:
-      params: of `params_from_arrays` or `load`.
-      images: uint8 [B, H, W, 3] of any size.
-
-    Returns:
-      [B, 2048] float32. Jittable; compiles once a shape of images.
+    """The pool features of FID [B, 2048], float32, eq. (4), of uint8 images [B, H, W, 3]; jittable.
 
     Raises:
       ValueError: images of another shape or type.

@@ -108,8 +108,9 @@ def log_density(
             prediction = denoise(x, schedule.alpha(t), schedule.beta(t))
             return t * velocity(x, prediction, schedule, t)
 
-        moved, divergence = _flow_and_divergence(flow, state[0], probes)
-        return moved, divergence / dimensions
+        moved, push = jax.linearize(flow, state[0])
+        products = jax.lax.map(lambda e: jnp.sum(e * push(e), axis=(1, 2, 3)), probes)
+        return moved, jnp.sum(products, axis=0) / dimensions
 
     start = _dct.blur(images, alpha_min)
     solution = diffrax.diffeqsolve(
@@ -143,12 +144,6 @@ def _probes(keys: jax.Array, images: jax.Array, trace: str) -> jax.Array:
     return signs[None]
 
 
-def _flow_and_divergence(flow, x: jax.Array, probes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    moved, push = jax.linearize(flow, x)
-    products = jax.lax.map(lambda e: jnp.sum(e * push(e), axis=(1, 2, 3)), probes)
-    return moved, jnp.sum(products, axis=0)
-
-
 def _worst(error: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Largest scaled error of any image: the others in the batch give no image more slack."""
     state, change = error
@@ -159,20 +154,10 @@ def _worst(error: tuple[jax.Array, jax.Array]) -> jax.Array:
 def bits_per_dim(
     denoise: Denoiser, images: jax.Array, schedule: Schedule, *, key: jax.Array, **options
 ) -> LogDensity:
-    """Bits per dimension of uint8 images with uniform dequantization, eq. (3).
+    """Bits per dimension of uint8 images [B, H, W, C] with uniform dequantization, eq. (3).
 
-    Args:
-      denoise: as for `log_density`.
-      images: uint8 [B, H, W, C].
-      schedule: the path.
-      key: of dequantization and trace; one, or one per image.
-      **options: of `log_density`.
-
-    Returns:
-      As `log_density`, `values` in bits per dimension.
-
-    Raises:
-      ValueError: images that are not uint8 [B, H, W, C], and what `log_density` raises.
+    `key` is of dequantization and trace; the rest is as for `log_density`, whose result has
+    `values` in bits per dimension here.
     """
     images = jnp.asarray(images)
     if images.ndim != 4 or images.dtype != jnp.uint8:

@@ -23,14 +23,10 @@ _DISTANCES = ("fid", "kid", "fd_", "kd_")  # names of which the smallest is the 
 
 
 def metric_name(kind: str, features: str, count: int, split: str = "train") -> str:
-    """The name of a metric.
+    """The name of a metric of `count` generated images against a `split` of the data.
 
-    Args:
-      kind: fd, kd (Frechet, kernel distance), precision, recall or bpd (bits per dimension, of
-        `count` images of the data).
-      features: name of the features.
-      count: number of generated images.
-      split: part of the data compared with.
+    `kind` is fd, kd (Frechet, kernel distance), precision, recall or bpd (bits per dimension, of
+    `count` images of the data).
     """
     thousands, rest = divmod(count, 1000)
     short = f"{thousands}k" if thousands and not rest else str(count)
@@ -48,18 +44,10 @@ def main_metric(count: int, reference: FeatureStatistics) -> str:
 
 
 def compare(generated: FeatureStatistics, reference: FeatureStatistics) -> dict[str, float]:
-    """All metrics that the numbers of images allow.
+    """All metrics that the numbers of images allow, by `metric_name` (features of one kind).
 
-    Args:
-      generated: of at least 2 images.
-      reference: statistics of the same features; if they keep no examples, as those of other
-        projects, there is no kernel distance, precision or recall.
-
-    Returns:
-      Metric (see `metric_name`) to value; kd's also with its standard error.
-
-    Raises:
-      ValueError: features of another size.
+    Where the reference keeps no examples, as those of other projects, there is no kernel distance,
+    precision or recall.
     """
     count, about = generated.provenance["count"], reference.provenance
     name = lambda kind: metric_name(kind, about["features"], count, about["split"])  # noqa: E731
@@ -77,15 +65,7 @@ def compare(generated: FeatureStatistics, reference: FeatureStatistics) -> dict[
 
 
 def settings(count: int, reference: FeatureStatistics) -> dict:
-    """What else decides the numbers of `compare`, to be reported beside them.
-
-    Args:
-      count: number of generated images.
-      reference: what they are compared with.
-
-    Returns:
-      Metric to its settings; None for those that need more examples.
-    """
+    """What else decides the numbers of `compare`; None for metrics that need more examples."""
     real = len(reference.kept)
     smaller = min(count, real)
     if smaller < _LEAST:
@@ -104,13 +84,9 @@ def warnings(count: int, reference: FeatureStatistics) -> str:
 
 
 def summarise(rounds: list[dict]) -> dict[str, float | None]:
-    """Mean, standard deviation and, of distances, minimum over several rounds of sampling.
+    """Mean NAME, deviation NAME_std and, of distances, minimum NAME_min over rounds of sampling.
 
-    Args:
-      rounds: the metrics of each round, of the same names; what is no number is passed over.
-
-    Returns:
-      NAME (the mean), NAME_std (over rounds; None for a single one) and of distances NAME_min.
+    What is no number is passed over; the deviation of a single round is None.
     """
     summary = {}
     for name, value in rounds[0].items():

@@ -67,17 +67,7 @@ def facts(
     data_sha256: str,
     recipe: str,
 ) -> dict:
-    """What statistics are of.
-
-    Args:
-      extract: the features; their name and weights hash.
-      count: number of images.
-      image_shape: (H, W, C).
-      split: which part of the data, as metric names call it: train, test...
-      source: where the images were read.
-      data_sha256: hash of their pixels, in order.
-      recipe: how they were cropped and resized.
-    """
+    """What statistics are of: `split` is the part of the data, `data_sha256` of its pixels."""
     return {
         "format": FORMAT,
         "count": count,
@@ -101,14 +91,7 @@ def collect(
 ) -> FeatureStatistics:
     """Statistics of all images of some batches, uint8 [B, H, W, C].
 
-    Args:
-      extract: the features.
-      batches: together `provenance["count"]` images, at least 2.
-      provenance: of `facts`.
-      name: of the images, for the progress bar.
-
-    Raises:
-      ValueError: images that the features are not for, or another number of them.
+    `provenance` is of `facts`; ValueError for another number of images than it says.
     """
     count, done, moments, kept = provenance["count"], 0, None, []
     # Not the first ones: a folder's images come class by class.
@@ -129,23 +112,15 @@ def collect(
 
 def save(path: str | os.PathLike, statistics: FeatureStatistics) -> None:
     """Writes an .npz file, whole or not at all."""
-    storage.write_npz(
-        path,
-        mean=statistics.mean,
-        covariance=statistics.covariance,
-        kept=statistics.kept,
-        provenance=np.array(json.dumps(statistics.provenance)),
-    )
+    content = vars(statistics) | {"provenance": np.array(json.dumps(statistics.provenance))}
+    storage.write_npz(path, **content)
 
 
 def load(path: str | os.PathLike) -> FeatureStatistics:
     """Reads what `save` wrote, or another project's `mu` [2048] and `sigma` [2048, 2048].
 
     The latter are taken to be Inception's features of training images (split "train"), as EDM's
-    are; their provenance has the origin "external", the file's name and SHA-256, and None for all
-    that is unknown: count, source, data_sha256, recipe, image_shape, weights_hash.
-
-    A file on gs:// is copied into the user's cache first.
+    are. A file on gs:// is copied into the user's cache first.
 
     Raises:
       ValueError: no such file, a damaged one, one without provenance, or another project's of
@@ -220,12 +195,9 @@ def fingerprint(statistics: FeatureStatistics) -> str:
 
 
 def check(provenance: Mapping, expected: Mapping, name: str) -> None:
-    """Refuses statistics whose provenance differs from what is `expected` of some facts.
+    """Raises ValueError that names every fact that differs from what is `expected`.
 
     Facts that external statistics do not know (None) are passed over.
-
-    Raises:
-      ValueError: names every fact that differs.
     """
     external = provenance.get("origin") == "external"
     differences = [
