@@ -34,21 +34,13 @@ _MANY = "many independent projects"
 
 @dataclasses.dataclass(frozen=True)
 class Public:
-    """A public file.
+    """A public file."""
 
-    Attributes:
-      url: its origin, whose last part is the file's name.
-      size: bytes, or None where nobody has published it.
-      sha256: of its content.
-      licence: on which terms it may be used.
-      confirmed: who published the hash.
-    """
-
-    url: str
-    size: int | None
-    sha256: str
-    licence: str
-    confirmed: str
+    url: str  # its origin, whose last part is the file's name
+    size: int | None  # bytes; None where nobody has published it
+    sha256: str  # of its content
+    licence: str  # on which terms it may be used
+    confirmed: str  # who published the hash
 
     @property
     def file(self) -> str:
@@ -65,49 +57,29 @@ _CIFAR = "no licence stated; cite Krizhevsky 2009, Learning Multiple Layers of F
 _NVIDIA = "CC BY-NC-SA 4.0"
 FILES: dict[str, Public] = {
     "cifar-10-binary.tar.gz": Public(
-        f"{_TORONTO}/cifar-10-binary.tar.gz",
-        170_052_171,
-        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        _CIFAR,
-        _MANY,
-    ),
+        f"{_TORONTO}/cifar-10-binary.tar.gz", 170_052_171,
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd", _CIFAR, _MANY),
     "cifar-10-python.tar.gz": Public(
-        f"{_TORONTO}/cifar-10-python.tar.gz",
-        170_498_071,
-        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-        _CIFAR,
-        _MANY,
-    ),
+        f"{_TORONTO}/cifar-10-python.tar.gz", 170_498_071,
+        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce", _CIFAR, _MANY),
     "pt_inception-2015-12-05-6726825d.pth": Public(
         "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-        "pt_inception-2015-12-05-6726825d.pth",
-        95_628_359,
+        "pt_inception-2015-12-05-6726825d.pth", 95_628_359,
         "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-        "Apache-2.0 (pytorch-fid, from TensorFlow's network)",
-        _MANY,
-    ),
+        "Apache-2.0 (pytorch-fid, from TensorFlow's network)", _MANY),
     "edm:cifar10-32x32-uncond-vp": Public(
-        f"{_EDM}/pretrained/edm-cifar10-32x32-uncond-vp.pkl",
-        None,
+        f"{_EDM}/pretrained/edm-cifar10-32x32-uncond-vp.pkl", None,
         "4d5dcc1f1d0d41c8934ad21626eeddbdc0460182becf9fc059a0631b1eedb4da",
-        _NVIDIA,
-        "one source, not beyond doubt",
-    ),
+        _NVIDIA, "one source, not beyond doubt"),
     "edm:cifar10-32x32-cond-vp": Public(
-        f"{_EDM}/pretrained/edm-cifar10-32x32-cond-vp.pkl",
-        223_183_453,
+        f"{_EDM}/pretrained/edm-cifar10-32x32-cond-vp.pkl", 223_183_453,
         "b27385e4f2f8d4d1e2e2c03864c5a9574a0c58ba81eb11625ae6d15c401f4796",
-        _NVIDIA,
-        "one source",
-    ),
+        _NVIDIA, "one source"),
     "edm:cifar10-32x32": Public(
-        f"{_EDM}/fid-refs/cifar10-32x32.npz",
-        None,
+        f"{_EDM}/fid-refs/cifar10-32x32.npz", None,
         "4ada108cdfd8e43409ed427f5f76631beac9b9617cdcaf416d41b1e161d85969",
-        _NVIDIA,
-        "one source",
-    ),
-}
+        _NVIDIA, "one source"),
+}  # fmt: skip
 
 
 def default_folder() -> pathlib.Path:
@@ -118,12 +90,9 @@ def default_folder() -> pathlib.Path:
 def obtain(
     name: str, folder: str | os.PathLike | None = None, *, download: bool = False
 ) -> pathlib.Path:
-    """The path of a public file, which is fetched first if need be.
+    """The path of a public file, a key of `FILES`; it is fetched first if need be.
 
-    Args:
-      name: a key of `FILES`.
-      folder: where the file is kept; None: a folder in the user's cache.
-      download: whether it may be fetched.
+    It is kept in `folder`, or in the user's cache.
 
     Raises:
       ValueError: an unknown name, a file that is not there and may not be fetched, a transfer that
@@ -171,22 +140,19 @@ def _is_sound(path: pathlib.Path, public: Public) -> bool:
 
 
 def _fetch(name: str, public: Public, target: pathlib.Path) -> None:
-    mirror = os.environ.get(_MIRROR, "").rstrip("/")
-    if mirror:
-        place = f"{mirror}/{public.file}"
-        if mirror.startswith(("http://", "https://")) or pathlib.Path(place).is_file():
-            return _fetch_from(place, name, public, target)
-        say(f"fetch    {mirror} ({_MIRROR}) does not hold {public.file}")
-    return _fetch_from(public.url, name, public, target)
-
-
-def _fetch_from(place: str, name: str, public: Public, target: pathlib.Path) -> None:
     import pooch
     import requests
 
+    place, http = public.url, ("http://", "https://")
+    if mirror := os.environ.get(_MIRROR, "").rstrip("/"):
+        held = f"{mirror}/{public.file}"
+        if held.startswith(http) or pathlib.Path(held).is_file():
+            place = held
+        else:
+            say(f"fetch    {mirror} ({_MIRROR}) does not hold {public.file}")
     say(f"fetch    {place}, {public.megabytes}, to {target}; licence: {public.licence}")
     pooch.get_logger().setLevel("ERROR")  # what it says is said above
-    http = pooch.HTTPDownloader(
+    by_http = pooch.HTTPDownloader(
         progressbar=sys.stderr.isatty(),
         chunk_size=2**20,
         timeout=_SECONDS,
@@ -199,7 +165,7 @@ def _fetch_from(place: str, name: str, public: Public, target: pathlib.Path) -> 
             f"sha256:{public.sha256}",
             fname=target.name,
             path=target.parent,
-            downloader=http if place.startswith(("http://", "https://")) else copy,
+            downloader=by_http if place.startswith(http) else copy,
         )
     except requests.RequestException as error:
         reason = str(error)[:200] or type(error).__name__

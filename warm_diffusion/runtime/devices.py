@@ -37,13 +37,8 @@ def platform(mesh: Mesh | None = None) -> str:
 def jit(function: Callable, mesh: Mesh | None = None, *, once: bool = False, **options):
     """`jax.jit` for large programs, with the compiler's options for their devices.
 
-    For calls from Python alone: JAX refuses compiler options inside another jit or gradient.
-
-    Args:
-      function: to compile.
-      mesh: the devices; None: JAX's default ones.
-      once: a process runs it once, so that the time to compile it is what counts.
-      options: of `jax.jit`.
+    For calls from Python alone: JAX refuses compiler options inside another jit or gradient. With
+    `once` a process runs it once, so that the time to compile it is what counts.
     """
     chosen = compiler_options(platform(mesh))
     if once and platform(mesh) == "cpu":
@@ -77,16 +72,10 @@ def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def state_shardings(kind: str, state, mesh: Mesh):
-    """The sharding of each array of a state.
+    """The sharding of each array of a state, a tree of arrays or their shapes.
 
-    Args:
-      kind: replicated; or fsdp: each split over the devices along its longest axis that they can
-        share evenly, if there is one and the array is not small.
-      state: a tree of arrays or their shapes.
-      mesh: the devices.
-
-    Raises:
-      ValueError: another kind.
+    `kind` is replicated; or fsdp: each is split over the devices along its longest axis that they
+    can share evenly, if there is one and the array is not small.
     """
     if kind not in STATE_SHARDINGS:
         raise ValueError(

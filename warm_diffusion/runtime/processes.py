@@ -33,13 +33,8 @@ def join(
 ) -> None:
     """Joins the other processes of the run; all devices are one system then.
 
-    Args:
-      address: host:port of process 0.
-      count: of processes.
-      index: of this one, from 0.
-      seconds: how long to wait for the others.
-
-    What is None comes from the cluster, where JAX knows it (TPU, Slurm, Open MPI, Kubernetes).
+    Process 0 is at `address`, host:port; this one is `index` of `count`, from 0. What is None comes
+    from the cluster, where JAX knows it (TPU, Slurm, Open MPI, Kubernetes).
 
     Raises:
       ValueError: it is not known who and where the others are, or some did not come in time.

@@ -7,6 +7,7 @@ the others do nothing. On an object store one object appears at once, but nothin
 renamed, and a folder is no more than the start of a name.
 """
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -18,7 +19,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,9 +30,6 @@ from warm_diffusion.runtime.console import say
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _PUT_SECONDS = 1.0  # Google's limit on how often one object is written
-
-
-# --- places --------------------------------------------------------------------------------------
 
 
 def path(where: str | os.PathLike) -> pathlib.Path:
@@ -58,11 +56,7 @@ def path(where: str | os.PathLike) -> pathlib.Path:
 
 
 def local(where: str | os.PathLike, name: str) -> pathlib.Path:
-    """An absolute local path for what cannot lie elsewhere; `name` is what a message calls it.
-
-    Raises:
-      ValueError: a gs:// path, or one of another scheme.
-    """
+    """An absolute local path of what cannot lie elsewhere, which a ValueError calls `name`."""
     if _SCHEME.match(os.fspath(where)):
         raise ValueError(f"{name} must be a local path, got {os.fspath(where)}: copy it here first")
     return pathlib.Path(where).expanduser().absolute()
@@ -124,9 +118,6 @@ def _check_bucket(bucket: str) -> None:
         ) from error
 
 
-# --- files ---------------------------------------------------------------------------------------
-
-
 def write_bytes(where: str | os.PathLike, content: bytes) -> None:
     """Writes a file, and the folders above: readers see the old one or the new one."""
     write_files({path(where): content})
@@ -141,13 +132,20 @@ def write_files(files: Mapping[pathlib.Path, bytes]) -> None:
         # Not open("wb"): an exception inside it publishes the part that is written.
         object_store().pipe(remote)
     for place in filter(is_local, files):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(f"{place.name}.partial-{os.getpid()}")
-        try:
+        with _whole(place) as partial:
             partial.write_bytes(files[place])
-            partial.replace(place)
-        finally:
-            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A name to write a local file under, which becomes the target when it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(where: str | os.PathLike, content: Any) -> None:
@@ -162,12 +160,7 @@ def to_json(content: Any) -> bytes:
 
 
 def read_json(where: str | os.PathLike) -> Any:
-    """What a JSON file says.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it cannot be read, or is not JSON.
-    """
+    """What a JSON file says; FileNotFoundError, or ValueError where it cannot be read as JSON."""
     try:
         return json.loads(path(where).read_bytes())
     except FileNotFoundError:
@@ -221,9 +214,6 @@ class Lines:
         if not self._is_put:
             write_bytes(self._path, self._text.encode())
             self._put_at, self._is_put = time.monotonic(), True
-
-
-# --- folders -------------------------------------------------------------------------------------
 
 
 def write_folder(where: str | os.PathLike, files: Mapping[str, bytes]) -> None:
@@ -286,12 +276,7 @@ def remove(place: pathlib.Path) -> None:
 def fetch(where: str | os.PathLike, cache_dir: pathlib.Path | None = None) -> pathlib.Path:
     """A local file of the same content: a local one itself, of one on gs:// a copy, made once.
 
-    Args:
-      where: the file.
-      cache_dir: where copies are kept; None: a folder in the user's cache.
-
-    Raises:
-      ValueError: no such file on gs://.
+    Copies are kept in cache_dir, or the user's cache; ValueError if there is no file on gs://.
     """
     place = path(where)
     if is_local(place):
@@ -303,18 +288,11 @@ def fetch(where: str | os.PathLike, cache_dir: pathlib.Path | None = None) -> pa
     target = (cache_dir or default_cache_dir()) / "fetched" / key / place.name
     if not target.exists():
         say(f"fetch    {place}, {found['size'] / 1e6:,.1f} MB, to {target}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-        try:
+        with _whole(target) as partial:
             object_store().get_file(str(place), str(partial))
             os.utime(partial, (0, 0))  # a copy made anew is the same file to prepared data
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
     return target
 
-
-# --- errors --------------------------------------------------------------------------------------
 
 # A path that cannot be is a mistake in the command; all else is the machine's state.
 _MISTAKES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM,
@@ -345,9 +323,6 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         sound = "What was written before is sound; when this has passed, the same command goes on"
         return 74, f"{told}. {sound}"  # EX_IOERR of sysexits.h
     return None
-
-
-# --- arrays --------------------------------------------------------------------------------------
 
 
 def digest(tree: Any) -> str:

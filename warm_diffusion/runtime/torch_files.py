@@ -38,16 +38,10 @@ from warm_diffusion.runtime import storage
 
 _MAGIC_NUMBER, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _STORAGES = {
-    "DoubleStorage": "<f8",
-    "FloatStorage": "<f4",
-    "HalfStorage": "<f2",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "<i1",
-    "ByteStorage": "<u1",
+    "DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "LongStorage": "<i8",
+    "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1",
     "BoolStorage": "<?",
-}
+}  # fmt: skip
 # Modules of which every name is passed over: what they make is neither a weight nor looked at.
 _PASSED_OVER = ("torch.nn.modules.container", "numpy", "numpy.core.multiarray",
                 "numpy._core.multiarray")  # fmt: skip
@@ -171,9 +165,6 @@ def _one_error(path: Any) -> Iterator[None]:
         raise ValueError(f"cannot read {path}: {error}") from error
 
 
-# --- from stand-ins to arrays --------------------------------------------------------------------
-
-
 def _to_arrays(tensors: Mapping[Any, Any], data: Mapping[str, bytes] = {}) -> dict[str, np.ndarray]:
     """Read-only views of the storages' bytes, after a check that each stays inside."""
     if not isinstance(tensors, dict) or not tensors:
@@ -241,13 +232,7 @@ def _read_legacy(file: io.BytesIO) -> tuple[Any, dict[str, bytes]]:
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The arrays of a file that `torch.save` wrote from a state dictionary.
-
-    Args:
-      path: a .pth or .pt file, in torch's zip or legacy layout.
-
-    Returns:
-      Name to read-only array in torch's layout.
+    """The arrays, read-only, by name of a state dictionary that `torch.save` wrote.
 
     Raises:
       ValueError: the file names anything but tensors (nothing of it is called), is damaged, or is

@@ -50,14 +50,8 @@ def finished_steps(workdir: pathlib.Path) -> list[int]:
 
 
 def _arrays(state: TrainState) -> dict:
-    return {
-        "step": state.step,
-        "params": state.params,
-        "ema": state.ema,
-        "opt_state": state.opt_state,
-        "nonfinite_total": state.nonfinite_total,
-        "nonfinite_in_a_row": state.nonfinite_in_a_row,
-    }
+    names = ("step", "params", "ema", "opt_state", "nonfinite_total", "nonfinite_in_a_row")
+    return {name: getattr(state, name) for name in names}
 
 
 def _checksums(arrays: dict) -> dict:
@@ -120,10 +114,7 @@ class Checkpoints:
     def save(self, state: TrainState, statistics: Mapping[str, np.ndarray], about: dict) -> None:
         """Starts saving a state; returns when the state may be changed. Saved steps are skipped.
 
-        Args:
-          state: the state after `state.step` steps.
-          statistics: arrays by name, of the training data.
-          about: facts to keep beside it, for `about`.
+        `statistics` are arrays by name, of the training data; `about` are facts to keep beside.
         """
         step = int(state.step)
         if step in self.steps():
@@ -178,8 +169,8 @@ class Checkpoints:
           report: is told of every damaged checkpoint that was passed over.
 
         Raises:
-          ValueError: there are checkpoints, but none is sound, or the processes of the run do not
-            find the same.
+          Damaged: there are checkpoints, but none is sound.
+          ValueError: the processes of the run do not find the same.
         """
         steps, damaged = self.steps(), []
         for step in reversed(steps):
@@ -199,11 +190,7 @@ class Checkpoints:
         return None
 
     def about(self, step: int) -> dict:
-        """The facts kept with a checkpoint.
-
-        Raises:
-          ValueError: there is no such checkpoint, or it cannot be read.
-        """
+        """The facts kept with a checkpoint; ValueError if it is not there or cannot be read."""
         if step not in self.steps():
             raise ValueError(
                 f"no checkpoint of step {step} in {self._path}: there are {self.steps()}"
@@ -211,11 +198,7 @@ class Checkpoints:
         return self._read(step, about=ocp.args.JsonRestore()).about
 
     def restore(self, step: int, target: TrainState) -> TrainState:
-        """The checkpoint of one step, its checksums verified.
-
-        Raises:
-          ValueError: there is no such checkpoint, or it does not hold what was saved.
-        """
+        """The checkpoint of one step; ValueError if it is not there or not what was saved."""
         saved = self.about(step)["digests"]
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(target))
         arrays = self._read(step, state=ocp.args.StandardRestore(abstract)).state
@@ -225,50 +208,43 @@ class Checkpoints:
         return target.replace(**arrays)
 
     def weights(self, step: int, shapes: dict, average: int) -> dict:
-        """The weights of a checkpoint alone, as host arrays, their checksum verified.
+        """The weights of a checkpoint alone, as host arrays; ValueError as for `restore`.
 
         Args:
           step: of the checkpoint.
           shapes: abstract parameters.
           average: which of the averages; -1: the weights themselves.
-
-        Raises:
-          ValueError: there is no such checkpoint, or it does not hold what was saved.
         """
         digests = self.about(step)["digests"]
         if average < 0:
-            found, saved = self._partial(step, {"params": shapes})["params"], digests["params"]
+            name, wanted = "params", {"params": shapes}
         else:
-            everything = self._partial(step, {"ema": [shapes] * len(digests["ema"])})
-            found, saved = everything["ema"][average], digests["ema"][average]
+            name, wanted = "ema", {"ema": [shapes] * len(digests["ema"])}
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        # What is not wanted is not read.
+        restore = ocp.args.PyTreeRestore(wanted, restore_args=arguments, partial_restore=True)
+        found, saved = self._read(step, state=restore).state[name], digests[name]
+        if average >= 0:
+            found, saved = found[average], saved[average]
         self._verify(step, checksum(found), saved)
         return found
 
     def statistics(self, step: int) -> dict[str, np.ndarray]:
-        """The statistics of the training data, by name.
-
-        Raises:
-          ValueError: there is no such checkpoint, or it does not hold what was saved.
-        """
+        """The statistics of the training data, by name; ValueError as for `restore`."""
         saved = self.about(step)["digests"]["statistics"]
         found = self._read(step, statistics=ocp.args.StandardRestore()).statistics
         found = {name: np.asarray(array) for name, array in found.items()}
         self._verify(step, checksum(found), saved)
         return found
 
-    def _partial(self, step: int, shapes: dict) -> dict:
-        """Some branches of the state as host arrays; the others are not read."""
-        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        restore = ocp.args.PyTreeRestore(shapes, restore_args=arguments, partial_restore=True)
-        return self._read(step, state=restore).state
-
     def _read(self, step: int, **items):
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         # Orbax reports damage by bare Exception, ValueError, KeyError, JSON and OS errors.
         except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise (Damaged if _is_damage(error) else ValueError)(
-                f"checkpoint {step} of {self._path.parent} cannot be restored: {_first_line(error)}"
+                f"checkpoint {step} of {self._path.parent} cannot be restored: {reason}"
             ) from error
 
     def _verify(self, step: int, found, saved) -> None:
@@ -302,8 +278,3 @@ def last_checkpoint(workdir: pathlib.Path) -> tuple[list[int], dict]:
             with contextlib.suppress(Damaged):  # restoring finds out, and says so
                 return steps, saved.about(step)
     return steps, {}
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

@@ -40,27 +40,16 @@ LossFn = Callable[[dict, jax.Array, Batch], LossTerms]  # (params, keys [B], bat
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a step is computed; `config.training` has keys of the same names.
+    """How a step is computed; `config.training` has keys of the same names."""
 
-    Attributes:
-      batch_size: images a step, over all devices.
-      ema_halflife_images: one for each set of averaged weights.
-      ema_rampup: see eq. (1).
-      grad_accumulation: slices that a batch is divided into, one after the other.
-      steps_per_call: steps that one call of the devices takes; the batch then has one more axis in
-        front, of this size, and the numbers are those of as many calls but for rounding.
-      sharding: of the state over the devices, `devices.state_shardings`.
-    """
-
-    batch_size: int
-    ema_halflife_images: tuple[float, ...] = ()
-    ema_rampup: float = 0.0
-    grad_accumulation: int = 1
+    batch_size: int  # images per step, over all devices
+    ema_halflife_images: tuple[float, ...] = ()  # one for each set of averaged weights
+    ema_rampup: float = 0.0  # see eq. (1)
+    grad_accumulation: int = 1  # slices that a batch is divided into, one after the other
+    # Steps that one call of the devices takes; the batch then has one more axis in front, of this
+    # size, and the numbers are those of as many calls but for rounding.
     steps_per_call: int = 1
-    sharding: str = "replicated"
-
-
-# --- state ----------------------------------------------------------------------------------------
+    sharding: str = "replicated"  # of the state over the devices, `devices.state_shardings`
 
 
 class TrainState(train_state.TrainState):
@@ -123,9 +112,6 @@ class TrainMetrics(clu_metrics.Collection):
     grad_norm: clu_metrics.Average.from_output("grad_norm")
 
 
-# --- one step -------------------------------------------------------------------------------------
-
-
 def _sliced(gradients: Callable, params: dict, batch: tuple, slices: int, unroll: bool) -> tuple:
     """Means over the slices of what `gradients` returns: (gradients, LossTerms of all images)."""
     if slices == 1:
@@ -157,14 +143,7 @@ def train_step(
 ) -> tuple[TrainState, TrainMetrics]:
     """The state and the metrics after a step, a pure function; `jitted` compiles it.
 
-    Args:
-      loss_fn: see `LossFn`.
-      options: see there; `steps_per_call` and `sharding` do not matter here.
-      state: before the step.
-      metrics: are added to.
-      batch: the images.
-      seed: of the run, an integer.
-      unroll: write the slices out instead of a loop.
+    The metrics are added to. With `unroll` slices are written out instead of a loop.
     """
 
     def objective(params, keys, part):
@@ -205,17 +184,10 @@ def train_step(
     )
 
 
-# --- on all devices -------------------------------------------------------------------------------
-
-
 def jitted(loss_fn: LossFn, options: Options, mesh: Mesh, *, resident: bool = False) -> Callable:
     """Compiles the step: state and metrics donated, the batch split, the state as it is given.
 
-    Args:
-      loss_fn: see `LossFn`.
-      options: see there.
-      mesh: the devices.
-      resident: the batch is given as (all images, everywhere; the indices of the batch, split).
+    With `resident` the batch is (all images, everywhere; the indices of the batch, split).
 
     Returns:
       (state, metrics, batch, seed) -> (state, metrics), see `train_step`.
@@ -265,14 +237,9 @@ def abstract_arguments(
     *,
     resident: bool = False,
 ) -> tuple:
-    """The abstract arguments of `jitted`.
+    """The abstract arguments of what `jitted` gives, of an abstract state.
 
-    Args:
-      state: abstract.
-      data: all images and their classes, abstract or not; their number matters to `resident` alone.
-      options: see `jitted`.
-      mesh: see there.
-      resident: see there.
+    `data` are all images and their classes; their number matters to `resident` alone.
     """
     steps = options.steps_per_call
     everywhere, split = devices.replicated(mesh), devices.split(mesh, axis=int(steps > 1))

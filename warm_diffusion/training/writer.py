@@ -44,12 +44,8 @@ class Writer:
     ):
         """Opens the files; lines of later steps than `first_step` (a run cut off) are dropped.
 
-        Args:
-          workdir: where metrics.jsonl goes, and TensorBoard's events.
-          first_step: the last step that counts; None keeps all lines: evaluations come in any
-            order.
-          writers: tensorboard, wandb or both, to tell besides metrics.jsonl.
-          configuration: the run's, for those that show it.
+        With None all lines stay: evaluations come in any order. `writers` (tensorboard, wandb) are
+        told besides metrics.jsonl, and the run's configuration where they show it.
         """
         last = math.inf if first_step is None else first_step
         self._lines = storage.Lines(
