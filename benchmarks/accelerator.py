@@ -172,9 +172,7 @@ def same_samples(setting: Setting) -> dict:
     seeds = np.arange(8, dtype=np.uint32)
 
     def draw(mesh: Mesh, batch: int) -> np.ndarray:
-        sampler = drawing.sampler(
-            model.architecture, model.schedule, settings, batch_size=batch, mesh=mesh
-        )
+        sampler = drawing.sampler(model, model.schedule, settings, batch_size=batch, mesh=mesh)
         params = devices.put_replicated(model.params, mesh)
         parts = [sampler.draw(params, seeds[i : i + batch], None) for i in range(0, 8, batch)]
         return np.concatenate([np.asarray(part) for part in parts])

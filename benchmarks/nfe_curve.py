@@ -76,7 +76,7 @@ class Network:
     def path(self, ratio) -> schedules.Schedule:
         """Of a constant ratio; None: the configuration's own."""
         if ratio is None:
-            return build.schedule(self._config, self.model.architecture.statistics)
+            return build.schedule(self._config, self.model.statistics)
         return schedules.constant_bnr(ratio, **build.noise_range(self._config))
 
     def times(self, grid: str, path: schedules.Schedule, solver: str, calls: int) -> jax.Array:
@@ -94,7 +94,7 @@ class Network:
             x = path.beta(times[0]) * noise
         else:
             x = samplers.gaussian_start(noise, path, times[0], self.model.mean, self.model.spectrum)
-        denoise = self.model.architecture.seed_denoiser(params, seeds)
+        denoise = self.model.seed_denoiser(params, seeds)
         return samplers.solve(denoise, x, path, times, solver=solver)
 
     def draw(self, seeds: np.ndarray, times, ratio, solver: str, from_noise: bool) -> np.ndarray:

@@ -1,5 +1,6 @@
 """A trained network as one object: what is saved is what is loaded, bit for bit; nothing runs."""
 
+import dataclasses
 import json
 import pathlib
 import pickle
@@ -48,7 +49,7 @@ def make_model(seed=0, **changes):
         built.abstract_params,
     )
     info = {"weights": "ema 100 images", "step": 7, "images_seen": 112}
-    return pretrained.Model(built, params, info)
+    return pretrained.Model(**vars(built), params=params, info=info)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_weights_statistics_and_path_come_back_bit_for_bit(saved, model):
     np.testing.assert_array_equal(loaded.spectrum, model.spectrum)
     assert loaded.image_shape == (8, 8, 1)
     assert loaded.info["weights"] == "ema 100 images"
-    assert loaded.architecture.description == model.architecture.description
+    assert loaded.description == model.description
     for t in (0.01, 1.0, 50.0):
         assert float(loaded.schedule.alpha(t)) == float(model.schedule.alpha(t))
 
@@ -336,12 +337,12 @@ def test_seeds_that_are_none_are_refused(model, seeds):
 def test_what_cannot_be_drawn_is_refused(model):
     with pytest.raises(ValueError, match="grid must be one of edm, spectral, got 'cosine'"):
         model.sample([0], grid="cosine")
-    unknown = pretrained.Model(pretrained.build(DESCRIPTION), model.params, {})
+    unknown = dataclasses.replace(model, statistics=None)
     with pytest.raises(ValueError, match="does not carry the spectrum of its training data"):
         unknown.sample([0], grid="spectral")
     nan = jax.tree.map(lambda leaf: leaf * jnp.nan, model.params)
     with pytest.raises(ValueError, match="images are not finite"):
-        pretrained.Model(model.architecture, nan, {}).sample([0], num_steps=2)
+        dataclasses.replace(model, params=nan).sample([0], num_steps=2)
     cold = make_model(schedule={"name": "cold"})
     with pytest.raises(ValueError, match="path ends in blurred images, not in noise"):
         cold.sample([0])

@@ -4,8 +4,8 @@
     model = pretrained.load("pretrained/digits")
     images = model.sample(range(16))                # uint8 [16, 8, 8, 1]
 
-A description tells in plain values what a network is besides its weights. It has these sections of
-a configuration (`configs/default.py`), which are arguments of what they are named after:
+A description has, in plain values, all that makes a network besides its weights. Its sections are
+those of a configuration (`configs/default.py`), the arguments of what they are named after:
 
     image_shape   [H, W, C]
     model         name (ddpmpp, ncsnpp), and arguments of that function in `models`
@@ -13,14 +13,9 @@ a configuration (`configs/default.py`), which are arguments of what they are nam
     augment       transforms: whether the network is told how an image was augmented
     schedule      name, and a section of that name: arguments of that function in `schedules`
 
-A model folder holds
-
-    config.json         format, version, the description, info
-    model.safetensors   weights by dotted names; data.mean and data.spectrum of the training data
-    README.md           a model card, with samples.png
-
-It is read without running anything in it. A training workdir, one of its checkpoints, or a file of
-EDM's weights is loaded the same way.
+A model folder has config.json (format, version, description, info), model.safetensors (weights by
+dotted names; data.mean and data.spectrum of the training data), and a model card, README.md with
+samples.png. Loading it runs nothing that is in it.
 """
 
 import dataclasses
@@ -31,7 +26,7 @@ import math
 import os
 import pathlib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -98,7 +93,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Architecture:
-    """All of a trained network but its weights; see `build`.
+    """All of a trained network but its weights, which its methods take; see `build`.
 
     Attributes:
       description: the plain values that it was made from.
@@ -116,11 +111,6 @@ class Architecture:
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of the training images."""
         return tuple(self.description["image_shape"])
-
-    @property
-    def num_classes(self) -> int:
-        """Classes that the network is told, 0 for none."""
-        return self.network.num_classes
 
     def init_params(self, key: jax.Array) -> dict:
         """Fresh parameters."""
@@ -158,30 +148,23 @@ class Architecture:
     def seed_denoiser(
         self, params: dict, seeds: jax.Array, *, label: int = -1, guidance: float = 1.0
     ) -> Denoiser:
-        """The denoiser of each seed's class: its remainder, or `label` if that is not negative.
-
-        Raises:
-          ValueError: a class that the network does not have.
-        """
-        if self.num_classes == 0:
+        """The denoiser of each seed's class: its remainder, or `label` if that is not negative."""
+        classes = self.network.num_classes
+        if classes == 0:
             if guidance != 1.0 or label >= 0:
                 raise ValueError("sampling.guidance and sampling.label need a network with classes")
             return self.denoiser(params)
-        if label >= self.num_classes:
-            raise ValueError(f"sampling.label must be below {self.num_classes}, got {label}")
+        if label >= classes:
+            raise ValueError(f"sampling.label must be below {classes}, got {label}")
         seeds = seeds.astype(jnp.uint32)
-        labels = seeds % self.num_classes if label < 0 else jnp.full_like(seeds, label)
+        labels = seeds % classes if label < 0 else jnp.full_like(seeds, label)
         conditional = self.denoiser(params, labels.astype(jnp.int32))
         if guidance == 1.0:
             return conditional
         return _denoiser.guided(conditional, self.denoiser(params), guidance)
 
     def times(self, schedule: schedules.Schedule, sampling: Sampling) -> jax.Array:
-        """The grid of the settings [num_steps + 1].
-
-        Raises:
-          ValueError: a spectral grid without the spectrum of the training data.
-        """
+        """The grid of the settings [num_steps + 1]."""
         if sampling.grid == "edm":
             return schedules.time_grid(schedule, sampling.num_steps, sampling.rho)
         if self.statistics is None:
@@ -189,8 +172,8 @@ class Architecture:
                 "this network does not carry the spectrum of its training data: take "
                 "sampling.grid=edm"
             )
-        start = schedule.t_max if schedule.needs_start else None
         settings = self.statistics.spectrum, sampling.num_steps, sampling.solver
+        start = schedule.t_max if schedule.needs_start else None
         return schedules.spectral_grid(schedule, *settings, start=start)
 
     def draw(
@@ -203,16 +186,10 @@ class Architecture:
         *,
         return_trajectory: bool = False,
     ):
-        """Float images [B, H, W, C] of seeds [B], a pure function; an image depends on its seed
-        alone.
+        """Float images [B, H, W, C] of seeds [B], a pure function; each depends on its seed alone.
 
-        Args:
-          params: the weights.
-          seeds: integers [B].
-          schedule: the path to sample along.
-          sampling: how.
-          start: blurred images [B, H, W, C] at `schedule.t_max` where the path needs some.
-          return_trajectory: give (images, states [num_steps + 1, B, H, W, C]).
+        `start` has blurred images [B, H, W, C] at `schedule.t_max` where the path needs some. With
+        `return_trajectory` the result is (images, states [num_steps + 1, B, H, W, C]).
         """
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
         noise = samplers.initial_noise(seeds, self.image_shape)
@@ -223,14 +200,9 @@ class Architecture:
             start = samplers.gaussian_start(noise, schedule, times[0], *self.statistics)
         return samplers.solve(
             self.seed_denoiser(params, seeds, label=sampling.label, guidance=sampling.guidance),
-            start,
-            schedule,
-            times,
-            solver=sampling.solver,
-            churn=sampling.churn,
-            key=keys,
+            start, schedule, times, solver=sampling.solver, churn=sampling.churn, key=keys,
             return_trajectory=return_trajectory,
-        )
+        )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -242,12 +214,10 @@ def _apply(network: models.UNet, params: dict, inputs: tuple, rngs: dict | None,
 def build(
     description: Mapping, statistics: Statistics | None = None, *, remat: bool = False
 ) -> Architecture:
-    """The objects of a description.
+    """The objects of a description, which is checked in full.
 
-    Args:
-      description: see the module; checked in full.
-      statistics: of the training data; needed by a schedule that is made from the spectrum.
-      remat: compute blocks anew for their gradient: less memory, more work.
+    A schedule that is made from the spectrum needs the statistics of the training data. `remat`
+    computes blocks anew for their gradient: less memory, more work.
 
     Raises:
       ValueError: a key, name, number or size that is missing, not known or does not work.
@@ -282,20 +252,16 @@ def build(
 
 
 def schedule_of(section: Mapping, statistics: Statistics | None = None) -> schedules.Schedule:
-    """The path of a section `schedule`: its name, and arguments in a section of that name.
-
-    Raises:
-      ValueError: a name or argument that is not known, a number out of range, no statistics for a
-        path that is made from the spectrum.
-    """
+    """The path of a section `schedule`: its name, and arguments in a section of that name."""
     name = section.get("name")
     if name not in schedules.PATHS:
         names = ", ".join(schedules.PATHS)
         raise ValueError(f"schedule.name must be one of {names}, got {name!r}")
-    spectral = takes_spectrum(name)
-    if spectral and statistics is None:
-        raise ValueError(f"schedule {name} needs the spectrum of the training data")
-    spectrum = {"spectrum": statistics.spectrum} if spectral else {}
+    spectrum = {}
+    if takes_spectrum(name):
+        if statistics is None:
+            raise ValueError(f"schedule {name} needs the spectrum of the training data")
+        spectrum = {"spectrum": statistics.spectrum}
     try:
         return schedules.PATHS[name](**spectrum, **section.get(name, {}))
     except TypeError as error:  # Python's, for an argument too many or too few
@@ -311,39 +277,27 @@ def takes_spectrum(name: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Model:
+class Model(Architecture):
     """A trained network: see `load`.
 
     Attributes:
-      architecture: network, path and statistics.
       params: the network's weights.
       info: where it comes from: step, images_seen, weights (which average), weights_sha256,
         data_sha256, versions, configuration, evaluation; what is not known is left out.
     """
 
-    architecture: Architecture
     params: dict
     info: dict
 
     @property
-    def schedule(self) -> schedules.Schedule:
-        """The path that it was trained on."""
-        return self.architecture.schedule
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the training images."""
-        return self.architecture.image_shape
-
-    @property
     def spectrum(self) -> np.ndarray | None:
         """Variance of each DCT coefficient of the training data [H, W]; None if not known."""
-        return self.architecture.statistics and self.architecture.statistics.spectrum
+        return self.statistics and self.statistics.spectrum
 
     @property
     def mean(self) -> np.ndarray | None:
         """Mean training image [H, W, C]; None if not known."""
-        return self.architecture.statistics and self.architecture.statistics.mean
+        return self.statistics and self.statistics.mean
 
     def __call__(self, x: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> Prediction:
         """The same as `denoise`, so that a model is a denoiser."""
@@ -371,14 +325,14 @@ class Model:
                 f"{x.shape}: of uint8 images take x / 127.5 - 1"
             )
         if labels is not None:
-            labels, classes = jnp.asarray(labels), self.architecture.num_classes
+            labels, classes = jnp.asarray(labels), self.network.num_classes
             if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != x.shape[:1]:
                 raise ValueError(
                     f"labels must be {len(x)} integers, got {labels.dtype} {labels.shape}"
                 )
             if not isinstance(labels, jax.core.Tracer) and not jnp.all(labels < classes):
                 raise ValueError(f"labels must be below {classes}, got {labels}")
-        return self.architecture.denoiser(self.params, labels)(x, alpha, beta)
+        return self.denoiser(self.params, labels)(x, alpha, beta)
 
     def sample(
         self,
@@ -411,7 +365,7 @@ class Model:
         sampling = Sampling(solver, num_steps, **options)
         path = self.schedule
         if bnr is not None:  # between the same levels of noise, where they are the path's numbers
-            trained = self.architecture.description["schedule"]
+            trained = self.description["schedule"]
             numbers = trained.get(trained["name"], {}).items()
             levels = {key: number for key, number in numbers if key in ("beta_min", "beta_max")}
             path = schedules.constant_bnr(bnr, **levels)
@@ -421,16 +375,16 @@ class Model:
                 "from some with samplers.solve(model.denoise, blurred, model.schedule, times)"
             )
         size = min(batch_size, len(seeds))
-        drawn = []
+        draw, drawn = _compiled(self, path, sampling), []
         for first in range(0, len(seeds), size):
             part = np.resize(seeds[first : first + size], size)  # filled up: one program for all
-            drawn.append(_draw(self.architecture, self.params, part, path, sampling))
-        return np.concatenate(list(map(images.to_uint8, drawn)))[: len(seeds)]
+            drawn.append(images.to_uint8(draw(self.params, part)))
+        return np.concatenate(drawn)[: len(seeds)]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _draw(built: Architecture, params: dict, seeds: jax.Array, path, sampling: Sampling):
-    return built.draw(params, seeds, path, sampling)
+@functools.lru_cache(maxsize=8)  # not of all models ever loaded: it keeps their weights
+def _compiled(model: Model, path: schedules.Schedule, sampling: Sampling) -> Callable:
+    return jax.jit(lambda params, seeds: model.draw(params, seeds, path, sampling))
 
 
 # --- loading -------------------------------------------------------------------------------------
@@ -499,7 +453,11 @@ def _load_folder(folder: pathlib.Path) -> Model:
     told = {key: sha for key, sha in config["info"].items() if key in _CHECKSUMS}
     if _checksums(params, statistics) != told:
         raise ValueError("model.safetensors is damaged: its checksum does not fit")
-    return Model(built, jax.tree.map(jnp.asarray, params), config["info"])
+    return _model(built, params, config["info"])
+
+
+def _model(built: Architecture, params: dict, info: dict) -> Model:
+    return Model(**vars(built), params=jax.tree.map(jnp.asarray, params), info=info)
 
 
 def _checksums(params: dict, statistics: Statistics | None) -> dict[str, str]:
@@ -526,7 +484,8 @@ def _load_edm(path: pathlib.Path) -> Model:
     })  # fmt: skip
     params = models.from_edm(built.network, arrays, jax.random.key(0))["params"]
     origin = f"EDM's weights, from `{path.name}`."
-    return Model(built, params, {"weights": "EDM's", "origin": origin, **_checksums(params, None)})
+    info = {"weights": "EDM's", "origin": origin, **_checksums(params, None)}
+    return _model(built, params, info)
 
 
 def _load_checkpoint(workdir: pathlib.Path, step: int | None, ema: int) -> Model:
@@ -560,7 +519,7 @@ def _read_checkpoint(workdir: pathlib.Path, saved, step: int, ema: int) -> Model
     keys = ("step", "images_seen", "data_sha256", "versions", "configuration")
     info = {key: about[key] for key in keys if key in about}
     info |= {"weights": "raw" if ema < 0 else names[ema], **_checksums(params, built.statistics)}
-    return Model(built, jax.tree.map(jnp.asarray, params), info)
+    return _model(built, params, info)
 
 
 # --- saving --------------------------------------------------------------------------------------
@@ -597,12 +556,12 @@ def save(
     check_new(folder)
     if samples is None:
         samples = np.zeros(0) if model.schedule.needs_start else model.sample(range(64))
-    params, statistics = jax.tree.map(np.asarray, model.params), model.architecture.statistics
+    params, statistics = jax.tree.map(np.asarray, model.params), model.statistics
     arrays = weights.flatten(params)
     if statistics is not None:
         arrays |= {_MEAN: statistics.mean, _SPECTRUM: statistics.spectrum}
     info = {"weights": "as they are", **model.info, **_checksums(params, statistics)}
-    config = {"format": FORMAT, "version": VERSION, **model.architecture.description, "info": info}
+    config = {"format": FORMAT, "version": VERSION, **model.description, "info": info}
     content, picture = {**files}, ""
     if len(samples):
         content["samples.png"] = images.png(images.grid(samples, min_side=48))
@@ -615,23 +574,13 @@ def save(
 
 def _card(name: str, model: Model, info: dict, picture: str) -> str:
     """The README.md of a model folder: what it is, its use, training, evaluation and limits."""
-    description, draws = model.architecture.description, not model.schedule.needs_start
-    run = f"--checkpoint={name} --workdir=OUT"
-    if draws:
-        call = "images = model.sample(range(16))  # uint8"
-        mode = f"`python main.py --mode=sample {run}` draws images as PNG files."
-        limits = "It draws what its training images look like, with their biases and no others."
-    else:
+    call, mode, task = "images = model.sample(range(16))  # uint8", "sample", "generation"
+    if model.schedule.needs_start:
         call = (
-            "import numpy as np\n"
             f"images = np.zeros({[16, *model.image_shape]})  # yours, in [-1, 1]\n"
             "clean = model.denoise(images, alpha=1.0, beta=0.1).clean  # at their blur and noise"
         )
-        mode = f"`python main.py --mode=restore {run} --input=PHOTOS` finds both levels by itself."
-        limits = (
-            "It undoes Gaussian blur and white Gaussian noise, not motion blur, defocus or the "
-            "blocks of JPEG, and what it adds looks like its training images."
-        )
+        mode, task = "restore --input=PHOTOS", "restoration"
     training = info.get("origin", "Not known.")
     if "configuration" in info:
         training = (
@@ -645,27 +594,28 @@ def _card(name: str, model: Model, info: dict, picture: str) -> str:
         f"{report['network_calls']} network calls, BNR {report['bnr']}, seeds {report['seeds']})"
         for report in info.get("evaluation", [])
     )
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     return f"""---
 library_name: warm_diffusion
-tags: [{"image-generation" if draws else "image-restoration"}, diffusion, jax, warm-diffusion]
+tags: [image-{task}, diffusion, jax, warm-diffusion]
 ---
 
 # {name}
 
 A blur-noise diffusion model ([Warm Diffusion](https://arxiv.org/abs/2511.16904)) of
-{"x".join(map(str, model.image_shape))} images: {description["model"]["name"]}, \
-{sum(leaf.size for leaf in jax.tree.leaves(model.params)):,} parameters, path \
-`{description["schedule"]["name"]}`.
+{"x".join(map(str, model.image_shape))} images: {model.description["model"]["name"]}, \
+{parameters:,} parameters, path `{model.description["schedule"]["name"]}`.
 {picture}
 ## Use
 
 ```python
+import numpy as np
 from warm_diffusion import pretrained
 model = pretrained.load("{name}")  # the path of this folder
 {call}
 ```
 
-{mode}
+or `python main.py --checkpoint={name} --workdir=OUT --mode={mode}`.
 
 ## Training
 
@@ -677,5 +627,6 @@ model = pretrained.load("{name}")  # the path of this folder
 
 ## Limits
 
-{limits}
+What it draws or adds looks like its training images, with their biases. It undoes Gaussian blur and
+white Gaussian noise, not motion blur, defocus or the blocks of JPEG.
 """

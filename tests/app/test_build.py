@@ -256,7 +256,7 @@ def test_a_sampler_is_traced_once_by_its_checks_and_all_its_calls(monkeypatch):
     monkeypatch.setattr(Architecture, "draw", lambda *a, **k: traced.append(0) or draw(*a, **k))
     config = make_config(**{"sampling.num_steps": 2})
     built = build.architecture(config, SHAPE)
-    model = pretrained.Model(built, random_params(built), {})
+    model = pretrained.Model(**vars(built), params=random_params(built), info={})
     for seeds in ([4, 5], [6, 7]):
         model.sample(seeds, num_steps=2)
     assert len(traced) == 1

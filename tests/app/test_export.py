@@ -220,7 +220,7 @@ def test_a_program_draws_a_network_with_classes_augmentation_and_churn():
     built = pretrained.build(description)
     params = jax.jit(lambda: built.init_params(jax.random.key(0)))()
     how = pretrained.Sampling("euler", 2, churn=samplers.Churn(3.0))
-    content = program(pretrained.Model(built, params, {}), built.schedule, how)
+    content = program(pretrained.Model(**vars(built), params=params, info={}), built.schedule, how)
     seeds = np.arange(3, dtype=np.uint32)
     found = jax.export.deserialize(bytearray(content)).call(seeds)
     expected = to_uint8(built.draw(params, seeds, built.schedule, how))

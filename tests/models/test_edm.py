@@ -56,9 +56,9 @@ def test_a_file_of_edms_weights_is_edms_network_at_no_blur(golden, tmp_path, suf
     # EDM's pickles hold the preconditioner, whose network is called `model`.
     weights = {f"model.{key}": array for key, array in weights.items()}
     model = pretrained.load(write(tmp_path / f"edm{suffix}", weights))
-    assert model.architecture.description["model"]["name"] == name
+    assert model.description["model"]["name"] == name
     labels = jnp.asarray(arrays["augment_labels"])
-    found = denoise(model.architecture.network, model.params, arrays, augment_labels=labels)
+    found = denoise(model.network, model.params, arrays, augment_labels=labels)
     expected = arrays["denoised"]
     assert np.abs(found - expected).max() < 2e-4 * np.abs(expected).max()
     assert model.spectrum is None  # what EDM's images were like is not in the file
@@ -69,9 +69,9 @@ def test_edms_own_pickle_is_its_network_bit_for_bit(shared_folder):
     model = pretrained.load(folder / "edm_ddpmpp_tiny.pkl")
     arrays = np.load(folder / "edm_ddpmpp_tiny.npz")
     weights = {name[2:]: arrays[name] for name in arrays.files if name.startswith("w/")}
-    expected = from_edm(model.architecture.network, weights, jax.random.key(0))["params"]
+    expected = from_edm(model.network, weights, jax.random.key(0))["params"]
     jax.tree.map(np.testing.assert_array_equal, model.params, expected)
-    assert model.architecture.description["denoiser"]["sigma_data"] == 0.5
+    assert model.description["denoiser"]["sigma_data"] == 0.5
 
 
 def test_it_draws_the_images_of_edms_own_sampler(golden, tmp_path):

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable
 
 import jax
@@ -20,9 +21,9 @@ from warm_diffusion.app import drawing
 from warm_diffusion.data import Dataset, Statistics, augmentation, load_dataset, statistics
 from warm_diffusion.data.images import from_uint8
 from warm_diffusion.evaluation import features, reference
-from warm_diffusion.pretrained import Architecture
+from warm_diffusion.pretrained import Architecture, Model
 from warm_diffusion.runtime import devices
-from warm_diffusion.runtime.console import say
+from warm_diffusion.runtime.console import say, say_weights
 from warm_diffusion.training import step
 
 # Keys of the network that do not matter once it is trained.
@@ -37,16 +38,9 @@ _INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 def fetch_public(config: ConfigDict, mode: str, checkpoint: str | None) -> str | None:
     """Puts paths in place of the names of public files, which `config.download` allows to fetch.
 
-    Args:
-      config: `eval.reference` and `init_from` may be edm:NAME; where `eval` names no Inception
-        weights, they are found if its features, or a reference of EDM's, need them, and for
-        eval.features=auto and images in colour if they are there or may be fetched. These keys are
-        changed in place.
-      mode: main.py's.
-      checkpoint: a path, or edm:NAME.
-
-    Returns:
-      The path of the checkpoint.
+    The checkpoint, whose path is returned, `eval.reference` and `init_from` may be edm:NAME. Where
+    `eval` names no Inception weights, they are found if its features, or a reference of EDM's, need
+    them, and for eval.features=auto and images in colour if they are there or may be fetched.
 
     Raises:
       ValueError: an unknown name, or a file that is not there and may not or cannot be fetched.
@@ -87,11 +81,7 @@ def data_statistics(config: ConfigDict) -> Statistics:
 
 
 def labels(config: ConfigDict, data: Dataset) -> np.ndarray | None:
-    """The classes of a data set's images, int32 [N], if the network is told them.
-
-    Raises:
-      ValueError: the data have no classes, or another number than `config.model.num_classes`.
-    """
+    """The classes of a data set's images, int32 [N], if the network is told them."""
     expected, names = config.model.num_classes, data.info["class_names"]
     if expected == 0:
         return None
@@ -108,11 +98,7 @@ def labels(config: ConfigDict, data: Dataset) -> np.ndarray | None:
 
 
 def realised(config: ConfigDict) -> ConfigDict:
-    """The configuration with a number for `schedule.constant_bnr.bnr="auto"`: the data's.
-
-    Raises:
-      ValueError: data that cannot be read or have no detail.
-    """
+    """The configuration with a number for `schedule.constant_bnr.bnr="auto"`: the data's."""
     if config.schedule.constant_bnr.bnr != "auto" or config.schedule.name != "constant_bnr":
         return config
     config = copy.deepcopy(config)
@@ -142,28 +128,28 @@ def noise_range(config: ConfigDict) -> dict:
     return {key: levels[key] for key in ("beta_min", "beta_max") if key in levels}
 
 
+def _path_statistics(config: ConfigDict, known: Statistics | None) -> Statistics | None:
+    """Statistics for `config.schedule`: those known, or computed where the path is made of them."""
+    if known is None and pretrained.takes_spectrum(config.schedule.name):
+        return data_statistics(config)
+    return known
+
+
 def architecture(
-    config: ConfigDict,
-    image_shape: tuple[int, int, int],
-    statistics: Statistics | None = None,
+    config: ConfigDict, image_shape: tuple[int, int, int], statistics: Statistics | None = None
 ) -> Architecture:
     """Network and path of a configuration for images (H, W, C).
-
-    `statistics` of the data are computed where they are needed and not given.
 
     Raises:
       ValueError: a name that is not known, a number or a size that does not work.
     """
-    description = describe(config, image_shape)
-    if statistics is None and pretrained.takes_spectrum(config.schedule.name):
-        statistics = data_statistics(config)
-    return pretrained.build(description, statistics, remat=config.model.remat)
+    statistics = _path_statistics(config, statistics)
+    return pretrained.build(describe(config, image_shape), statistics, remat=config.model.remat)
 
 
 def schedule(config: ConfigDict, statistics: Statistics | None = None) -> schedules.Schedule:
-    """The path of `config.schedule`; `statistics` as for `architecture`."""
-    if statistics is None and pretrained.takes_spectrum(config.schedule.name):
-        statistics = data_statistics(config)
+    """The path of `config.schedule`."""
+    statistics = _path_statistics(config, statistics)
     return pretrained.schedule_of(chosen_path(realised(config)), statistics)
 
 
@@ -176,13 +162,18 @@ def sampling_schedule(
     return schedules.constant_bnr(config.sampling.bnr, **noise_range(config))
 
 
-def trained_architecture(config: ConfigDict, trained: Architecture) -> Architecture:
-    """A trained architecture with what a configuration may change afterwards: precision, memory.
+def trained(config: ConfigDict, checkpoint: str | os.PathLike) -> Model:
+    """The model of a checkpoint, with what a configuration may change afterwards.
+
+    That is which average of the weights, precision and memory.
 
     Raises:
-      ValueError: the configuration asks for another network than was trained; names every key.
+      ValueError: no usable checkpoint, or the configuration asks for another network than was
+        trained; names every key.
     """
-    was, now = trained.description, describe(config, trained.image_shape)
+    model = pretrained.load(checkpoint, config.sampling.ema)
+    say_weights(model.info, checkpoint)
+    was, now = model.description, describe(config, model.image_shape)
     differences = [
         f"{section}.{key} is {value!r}, not {now[section].get(key)!r}"
         for section in ("model", "denoiser")
@@ -194,7 +185,8 @@ def trained_architecture(config: ConfigDict, trained: Architecture) -> Architect
             f"the network was trained otherwise: {'; '.join(differences)}. Leave these keys out"
         )
     description = {**was, "model": {**was["model"], "dtype": config.model.dtype}}
-    return pretrained.build(description, trained.statistics, remat=config.model.remat)
+    built = pretrained.build(description, model.statistics, remat=config.model.remat)
+    return dataclasses.replace(model, **vars(built))
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -214,17 +206,11 @@ def loss(config: ConfigDict, built: Architecture) -> step.LossFn:
                 augment_keys, images, augment.probability, augment.transforms
             )
         denoise = built.denoiser(
-            params,
-            batch.labels,
-            augment_labels=augment_labels,
+            params, batch.labels, augment_labels=augment_labels,
             dropout_key=jax.random.fold_in(keys[0], 2),
-        )
+        )  # fmt: skip
         return losses.score_matching_loss(
-            denoise,
-            loss_keys,
-            images,
-            built.schedule,
-            residual_weight=weight,
+            denoise, loss_keys, images, built.schedule, residual_weight=weight
         )
 
     return loss_fn

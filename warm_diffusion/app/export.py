@@ -12,7 +12,7 @@ from warm_diffusion import pretrained
 from warm_diffusion.app import build
 from warm_diffusion.data.images import quantized
 from warm_diffusion.runtime import devices, storage
-from warm_diffusion.runtime.console import say, say_weights
+from warm_diffusion.runtime.console import say
 from warm_diffusion.schedules import Schedule
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -29,17 +29,15 @@ def export(config: ConfigDict, workdir: str, checkpoint: str) -> pathlib.Path:
     """
     folder, mesh = storage.path(workdir), devices.make_mesh()
     pretrained.check_new(folder)
-    model = pretrained.load(checkpoint, config.sampling.ema)
-    say_weights(model.info, checkpoint)
-    built = build.trained_architecture(config, model.architecture)
-    sampler, sampling = build.sampler(config, built, mesh), build.sampling_settings(config)
+    model = build.trained(config, checkpoint)
+    sampler, sampling = build.sampler(config, model, mesh), build.sampling_settings(config)
     starts = sampler.schedule.needs_start
     if config.export.program and starts:
         raise ValueError("export.program: this path starts from images, not from seeds alone")
     evaluated = config.export.evaluation or pretrained.split_checkpoint(checkpoint)[0]
     reports = _evaluations(storage.path(evaluated), model.info["weights_sha256"])
-    info = model.info | ({"evaluation": reports} if reports else {})
-    model = dataclasses.replace(model, architecture=built, info=info)
+    if reports:
+        model = dataclasses.replace(model, info=model.info | {"evaluation": reports})
     params = devices.put_replicated(model.params, mesh)
     images = build.dataset(config).images if starts else None
     drawn = list(sampler.generate(params, range(config.export.num_images), images))
@@ -82,7 +80,7 @@ def program(model: pretrained.Model, schedule: Schedule, sampling: pretrained.Sa
     """
 
     def draw(seeds):
-        return quantized(model.architecture.draw(model.params, seeds, schedule, sampling))
+        return quantized(model.draw(model.params, seeds, schedule, sampling))
 
     (batch,) = jax.export.symbolic_shape("batch")
     seeds = jax.ShapeDtypeStruct((batch,), np.uint32)

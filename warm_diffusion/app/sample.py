@@ -14,7 +14,7 @@ from warm_diffusion.app import build, plots
 from warm_diffusion.data.images import grid, save_pngs
 from warm_diffusion.data.sources import short_name
 from warm_diffusion.runtime import devices, storage
-from warm_diffusion.runtime.console import progress, say, say_weights
+from warm_diffusion.runtime.console import progress, say
 
 _GRID_IMAGES = 1024  # of the first seeds
 
@@ -47,10 +47,8 @@ def sample(config: ConfigDict, workdir: str, checkpoint: str, seeds: str) -> pat
     """
     numbers = parse_seeds(seeds)
     mesh, options = devices.make_mesh(), config.sampling
-    model = pretrained.load(checkpoint, options.ema)
-    built = build.trained_architecture(config, model.architecture)
-    sampler = build.sampler(config, built, mesh)
-    say_weights(model.info, checkpoint)
+    model = build.trained(config, checkpoint)
+    sampler = build.sampler(config, model, mesh)
     start = build.dataset(config).images if sampler.schedule.needs_start else None
     path = "trained" if options.bnr < 0 else f"bnr{options.bnr:g}"
     path += "" if options.grid == "edm" else f"_{options.grid}"
@@ -60,7 +58,7 @@ def sample(config: ConfigDict, workdir: str, checkpoint: str, seeds: str) -> pat
         "checkpoint": str(checkpoint),
         "step": model.info.get("step"),
         "weights": model.info["weights"],
-        "dtype": built.network.dtype.__name__,
+        "dtype": model.network.dtype.__name__,
         "seeds": seeds,
         "network_calls": sampler.num_calls,
         "schedule": build.chosen_path(config),

@@ -247,7 +247,7 @@ def load(path: str, default: ml_collections.ConfigDict) -> ml_collections.Config
         if str(path).endswith(".json"):
             saved = storage.read_json(path)
         else:  # EDM's weights
-            description = pretrained.load(path).architecture.description
+            description = pretrained.load(path).description
             saved = {"format": "EDM's", **description, "info": {}}
         if "format" in saved:  # a model folder's: a description, and perhaps the whole of its run
             height, _, channels = saved["image_shape"]

@@ -3,21 +3,19 @@
 With a checkpoint, of its sampling as well: `manifold.py`.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from warm_diffusion import dct, pretrained, process, spectra
+from warm_diffusion import dct, process, spectra
 from warm_diffusion.app import build, plots
 from warm_diffusion.app.analyze import manifold
 from warm_diffusion.data.images import from_uint8, grid, to_uint8
 from warm_diffusion.data.sources import short_name
 from warm_diffusion.runtime import storage
-from warm_diffusion.runtime.console import say, say_kept, say_weights
+from warm_diffusion.runtime.console import say, say_kept
 from warm_diffusion.schedules import Schedule
 
 _LEVELS, _STRIPS = 6, 6
@@ -42,10 +40,7 @@ def analyze(config: ConfigDict, workdir: str, checkpoint: str | None = None) -> 
       ValueError: data or schedule that do not work, images without any detail, or a checkpoint that
         cannot be used.
     """
-    model = pretrained.load(checkpoint, config.sampling.ema) if checkpoint else None
-    if model:
-        built = build.trained_architecture(config, model.architecture)
-        model = dataclasses.replace(model, architecture=built)
+    model = build.trained(config, checkpoint) if checkpoint else None
     data = build.dataset(config)
     statistics = build.data_statistics(config)
     schedule, spectrum = build.sampling_schedule(config, statistics), statistics.spectrum
@@ -90,7 +85,6 @@ def analyze(config: ConfigDict, workdir: str, checkpoint: str | None = None) -> 
     )
     say(f"analysis spectrum.png, forward.png and analysis.json in {folder}")
     if model:
-        say_weights(model.info, checkpoint)
         manifold.analyze_sampling(config, folder, model, str(checkpoint))
     return report
 

@@ -160,17 +160,17 @@ def analyze_sampling(
       ValueError: settings and held-out images that do not fit the model.
     """
     mesh, options = devices.make_mesh(), config.sampling
-    built, data = model.architecture, build.dataset(config)
+    data = build.dataset(config)
     # No more images than asked for, however many devices there are.
     batch = devices.global_batch(options.batch_size, mesh, config.analysis.num_images)
-    sampler = build.sampler(config, built, mesh, batch_size=batch, return_trajectory=True)
+    sampler = build.sampler(config, model, mesh, batch_size=batch, return_trajectory=True)
     levels = levels_of(
         sampler.schedule,
-        built.times(sampler.schedule, build.sampling_settings(config)),
+        model.times(sampler.schedule, build.sampling_settings(config)),
     )
     spectrum = build.data_statistics(config).spectrum
     params = devices.put_replicated(model.params, mesh)
-    states, contributions, strips = _run(config, built, params, sampler, data, levels)
+    states, contributions, strips = _run(config, model, params, sampler, data, levels)
     reference, about = _reference(config, data, 2 * states.shape[1])
     states = states[:, : len(reference) // 2]
     frequency = np.asarray(spectra.radial_mean(spectrum)[0])

@@ -30,7 +30,7 @@ from warm_diffusion.app.evaluate.checkpoint_choice import chosen_steps
 from warm_diffusion.evaluation import metrics, reference
 from warm_diffusion.pretrained import NUM_SEEDS, Model
 from warm_diffusion.runtime import devices, processes, storage
-from warm_diffusion.runtime.console import say, say_weights
+from warm_diffusion.runtime.console import say
 from warm_diffusion.training.checkpoints import Damaged
 from warm_diffusion.training.signals import stop_requests
 from warm_diffusion.training.writer import Writer
@@ -53,7 +53,7 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
     """
     evaluator = _Evaluator(config, storage.path(workdir) / "eval")
     if pretrained.is_model(checkpoint):
-        return [evaluator.run(_load(config, checkpoint))]
+        return [evaluator.run(build.trained(config, checkpoint))]
     training, step = pretrained.split_checkpoint(checkpoint)
     which = config.eval.checkpoint
     if step is not None:
@@ -71,10 +71,10 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
             settings.compare(config, storage.read_json(run_config), run_config)
             unproven = False
         try:
-            model = _load(config, training / "checkpoints" / str(step))
+            model = build.trained(config, training / "checkpoints" / str(step))
         except ValueError as error:
             if which == "latest" and isinstance(error, Damaged):
-                model = _load(config, training)  # the newest sound one
+                model = build.trained(config, training)  # the newest sound one
             elif which == "every":
                 skipped.append(step)
                 say(f"skipped  step {step:,}: {error}")
@@ -97,13 +97,6 @@ def _of_first(steps: Iterator[int]) -> Iterator[int]:
         yield step
 
 
-def _load(config: ConfigDict, checkpoint: str | pathlib.Path) -> Model:
-    model = pretrained.load(checkpoint, config.sampling.ema)
-    say_weights(model.info, checkpoint)
-    built = build.trained_architecture(config, model.architecture)
-    return pretrained.Model(built, model.params, model.info)
-
-
 class _Evaluator:
     """Evaluates checkpoints of one run under one protocol."""
 
@@ -115,7 +108,7 @@ class _Evaluator:
     def run(self, model: Model) -> dict:
         """Evaluates one checkpoint, or returns its report if that is there."""
         if self._sampler is None:
-            self._sampler = build.sampler(self._config, model.architecture, self._mesh)
+            self._sampler = build.sampler(self._config, model, self._mesh)
             self._extract = build.extractor(self._config, model.image_shape)
             self._reference = self._find_reference(model)
         began, options = time.monotonic(), self._options
@@ -218,7 +211,7 @@ class _Evaluator:
             "step": model.info.get("step", 0),
             "weights_sha256": model.info["weights_sha256"],
             "training_data_sha256": model.info.get("data_sha256", "not known"),
-            "dtype": model.architecture.network.dtype.__name__,
+            "dtype": model.network.dtype.__name__,
             "weights": model.info["weights"],
             "num_samples": count,
             "network_calls": self._sampler.num_calls,

@@ -44,12 +44,12 @@ def measure(
         raise ValueError("eval.likelihood: a guided network has none; set sampling.guidance=1")
     rows = np.sort(np.random.default_rng(0).permutation(len(data.images))[:count])
     labels = build.labels(config, data)
-    path = build.sampling_schedule(config, model.architecture.statistics)
+    path = build.sampling_schedule(config, model.statistics)
     everywhere, split_over = devices.replicated(mesh), devices.split(mesh)
 
     def bits(params, images, labels, numbers):
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(numbers)
-        denoise = model.architecture.denoiser(params, labels)
+        denoise = model.denoiser(params, labels)
         return likelihood.bits_per_dim(
             denoise, images, path, key=keys, trace=options.likelihood_trace
         )

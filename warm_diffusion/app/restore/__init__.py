@@ -249,11 +249,11 @@ def _compiled(model: pretrained.Model, num_steps: int):
 
     @devices.jit
     def mean(params, y, alpha, beta):
-        return model.architecture.denoiser(params)(y, alpha, beta).clean
+        return model.denoiser(params)(y, alpha, beta).clean
 
     @devices.jit
     def sample(params, y, alpha, beta, key):
-        denoise = model.architecture.denoiser(params)
+        denoise = model.denoiser(params)
         return restoration.restore(
             denoise, y, alpha, beta, num_steps=num_steps, key=key, stochastic=1.0
         )

@@ -130,7 +130,7 @@ def _initial_params(config: ConfigDict, built: Architecture) -> dict | None:
         return None
     model = pretrained.load(config.init_from)
     resolution = built.network.resolution
-    params = weights.at_resolution(model.params, model.architecture.network, resolution)
+    params = weights.at_resolution(model.params, model.network, resolution)
     try:
         params = weights.unflatten(weights.flatten(params), built.abstract_params)
     except ValueError as error:
