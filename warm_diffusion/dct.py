@@ -57,6 +57,12 @@ def _array(x: ArrayLike, name: str = "x") -> jax.Array:
     return x
 
 
+def _floating(x: ArrayLike) -> jax.Array:
+    """An array of floats: itself, or of integers their values."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+
+
 def _wide(x: jax.Array) -> jax.Array:
     """The same in float32, or in float64 if it is that already."""
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
@@ -99,7 +105,7 @@ def _transfer_like(alpha: ArrayLike, x: jax.Array) -> jax.Array:
     return jnp.exp(-_eigenvalues_like(x) * _level(alpha, x) ** 2 / 2)
 
 
-def _transform(x: jax.Array, inverse: bool) -> jax.Array:
+def _dct(x: jax.Array, inverse: bool = False) -> jax.Array:
     """Eq. (1) or its inverse for wide data."""
     letters, count = string.ascii_letters, x.ndim - 2
     old, new = letters[:count], letters[count : 2 * count]
@@ -111,12 +117,8 @@ def _transform(x: jax.Array, inverse: bool) -> jax.Array:
     return jnp.einsum(formula, *operands, precision=jax.lax.Precision.HIGHEST)
 
 
-def _dct(x: jax.Array) -> jax.Array:
-    return _transform(x, inverse=False)
-
-
 def _idct(coefficients: jax.Array) -> jax.Array:
-    return _transform(coefficients, inverse=True)
+    return _dct(coefficients, inverse=True)
 
 
 def dct(x: ArrayLike) -> jax.Array:
@@ -179,8 +181,7 @@ def transfer(alpha: ArrayLike, *sizes: int) -> jax.Array:
       >>> print(np.asarray(dct.transfer(1.0, 1, 2))[..., 0].round(4))
       [[1.     0.2912]]
     """
-    alpha = jnp.asarray(alpha)
-    alpha = alpha if jnp.issubdtype(alpha.dtype, jnp.floating) else alpha.astype(float)
+    alpha = _floating(alpha)
     square = _wide(alpha).reshape(alpha.shape + (1,) * (len(sizes) + 1)) ** 2
     eigen = jnp.asarray(_eigenvalues(*sizes), square.dtype)
     eigen = eigen.reshape((1,) * alpha.ndim + (*sizes, 1))
@@ -213,37 +214,3 @@ def blur(x: ArrayLike, alpha: ArrayLike) -> jax.Array:
 def _blur(x: jax.Array, alpha: ArrayLike) -> jax.Array:
     """Eq. (4) for wide data."""
     return _idct(_transfer_like(alpha, x) * _dct(x))
-
-
-def check_images(images: ArrayLike, name: str = "images") -> jax.Array:
-    """Images [B, H, W, C] in about [-1, 1], or a ValueError that says how they become that.
-
-    The core takes any [B, *spatial, C] as it is: this check is for those who have images. It asks
-    for four axes, channels last, floats, and no value beyond 10 (values that are traced cannot be
-    looked at).
-
-    Example:
-      >>> dct.check_images(np.zeros((2, 3, 8, 8)))  # doctest: +ELLIPSIS
-      Traceback (most recent call last):
-      ValueError: images (2, 3, 8, 8) look like channels first: x.transpose(0, 2, 3, 1) ...
-    """
-    images = jnp.asarray(images) if isinstance(images, list | tuple) else _array(images, name)
-    if images.ndim != 4:
-        raise ValueError(
-            f"{name} must be [B, H, W, C], got {images.shape}: grey images [B, H, W] are "
-            "x[..., None], one image [H, W, C] is x[None], signals [B, L, C] need no such check"
-        )
-    _, rows, columns, channels = images.shape
-    if rows <= 4 and columns == channels > 4:
-        raise ValueError(
-            f"{name} {images.shape} look like channels first: x.transpose(0, 2, 3, 1) makes "
-            "[B, H, W, C] of [B, C, H, W]"
-        )
-    if not isinstance(images, jax.core.Tracer) and images.size:
-        # Both ends instead of |x|: no copy of a large data set.
-        largest = float(max(images.max(), -images.min()))
-        if largest > 10:
-            raise ValueError(
-                f"{name} must be scaled to [-1, 1], got values up to {largest:g}: x / 127.5 - 1"
-            )
-    return images

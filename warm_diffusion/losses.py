@@ -53,8 +53,8 @@ def _sigma_data(denoise: Denoiser, given: ArrayLike | None) -> ArrayLike:
     carried = getattr(inspect.unwrap(denoise), "sigma_data", None)
     if given is None:
         return 0.5 if carried is None else carried
-    known = not any(isinstance(number, jax.core.Tracer) for number in (carried, given))
-    if carried is not None and known and float(carried) != float(given):
+    known = carried is not None and not _schedules._traced(carried, given)
+    if known and float(carried) != float(given):
         raise ValueError(
             f"sigma_data must be that of the denoiser, {carried}, got {given}: leave it out here"
         )
@@ -63,7 +63,7 @@ def _sigma_data(denoise: Denoiser, given: ArrayLike | None) -> ArrayLike:
 
 def _check_range(x0: jax.Array, sigma_data: ArrayLike) -> None:
     """Raises ValueError where the data cannot have this standard deviation, if both are known."""
-    if any(isinstance(value, jax.core.Tracer) for value in (x0, sigma_data)) or not x0.size:
+    if _schedules._traced(x0, sigma_data) or not x0.size:
         return
     with _schedules._eager():
         largest = float(max(x0.max(), -x0.min()))

@@ -357,7 +357,7 @@ class Model(Architecture):
         Raises:
           ValueError: seeds, solver or path that do not work.
         """
-        seeds = np.asarray(samplers.check_seeds(np.atleast_1d(seeds)))
+        seeds = np.asarray(samplers._seeds(np.atleast_1d(seeds)))
         if not len(seeds):
             raise ValueError("seeds must be one or more integers, got none")
         if batch_size < 1:

@@ -26,8 +26,6 @@ directly to a level and in steps is the same thing, by (3). Letters never have D
 is no signal scale here.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,12 +139,11 @@ def transition(x: ArrayLike, noise: ArrayLike, start: Level, end: Level) -> jax.
     return _dct._idct(jnp.exp(exponent) * _dct._dct(x) + noise).astype(given.dtype)
 
 
-def _value_and_rate(
-    level: Callable[[ArrayLike], jax.Array], t: ArrayLike
-) -> tuple[jax.Array, jax.Array]:
-    t = jnp.asarray(t)
-    t = t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
-    return jax.jvp(level, (t,), (jnp.ones_like(t),))
+def _levels_and_rates(schedule: Schedule, t: ArrayLike) -> list[tuple[jax.Array, jax.Array]]:
+    """alpha and beta at times t, each with its derivative."""
+    _check_schedule(schedule)
+    t = _dct._floating(t)
+    return [jax.jvp(level, (t,), (jnp.ones_like(t),)) for level in (schedule.alpha, schedule.beta)]
 
 
 def drift_and_diffusion(
@@ -161,10 +158,9 @@ def drift_and_diffusion(
       >>> abs(float(drift[0, 0, 0])), round(float(diffusion[0, 0, 0]), 3)
       (0.0, 4.0)
     """
-    _check_schedule(schedule)
     (alpha, alpha_rate), (beta, beta_rate) = (
-        tuple(part.reshape(part.shape + (1,) * (len(sizes) + 1)) for part in _value_and_rate(f, t))
-        for f in (schedule.alpha, schedule.beta)
+        tuple(part.reshape(part.shape + (1,) * (len(sizes) + 1)) for part in level)
+        for level in _levels_and_rates(schedule, t)
     )
     eigen = jnp.asarray(_dct._eigenvalues(*sizes), alpha.dtype)
     eigen = eigen.reshape((1,) * (alpha.ndim - len(sizes) - 1) + (*sizes, 1))
@@ -207,13 +203,10 @@ def velocity(x: ArrayLike, prediction: Prediction, schedule: Schedule, t: ArrayL
       >>> float(process.velocity(one, prediction, schedules.hot(), 2.0)[0, 0, 0, 0])
       0.5
     """
-    _check_schedule(schedule)
+    (alpha, alpha_rate), (beta, beta_rate) = _levels_and_rates(schedule, t)
     given = _dct._array(x)
     x = _dct._wide(given)
     prediction = _checked(prediction, x)
-    (alpha, alpha_rate), (beta, beta_rate) = (
-        _value_and_rate(f, t) for f in (schedule.alpha, schedule.beta)
-    )
     alpha_rate, beta, beta_rate = (_dct._level(part, x) for part in (alpha_rate, beta, beta_rate))
     slope = -_dct._level(alpha, x) * alpha_rate * _dct._eigenvalues_like(x)
     blur_rate = slope * _dct._transfer_like(alpha, x)

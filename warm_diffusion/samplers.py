@@ -51,14 +51,8 @@ class Churn(NamedTuple):
     s_noise: float = 1.0
 
 
-def check_seeds(seeds: ArrayLike | Sequence[int]) -> jax.Array:
-    """Seeds [B] as uint32: integers from 0 to 2^32 - 1, or a ValueError.
-
-    Example:
-      >>> samplers.check_seeds([7, 2**32])
-      Traceback (most recent call last):
-      ValueError: seeds must lie between 0 and 2^32 - 1, got 7 to 4294967296
-    """
+def _seeds(seeds: ArrayLike | Sequence[int]) -> jax.Array:
+    """Seeds [B] as uint32: integers from 0 to 2^32 - 1, or a ValueError."""
     # By numpy, where they are known: jax.numpy would overflow, or wrap, before they are looked at.
     known = not isinstance(seeds, jax.core.Tracer)
     array = np.asarray(seeds) if known else seeds
@@ -90,7 +84,7 @@ def initial_noise(seeds: ArrayLike | Sequence[int], shape: tuple[int, ...]) -> j
       ((2, 4, 4, 3), True)
     """
     draw = jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape, jnp.float32))
-    return draw(check_seeds(seeds))
+    return draw(_seeds(seeds))
 
 
 def gaussian_start(

@@ -84,11 +84,6 @@ def _check(condition: str, holds: Callable[[Any], bool], **number: float) -> Non
         raise ValueError(f"{name} must {condition}, got {value}")
 
 
-def _times(t: ArrayLike) -> jax.Array:
-    t = jnp.asarray(t)
-    return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
-
-
 def _as(t: jax.Array, *numbers: ArrayLike) -> list[jax.Array]:
     """Numbers of a path in the type of times t."""
     return [jnp.asarray(number).astype(t.dtype) for number in numbers]
@@ -198,11 +193,11 @@ class _ConstantBnr(Schedule):
         return self.beta_max
 
     def alpha(self, t: ArrayLike) -> jax.Array:
-        t = _times(t)
+        t = _dct._floating(t)
         return _as(t, self.ratio)[0] * t
 
     def beta(self, t: ArrayLike) -> jax.Array:
-        return _times(t)
+        return _dct._floating(t)
 
     def sample_levels(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         t = jnp.exp(_normal(key, shape, self.p_mean, self.p_std))
@@ -306,10 +301,10 @@ class _Cold(Schedule):
         return self.alpha_max
 
     def alpha(self, t: ArrayLike) -> jax.Array:
-        return _times(t)
+        return _dct._floating(t)
 
     def beta(self, t: ArrayLike) -> jax.Array:
-        t = _times(t)
+        t = _dct._floating(t)
         return jnp.where(t > 0, _as(t, self.noise)[0], 0.0)
 
     def sample_levels(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
@@ -350,7 +345,7 @@ class _BlurringDiffusion(Schedule):
 
     def _inside(self, t: ArrayLike) -> jax.Array:
         # Churn may ask for a time beyond the end, where sine and tangent would turn back.
-        t = _times(t)
+        t = _dct._floating(t)
         return jnp.where(t > 1, jnp.ones_like(t), t)
 
     def alpha(self, t: ArrayLike) -> jax.Array:
@@ -403,7 +398,7 @@ class _Spectral(_ConstantBnr):
     bends: ArrayLike = ()  # by how much, [K]
 
     def alpha(self, t: ArrayLike) -> jax.Array:
-        t = _times(t)
+        t = _dct._floating(t)
         points, bends, ratio = _as(t, self.log_beta, self.bends, self.ratio)
         shape = (1,) * t.ndim + (-1,)
         distance = jnp.log(jnp.where(t > 0, t, 1.0))[..., None] - points.reshape(shape)
@@ -458,10 +453,9 @@ class _FromFunctions(Schedule):
 
     def _at(self, level: Callable[[jax.Array], ArrayLike], t: ArrayLike) -> jax.Array:
         # The formula never sees 0, where it or its derivative may be infinite.
-        t = _times(t)
-        return jnp.where(t > 0, level(jnp.where(t > 0, t, *_as(t, self.t_min))), 0.0).astype(
-            t.dtype
-        )
+        t = _dct._floating(t)
+        value = level(jnp.where(t > 0, t, *_as(t, self.t_min)))
+        return jnp.where(t > 0, value, 0.0).astype(t.dtype)
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         return self._at(self.functions[0], t)
@@ -528,14 +522,11 @@ def from_functions(
         return path
     t = np.geomspace(t_min, t_max, 65)
     for name, level in (("alpha", path.alpha), ("beta", path.beta)):
-        values = _known(level, t)
-        if values is not None:
-            _check_level(name, t, values)
+        _check_level(name, t, _known(level, t))
     if sample_time is not None:
         times = _known(sample_time, jax.random.key(0), (8,))
-        if times is not None and not (
-            times.shape == (8,) and np.all((times > 0) & (times < np.inf))
-        ):
+        fits = times is None or (times.shape == (8,) and np.all((times > 0) & (times < np.inf)))
+        if not fits:
             raise ValueError(
                 f"sample_time(key, (8,)) must return 8 finite times > 0, got {times}: "
                 "for example jnp.exp(jax.random.normal(key, shape))"
@@ -550,8 +541,10 @@ def from_functions(
     return path
 
 
-def _check_level(name: str, t: np.ndarray, level: np.ndarray) -> None:
-    """Raises ValueError unless alpha or beta at times t_min, ..., t_max are those of a path."""
+def _check_level(name: str, t: np.ndarray, level: np.ndarray | None) -> None:
+    """Raises ValueError unless alpha or beta at times t_min, ..., t_max, if known, suit a path."""
+    if level is None:
+        return
     sign, inside = (">", level > 0) if name == "beta" else (">=", level >= 0)
     inside &= np.isfinite(level)
     if not np.all(inside):
@@ -623,11 +616,8 @@ def time_grid(schedule: Schedule, num_steps: int, rho: float = 7.0) -> jax.Array
     _check_schedule(schedule)
     _check_num_steps(num_steps)
     _check("be at least 1", lambda rho: rho >= 1, rho=rho)
-    fraction, low, high = (
-        np.arange(num_steps) / max(num_steps - 1, 1),
-        schedule.t_min,
-        schedule.t_max,
-    )
+    low, high = schedule.t_min, schedule.t_max
+    fraction = np.arange(num_steps) / max(num_steps - 1, 1)
     if _traced(low, high):
         fraction = jnp.asarray(fraction, dtype=float)
     if math.isinf(rho):

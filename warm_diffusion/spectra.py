@@ -9,27 +9,21 @@ natural images S_k ~ 1 / lambda_k, so (2) is about equal over all bands and one 
 the paper's constant BNR (sec. 3.3), the ratio read off the data instead of searched for (ours).
 
 How far a sampler's states x are from the forward process at the same level (ours; the paper argues
-it from a drawing), with x+ forward states of other images:
+it from a drawing):
 
     (3)  spectral departure    ln of the power of x over m^2 S + beta^2, by ring of frequencies
-    (4)  sliced Wasserstein    (mean over directions u on the sphere of W_2(u . x, u . x+)^2)^1/2
-                               (Rabin et al. 2011; Bonneel et al. 2015, sec. 3)
-
-and what each head does in a step of samplers.py's eq. (1), by frequency; the two sum to the step:
-
-    (5)  denoiser   (beta' / beta - 1)(x - D) + (m' - m) D        deblurrer   (m' - m) R
 
 A spectrum of data of one size holds at any other, by frequency: an orthonormal DCT coefficient of a
 stationary image has the variance that the image's power spectral density has at k_axis / (2 size)
 cycles per pixel, however large the image. So with lambda as in `dct.py`, eq. (2),
 
-    (6)  lambda S    interpolated linearly between the frequencies of the old size, along each axis
-    (7)  S           = that / lambda at the frequencies of the new size
-    (8)  S_DC        times the ratio of the areas: the variance of an image's mean is kept
+    (4)  lambda S    interpolated linearly between the frequencies of the old size, along each axis
+    (5)  S           = that / lambda at the frequencies of the new size
+    (6)  S_DC        times the ratio of the areas: the variance of an image's mean is kept
 
-At frequencies lower than the first of the old size, (6) goes on with the mean of the first of all
-axes: S ~ 1 / f^2, the law of photographs, which looks the same at every scale and for which (7) is
-exact. Beyond the last frequency, lambda S stays. (8) is an upper bound: larger images have means
+At frequencies lower than the first of the old size, (4) goes on with the mean of the first of all
+axes: S ~ 1 / f^2, the law of photographs, which looks the same at every scale and for which (5) is
+exact. Beyond the last frequency, lambda S stays. (6) is an upper bound: larger images have means
 that vary less.
 """
 
@@ -41,7 +35,6 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from warm_diffusion import dct as _dct
-from warm_diffusion.denoiser import Prediction
 
 PAPER_RATIOS = (0.1, 0.3, 0.5, 0.65, 1.0, 2.0, 10.0)  # Warm Diffusion, CIFAR-10
 
@@ -113,8 +106,7 @@ def _spectrum(spectrum: ArrayLike) -> jax.Array:
     spectrum = jnp.asarray(spectrum)
     if spectrum.ndim == 0:
         raise ValueError("expected a spectrum [*spatial], got a number")
-    floating = jnp.issubdtype(spectrum.dtype, jnp.floating)
-    return _dct._wide(spectrum) if floating else spectrum.astype(float)
+    return _dct._wide(_dct._floating(spectrum))
 
 
 def _checked(spectrum: ArrayLike, attenuation: float = 0.5) -> np.ndarray:
@@ -131,28 +123,6 @@ def _checked(spectrum: ArrayLike, attenuation: float = 0.5) -> np.ndarray:
     return spectrum
 
 
-def kept_at_takeover(spectrum: ArrayLike, bnr: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """What blur has left of each ring of frequencies when noise takes over, eq. (2).
-
-    Args:
-      spectrum: S_k [*spatial].
-      bnr: blur-to-noise ratio of the path.
-
-    Returns:
-      (frequency, kept), both [K]: m_k averaged over the rings of `radial_mean`; 1: untouched.
-
-    Example:
-      With S = 2 / lambda the blur of ratio 1 leaves exp(-1) of the one cosine.
-
-      >>> spectrum = np.array([[1.0, 2 / (np.pi**2 / 4)]])
-      >>> print(np.asarray(spectra.kept_at_takeover(spectrum, 1.0)[1]).round(4))
-      [1.     0.3679]
-    """
-    spectrum = _spectrum(spectrum)
-    eigen = jnp.asarray(_dct._eigenvalues(*spectrum.shape), spectrum.dtype)
-    return radial_mean(jnp.exp(-eigen * bnr**2 * spectrum / 2))
-
-
 def least_kept(spectrum: ArrayLike, bnr: float) -> float:
     """What blur has left of the worst ring of frequencies when noise takes over, eq. (2).
 
@@ -161,7 +131,7 @@ def least_kept(spectrum: ArrayLike, bnr: float) -> float:
       bnr: blur-to-noise ratio of the path.
 
     Returns:
-      Smallest of `kept_at_takeover`, in [0, 1]; at `recommend_bnr`'s ratio it is 1 - attenuation.
+      The smallest mean of m_k over a ring, in [0, 1]; 1 - attenuation at `recommend_bnr`'s ratio.
 
     Example:
       >>> round(spectra.least_kept(np.array([[1.0, 2 / (np.pi**2 / 4)]]), 1.0), 4)
@@ -218,7 +188,7 @@ def _interpolation(new: int, old: int) -> np.ndarray:
 
 
 def spectrum_at(spectrum: ArrayLike, *sizes: int) -> jax.Array:
-    """The spectrum of the same kind of data at another size, eqs. (6)-(8).
+    """The spectrum of the same kind of data at another size, eqs. (4)-(6).
 
     Args:
       spectrum: variance (or mean square) of each DCT coefficient [*spatial].
@@ -290,77 +260,3 @@ def spectral_departure(
     m = _dct.transfer(alpha, *spectrum.shape)[..., 0]
     frequency, expected = radial_mean(m**2 * spectrum + beta**2)
     return frequency, jnp.log(radial_mean(power)[1] / expected)
-
-
-def sliced_wasserstein(
-    x: ArrayLike, y: ArrayLike, key: jax.Array, num_directions: int = 256
-) -> jax.Array:
-    """Distance between two sets of as many images, eq. (4); in units of a pixel.
-
-    Two sets of N images of one distribution are about (variance of a pixel / N)^1/2 apart, not 0:
-    compare with the distance between two such sets.
-
-    Args:
-      x: [N, *spatial, C].
-      y: [N, *spatial, C].
-      key: PRNG key of the directions.
-      num_directions: how many.
-
-    Raises:
-      ValueError: other shapes.
-
-    Example:
-      One pixel, brighter by 3 in all images.
-
-      >>> x = np.array([-1.0, 1.0]).reshape(2, 1, 1, 1)
-      >>> round(float(spectra.sliced_wasserstein(x, x + 3, jax.random.key(0))), 4)
-      3.0
-    """
-    x, y = (_dct._wide(_dct._array(a)) for a in (x, y))
-    if x.shape != y.shape:
-        raise ValueError(f"expected two sets of data of one shape, got {x.shape} and {y.shape}")
-    x, y = (a.reshape(a.shape[0], -1) for a in (x, y.astype(x.dtype)))
-    directions = jax.random.normal(key, (x.shape[1], num_directions), jnp.float32).astype(x.dtype)
-    directions = directions / jnp.linalg.norm(directions, axis=0, keepdims=True)
-    one, two = (
-        jnp.sort(jnp.matmul(a, directions, precision=jax.lax.Precision.HIGHEST), axis=0)
-        for a in (x, y)
-    )
-    return jnp.sqrt(jnp.mean((one - two) ** 2))
-
-
-def head_contributions(
-    x: ArrayLike,
-    prediction: Prediction,
-    start: tuple[ArrayLike, ArrayLike],
-    end: tuple[ArrayLike, ArrayLike],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What each head contributes to a step from `start` to `end`, eq. (5).
-
-    Args:
-      x: states at `start`, [B, *spatial, C].
-      prediction: both heads' estimates there.
-      start: (alpha, beta), beta > 0.
-      end: (alpha, beta).
-
-    Returns:
-      (frequency, denoiser, deblurrer), all [K]: the mean square of each head's part over images,
-      channels and each ring of `radial_mean`.
-
-    Example:
-      Without blur the denoiser does it all: (beta' / beta - 1) (x - D) = -(1 - 0) / 2.
-
-      >>> one = np.ones((1, 1, 1, 1))
-      >>> prediction = denoiser.Prediction(0 * one, 0 * one)
-      >>> _, *parts = spectra.head_contributions(one, prediction, (0.0, 2.0), (0.0, 1.0))
-      >>> [round(float(part[0]), 4) for part in parts]
-      [0.25, 0.0]
-    """
-    x = _dct._wide(_dct._array(x))
-    blurry, residual = (_dct._wide(_dct._array(part)) for part in prediction)
-    change = _dct._transfer_like(end[0], x) - _dct._transfer_like(start[0], x)
-    shrink = _dct._level(end[1], x) / _dct._level(start[1], x) - 1
-    noise = shrink * _dct._dct(x - blurry)
-    parts = (noise + change * _dct._dct(blurry), change * _dct._dct(residual))
-    rings = [radial_mean(jnp.mean(part**2, axis=(0, -1))) for part in parts]
-    return rings[0][0], rings[0][1], rings[1][1]

@@ -86,27 +86,3 @@ def test_what_is_no_array_of_data_is_refused(x, message):
     for function in (dct.dct, dct.idct, lambda x: dct.blur(x, 1.0)):
         with pytest.raises(ValueError, match=message):
             function(x)
-
-
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (
-            np.zeros((2, 8, 8)),
-            r"must be \[B, H, W, C\], got \(2, 8, 8\): grey .*one image .*signals",
-        ),
-        (np.zeros((2, 3, 8, 8)), "channels first"),
-        (np.zeros((2, 4, 8, 8)), "channels first"),
-        (np.full((2, 8, 8, 3), 255.0), r"values up to 255: x / 127.5 - 1"),
-        (np.full((2, 8, 8, 3), -128.0), r"values up to 128: x / 127.5 - 1"),
-        (np.zeros((2, 8, 8, 3), np.uint8), "floats, got uint8"),
-    ],
-)
-def test_the_check_of_images_names_the_way_out(images, message):
-    with pytest.raises(ValueError, match=message):
-        dct.check_images(images)
-
-
-@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 1, 7, 3), (2, 3, 8, 7), (2, 3, 4, 4)])
-def test_the_check_of_images_lets_images_pass(shape):
-    np.testing.assert_array_equal(dct.check_images(np.full(shape, 9.0)), np.full(shape, 9.0))

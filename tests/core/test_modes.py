@@ -99,10 +99,6 @@ FUNCTIONS = {
     "spectrum_at": lambda x, noise, key: spectra.spectrum_at(SPECTRUM, 6, 5),
     "recommend_bnr": lambda x, noise, key: jnp.float32(spectra.recommend_bnr(SPECTRUM)),
     "departure": lambda x, noise, key: spectra.spectral_departure(x, SPECTRUM, 0.5, 0.5)[1],
-    "sliced_wasserstein": lambda x, noise, key: spectra.sliced_wasserstein(x, noise, key, 4),
-    "head_contributions": lambda x, noise, key: spectra.head_contributions(
-        x, denoiser.Prediction(x, noise), (0.5, 1.0), (0.2, 0.5)
-    )[1],
     "wiener": lambda x, noise, key: restoration.wiener(x, SPECTRUM, 0.5, 0.3),
     "restore": lambda x, noise, key: restoration.restore(
         DENOISE, x, 0.5, 0.3, num_steps=2, key=key, stochastic=0.5
@@ -203,7 +199,7 @@ def test_type_in_is_type_out_with_the_same_random_numbers(name, dtype, tolerance
         check(found, reference, tolerance)
 
 
-@pytest.mark.parametrize("name", ["loss", "churn", "restore", "any_bnr", "sliced_wasserstein"])
+@pytest.mark.parametrize("name", ["loss", "churn", "restore", "any_bnr"])
 def test_old_style_keys_are_keys(name, expected):
     check(jax.jit(FUNCTIONS[name])(*arguments(key=jax.random.PRNGKey)), expected(name))
 

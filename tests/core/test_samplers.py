@@ -30,7 +30,7 @@ from warm_diffusion.denoiser import Prediction
 from warm_diffusion.samplers import (
     SOLVERS,
     Churn,
-    check_seeds,
+    _seeds,
     gaussian_start,
     initial_noise,
     sample,
@@ -543,6 +543,6 @@ def test_a_seed_is_the_same_in_every_type(seeds):
     ],
 )
 def test_seeds_that_are_none_are_refused(seeds, message):
-    for door in (check_seeds, lambda seeds: initial_noise(seeds, SIZE)):
+    for door in (_seeds, lambda seeds: initial_noise(seeds, SIZE)):
         with pytest.raises(ValueError, match=message):
             door(seeds)

@@ -22,6 +22,7 @@ from tests.core.closed_forms import (
 )
 from tests.core.closed_forms import dct as scipy_dct
 from warm_diffusion import schedules, spectra
+from warm_diffusion.app.analyze import manifold
 from warm_diffusion.denoiser import Prediction
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -165,19 +166,6 @@ def test_more_attenuation_allows_a_larger_ratio():
     assert np.all(np.diff(ratios) > 0)
 
 
-@pytest.mark.parametrize("bnr", [0.0, 0.5, 2.0])
-def test_what_is_kept_when_noise_takes_over_is_that_of_the_blur_at_this_noise(bnr):
-    # At beta = S_k^1/2 the path's blur is bnr beta: its transfer, typed anew, averaged over rings.
-    spectrum = natural_spectrum(12, 10)
-    i, j = np.indices(spectrum.shape)
-    kept = transfer(bnr * np.sqrt(spectrum.ravel()), 12, 10)[np.arange(120), i.ravel(), j.ravel()]
-    ring = radii(12, 10)[1].ravel()
-    expected = [kept[ring == k].mean() for k in np.unique(ring)]
-    np.testing.assert_allclose(
-        spectra.kept_at_takeover(spectrum, bnr)[1], np.ravel(expected), rtol=1e-12
-    )
-
-
 @pytest.mark.parametrize("bnr", [0.1, 0.5, 3.0])
 def test_least_kept_is_what_the_worst_ring_keeps(bnr):
     # exp(-lambda bnr^2 S / 2) averaged over each ring, in numpy; also inside a jitted function.
@@ -198,7 +186,7 @@ def test_without_blur_everything_is_kept():
 def test_at_the_recommended_ratio_the_worst_ring_keeps_the_rest_of_the_attenuation():
     spectrum = natural_spectrum(16, 16)
     ratio = spectra.recommend_bnr(spectrum, 0.1)
-    np.testing.assert_allclose(spectra.kept_at_takeover(spectrum, ratio)[1].min(), 0.9, rtol=1e-9)
+    np.testing.assert_allclose(spectra.least_kept(spectrum, ratio), 0.9, rtol=1e-9)
 
 
 def cifar10_images(archive, every):
@@ -305,14 +293,14 @@ def test_departure_is_given_over_the_rings_of_radial_mean():
     assert departure.shape == frequency.shape
 
 
-# --- sliced_wasserstein, head_contributions ------------------------------------------------------
+# --- analyze/manifold.py ------------------------------------------------------------------------
 
 
 def test_images_of_one_pixel_are_as_far_apart_as_their_sorted_values():
     # W_2 of two samples on the line pairs them in order; both directions of the line say the same.
     x, y = np.random.default_rng(0).standard_normal((2, 50, 1, 1, 1))
     expected = np.sqrt(np.mean((np.sort(x.ravel()) - np.sort(3 + y.ravel())) ** 2))
-    distance = spectra.sliced_wasserstein(x, 3 + y, jax.random.key(0), 4)
+    distance = manifold.sliced_wasserstein(x, 3 + y, jax.random.key(0), 4)
     np.testing.assert_allclose(distance, expected, rtol=1e-12)
 
 
@@ -320,7 +308,7 @@ def test_a_set_of_images_moved_by_a_vector_is_its_length_over_the_root_of_dimens
     # E (u . c)^2 = |c|^2 / D over the sphere, with variance 2 (D - 1) / (D^2 (D + 2)) |c|^4.
     x = np.random.default_rng(0).standard_normal((20, 3, 4, 2))
     move = np.random.default_rng(1).standard_normal((1, 3, 4, 2))
-    square = float(spectra.sliced_wasserstein(x, x[::-1] + move, jax.random.key(0), 4000)) ** 2
+    square = float(manifold.sliced_wasserstein(x, x[::-1] + move, jax.random.key(0), 4000)) ** 2
     expected = np.sum(move**2) / 24
     error = expected * math.sqrt(2 * 23 / 26 / 4000)
     assert abs(square - expected) < 5 * error
@@ -329,7 +317,7 @@ def test_a_set_of_images_moved_by_a_vector_is_its_length_over_the_root_of_dimens
 def test_the_order_of_images_makes_no_distance():
     x = np.random.default_rng(0).standard_normal((20, 3, 4, 2))
     np.testing.assert_allclose(
-        spectra.sliced_wasserstein(x, x[::-1], jax.random.key(0)), 0.0, atol=1e-13
+        manifold.sliced_wasserstein(x, x[::-1], jax.random.key(0)), 0.0, atol=1e-13
     )
 
 
@@ -340,7 +328,8 @@ def test_contributions_of_the_heads_are_the_two_parts_of_a_step():
     first = difference_step(x, blurry, 0 * residual, start, end) - x
     second = difference_step(x, blurry, residual, start, end) - x - first
     prediction = Prediction(jnp.asarray(blurry), jnp.asarray(residual))
-    _, *found = spectra.head_contributions(x, prediction, start, end)
+    heads, _ = manifold.heads(lambda *_: prediction, jnp.asarray(x), start, end)
+    found = heads["denoiser"], heads["deblurrer"]
     ring = radii(6, 5)[1]
     for part, powers in zip((first, second), found, strict=True):
         power = np.mean(scipy_dct(part) ** 2, axis=(0, 3))
@@ -386,13 +375,6 @@ def test_an_attenuation_that_no_blur_reaches_is_refused():
 def test_what_is_no_array_of_data_has_no_spectrum():
     with pytest.raises(ValueError, match=r"images must be \[B, \*spatial, C\], got \(8, 8\)"):
         spectra.power_spectrum(np.zeros((8, 8)))
-
-
-def test_sets_of_other_shapes_have_no_distance():
-    with pytest.raises(ValueError, match=r"of one shape, got \(4, 8, 8, 1\) and \(3, 8, 8, 1\)"):
-        spectra.sliced_wasserstein(
-            np.zeros((4, 8, 8, 1)), np.zeros((3, 8, 8, 1)), jax.random.key(0)
-        )
 
 
 def photographic(height, width, mean=7.0):

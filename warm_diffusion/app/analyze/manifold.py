@@ -1,9 +1,17 @@
 """Leaving the data manifold, measured step by step on a sampling run of a checkpoint.
 
-At each step's level: how far the sampler's states are from forward states B x0 + beta eps of images
-(`spectra.py`, eqs. 3 and 4; next to both, the same for other forward states, which is what sampling
-error alone amounts to), what each head contributes to the step (eq. 5), how consistent the heads
-are, and what they see.
+At each step's level: how far the sampler's states x are from forward states x+ = B x0 + beta eps of
+images, by `spectra.spectral_departure` and by
+
+    (1)  sliced Wasserstein    (mean over directions u on the sphere of W_2(u . x, u . x+)^2)^1/2
+                               (Rabin et al. 2011; Bonneel et al. 2015, sec. 3)
+
+(next to both, the same for other forward states, which is what sampling error alone amounts to);
+what each head contributes to the step (samplers.py, eq. 1), by frequency:
+
+    (2)  denoiser   (beta' / beta - 1)(x - D) + (m' - m) D        deblurrer   (m' - m) R
+
+how consistent the heads are, and what they see.
 
 The images compared with are held out if `config.analysis.held_out` names a source of such images;
 else they are training images, and the report says so.
@@ -38,6 +46,20 @@ Level = tuple[float, float]  # (alpha, beta)
 def levels_of(schedule: Schedule, times: jax.Array) -> list[Level]:
     """(alpha, beta) at each time of the sampler's grid."""
     return [(float(schedule.alpha(t)), float(schedule.beta(t))) for t in times]
+
+
+def sliced_wasserstein(
+    x: jax.Array, y: jax.Array, key: jax.Array, num_directions: int = 256
+) -> jax.Array:
+    """Distance (1) between two sets of N images [N, H, W, C], in units of a pixel.
+
+    Two sets of one distribution are about (variance of a pixel / N)^1/2 apart, not 0.
+    """
+    x, y = (a.reshape(a.shape[0], -1) for a in (x, y))
+    directions = jax.random.normal(key, (x.shape[1], num_directions), jnp.float32)
+    directions = directions / jnp.linalg.norm(directions, axis=0, keepdims=True)
+    one, two = (jnp.sort(jnp.matmul(a, directions, precision="highest"), axis=0) for a in (x, y))
+    return jnp.sqrt(jnp.mean((one - two) ** 2))
 
 
 def departures(
@@ -75,8 +97,8 @@ def departures(
             "spectral_departure_of_forward": spectra.spectral_departure(
                 other, spectrum, alpha, beta
             )[1],
-            "sliced_wasserstein": spectra.sliced_wasserstein(x, one, directions),
-            "sliced_wasserstein_of_forward": spectra.sliced_wasserstein(other, one, directions),
+            "sliced_wasserstein": sliced_wasserstein(x, one, directions),
+            "sliced_wasserstein_of_forward": sliced_wasserstein(other, one, directions),
         }
 
     for i, (x, level) in enumerate(zip(states, levels, strict=True)):
@@ -85,16 +107,23 @@ def departures(
 
 
 def heads(denoise: Denoiser, x: jax.Array, start: Level, end: Level) -> tuple[dict, Prediction]:
-    """What the heads contribute to a step, how consistent they are (losses.py, eq. 4); jittable."""
+    """The heads' mean squares (2) by ring, how consistent they are (losses.py, eq. 4); jittable."""
     prediction = denoise(x, *start)
-    _, denoiser, deblurrer = spectra.head_contributions(x, prediction, start, end)
-    difference = prediction.blurry - dct.blur(prediction.clean, start[0])
-    found = {
-        "denoiser": denoiser,
-        "deblurrer": deblurrer,
-        "consistency": jnp.mean(difference**2),
+    one, two = (
+        dct.transfer(jnp.asarray(level[0], x.dtype), *x.shape[1:-1]) for level in (start, end)
+    )
+    change = (two - one)[None]
+    noise = (end[1] / start[1] - 1) * dct.dct(x - prediction.blurry)
+    parts = {
+        "denoiser": noise + change * dct.dct(prediction.blurry),
+        "deblurrer": change * dct.dct(prediction.residual),
     }
-    return found, prediction
+    found = {
+        name: spectra.radial_mean(jnp.mean(part**2, axis=(0, -1)))[1]
+        for name, part in parts.items()
+    }
+    difference = prediction.blurry - dct.blur(prediction.clean, start[0])
+    return found | {"consistency": jnp.mean(difference**2)}, prediction
 
 
 def _reference(config: ConfigDict, data: Dataset, count: int) -> tuple[np.ndarray, dict]:
