@@ -210,7 +210,7 @@ def test_each_step_has_a_dropout_mask_of_its_own():
     np.testing.assert_array_equal(watched.keys, [jax.random.key_data(key) for key in expected])
 
 
-@pytest.mark.parametrize("sharding", ["replicated", "fsdp"])
+@pytest.mark.parametrize("sharding", ["replicated", pytest.param("fsdp", marks=pytest.mark.long)])
 def test_the_step_is_compiled_once_and_takes_the_place_of_the_state(sharding):
     config = make_config(**{"training.sharding": sharding, "training.batch_size": 8})
     built, mesh = build.architecture(config, SHAPE), make_mesh()
@@ -224,6 +224,7 @@ def test_the_step_is_compiled_once_and_takes_the_place_of_the_state(sharding):
     assert step._cache_size() == 1
 
 
+@pytest.mark.long
 def test_on_a_cpu_slices_of_a_batch_are_not_a_loop():
     """XLA's CPU compiler makes gradients of convolutions 20 times slower in one."""
     loops = []

@@ -33,7 +33,7 @@ def parameter_count(config, shape):
         pytest.param("cifar10", ("cond",), marks=pytest.mark.long),
         ("cifar10", ("hot,small",)),
         pytest.param("ffhq64", (), marks=pytest.mark.long),
-        ("folder", ("photos",)),
+        pytest.param("folder", ("photos",), marks=pytest.mark.long),
         pytest.param("lsun_church128", (), marks=pytest.mark.long),
         ("photos", ()),
     ],

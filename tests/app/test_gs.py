@@ -3,17 +3,9 @@
 import numpy as np
 import pytest
 
-from tests.app.test_train import assert_same_run
+from tests.app.conftest import assert_same_run, copy
 from warm_diffusion import pretrained
 from warm_diffusion.runtime import storage
-
-
-def copy(folder, url):
-    """A local folder at a place on gs://, as a user would copy a run there."""
-    place = storage.path(url)
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    storage.write_files({place / str(p.relative_to(folder)): p.read_bytes() for p in files})
-    return place
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +41,7 @@ def test_an_evaluation_on_gs_keeps_its_report_and_its_reference(app, run):
     assert len(list(folder.glob("step_*.json"))) == 2
 
 
+@pytest.mark.long
 def test_an_analysis_is_written_to_gs(app, run):
     app.run("--mode=analyze", f"--checkpoint={run}", "--workdir=gs://bucket/analysis",
             "--config.analysis.num_images=16", tiny=False)  # fmt: skip

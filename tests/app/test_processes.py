@@ -9,18 +9,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.app.conftest import STEPS, wait_for
-from tests.app.test_gs import copy
-from tests.app.test_train import final_arrays, rows
-from tests.runtime.test_processes import free_port
+from tests.app.conftest import STEPS, assert_same_but_for_round_off, copy, free_port, rows, wait_for
 from warm_diffusion.runtime import storage
 
 DEVICES = ("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 
+# main.py, but a process that is silent for 8 s is taken for lost.
+IMPATIENT = """
+from absl import app
+import main
+from warm_diffusion.runtime import processes
+processes._HEARTBEAT_SECONDS = 8
+app.run(main.main, flags_parser=main.parse)
+"""
 
-def start(app, port, *arguments, apart=((), ()), before=(), tiny=True):
+
+def start(app, *arguments, apart=((), ()), before=(), tiny=True):
     """Both processes, each with arguments of its own besides."""
-    common = [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
+    common = [f"--coordinator_address=localhost:{free_port()}", "--num_processes=2"]
     return [
         app.start(
             *common, f"--process_id={index}", *arguments, *apart[index], before=before,
@@ -40,30 +46,29 @@ def last_line(text):
     return [line for line in text.splitlines() if not line.startswith("[Gloo]")][-1]
 
 
-def training(app, *arguments, **options):
+def training(app, workdir):
     """Both processes, in the middle of a long training."""
-    workdir = app.folder / f"long-{free_port()}"
     long = ("--config.training.num_steps=100000", "--config.training.checkpoint_every=100000")
-    processes = start(app, free_port(), f"--workdir={workdir}", *long, *arguments, **options)
+    processes = start(app, f"--workdir={workdir}", *long, before=("-c", IMPATIENT))
     metrics = workdir / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, processes[0])
-    return workdir, processes
+    return processes
 
 
-def test_when_one_is_killed_the_other_ends_within_the_heartbeats_limit(app):
-    _, processes = training(app)
+def test_when_one_is_killed_the_other_ends_within_the_heartbeats_limit(app, tmp_path):
+    processes = training(app, tmp_path)
     processes[1].kill()
-    status, _ = ends(processes, timeout=90)  # 30 s, on a busy machine
-    assert status[0] != 0
+    status, _ = ends(processes, timeout=60)  # 8 s, on a busy machine
+    assert status[0] in (75, -signal.SIGABRT)
 
 
-def test_a_signal_to_one_saves_the_same_step_and_ends_all_with_75(app):
-    workdir, processes = training(app)
+def test_a_signal_to_one_saves_the_same_step_and_ends_all_with_75(app, tmp_path):
+    processes = training(app, tmp_path)
     processes[1].send_signal(signal.SIGTERM)
     status, outputs = ends(processes)
     assert status == [75, 75], outputs
-    step = rows(workdir)[-1]["step"]
-    assert (workdir / "checkpoints" / str(step)).is_dir()
+    step = rows(tmp_path)[-1]["step"]
+    assert (tmp_path / "checkpoints" / str(step)).is_dir()
     for _, err in outputs:
         assert f"stopped after step {step:,}" in last_line(err)
 
@@ -72,8 +77,7 @@ def test_where_the_images_differ_all_end_and_say_so_before_anything_is_written(a
     for name, value in (("one", 0), ("other", 9)):
         np.save(tmp_path / f"{name}.npy", np.full((32, 8, 8), value, np.uint8))
     sources = [(f"--config.data.source=npy:{tmp_path}/{name}.npy",) for name in ("one", "other")]
-    processes = start(app, free_port(), f"--workdir={tmp_path / 'run'}", *STEPS, apart=sources)
-    status, outputs = ends(processes)
+    status, outputs = ends(start(app, f"--workdir={tmp_path / 'run'}", *STEPS, apart=sources))
     assert status == [2, 2], outputs
     for _, err in outputs:
         told = "error: process 1 differs from process 0: the hash of the images is '"
@@ -81,14 +85,24 @@ def test_where_the_images_differ_all_end_and_say_so_before_anything_is_written(a
     assert not (tmp_path / "run").exists()
 
 
-def test_a_process_that_ends_with_an_error_takes_the_others_with_it(app, tmp_path):
-    apart = ((), (f"--config.data.source=npy:{tmp_path}/gone.npy",))
-    processes = start(app, free_port(), f"--workdir={tmp_path / 'run'}", *STEPS, apart=apart)
-    status, outputs = ends(processes)
-    assert status[1] == 2
-    assert "gone.npy" in last_line(outputs[1][1])
-    assert status[0] != 0
-    assert not (tmp_path / "run").exists()
+@pytest.mark.long
+def test_two_processes_train_draw_and_save_as_one_does(app, uninterrupted, tmp_path):
+    """Started as Slurm starts them; JAX reads who is who from the environment."""
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    slurm |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}"}
+    flags = ["--distributed", f"--workdir={tmp_path}", *STEPS, "--config.training.sample_every=8"]
+    processes = [
+        app.start(
+            *flags, environment={**slurm, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}.items()
+        )
+        for rank in "01"
+    ]
+    status, outputs = ends(processes, timeout=300)
+    assert status == [0, 0], outputs
+    assert "2 x cpu, batch 16 in all, 8 a device" in outputs[0][0]
+    assert "step 8/8" not in outputs[1][0]  # one process reports
+    assert (tmp_path / "samples" / "step_00000008.png").is_file()
+    assert_same_but_for_round_off(uninterrupted, tmp_path)
 
 
 @pytest.mark.long
@@ -104,17 +118,12 @@ def test_two_processes_on_gs_pass_over_a_damaged_checkpoint_and_train_as_one(
         path.write_bytes(bytes(path.stat().st_size))
     assert arrays
     workdir = copy(source, "gs://bucket/damaged")
-    processes = start(app, free_port(), f"--workdir={workdir}", *STEPS)
-    status, outputs = ends(processes, timeout=240)
+    status, outputs = ends(start(app, f"--workdir={workdir}", *STEPS), timeout=240)
     assert status == [0, 0], outputs
     assert "checkpoint 8 of gs://bucket/damaged" in outputs[0][0]
     assert "continues at step 4 (64 images)" in outputs[0][0]
     assert storage.path("gs://bucket/damaged/damaged/8/_CHECKPOINT_METADATA").exists()
-    for one, two in zip(rows(uninterrupted)[4:], rows(workdir), strict=True):
-        np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
-    one, two = final_arrays(uninterrupted), final_arrays(workdir)
-    for name in (name for name in one if "params" in name or "ema" in name):
-        np.testing.assert_allclose(two[name], one[name], atol=5e-4, err_msg=name)
+    assert_same_but_for_round_off(uninterrupted, workdir, steps=range(5, 9))
 
 
 # main.py once for each of several lists of arguments (JSON, the last argument), in one process.
@@ -152,7 +161,7 @@ def test_two_processes_do_in_every_mode_what_one_does(
     for each in arguments(tmp_path / "one"):
         app.run(*each, tiny=False)
     lists = json.dumps(arguments(tmp_path / "two"))
-    processes = start(app, free_port(), lists, before=("-c", MODES), tiny=False)
+    processes = start(app, lists, before=("-c", MODES), tiny=False)
     status, outputs = ends(processes, timeout=200)
     assert status == [0, 0], outputs
     one, two = (

@@ -7,14 +7,13 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
-from tests.app.conftest import REPOSITORY, TINY, wait_for
+from tests.app.conftest import REPOSITORY, TINY, free_port, wait_for
 
 STEPS, GRIDS = 400, "--config.training.sample_every=100"
 TEN = ("--config.training.checkpoint_every=10", "--config.training.log_every=10")
@@ -103,11 +102,7 @@ def test_one_process(tmp_path, kills):
 @pytest.mark.parametrize("kills", [int(os.environ.get("KILLS_OF_TWO", "10"))])
 def test_two_processes(tmp_path, kills):
     def both(workdir):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
-        cluster = (f"--coordinator_address=localhost:{port}", "--num_processes=2")
-        cluster = (GRIDS, *cluster)
+        cluster = (GRIDS, f"--coordinator_address=localhost:{free_port()}", "--num_processes=2")
         return [start(tmp_path, workdir, STEPS, *cluster, f"--process_id={i}") for i in range(2)]
 
     def finished(processes):

@@ -22,6 +22,12 @@ def test_slices_divide_the_images_that_a_device_holds():
             devices.check_slices(slices, 24, mesh)
 
 
+def test_a_batch_that_the_devices_cannot_share_is_refused():
+    devices.check_batch_size("training.batch_size", 15, AbstractMesh((3,), ("data",)))
+    with pytest.raises(ValueError, match=r"batch_size is global, .* a multiple of 3 .*, got 16"):
+        devices.check_batch_size("training.batch_size", 16, AbstractMesh((3,), ("data",)))
+
+
 def mesh_of(processes):
     owners = [SimpleNamespace(process_index=index) for index in processes]
     return SimpleNamespace(devices=np.array(owners))

@@ -1,7 +1,6 @@
 """What several processes agree on, and what joins them; tests/app/test_processes.py starts two."""
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -10,13 +9,8 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
+from tests.app.conftest import free_port
 from warm_diffusion.runtime import processes
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
@@ -67,6 +61,10 @@ def test_an_address_or_number_that_cannot_be_is_refused(arguments, message):
         processes.join(*arguments)
 
 
+def start(program, **options):
+    return subprocess.Popen([sys.executable, "-c", program], text=True, **options)
+
+
 ALONE = """
 import sys
 from warm_diffusion.runtime import processes
@@ -78,13 +76,39 @@ except ValueError as error:
 """
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_a_process_that_waits_in_vain_ends_with_one_line(index):
-    program = ALONE.format(port=free_port(), index=index)
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert run.returncode == 2, run.stderr
-    assert run.stderr.startswith("not all processes of the run came in 2 s")
-    assert run.stderr.count("\n") == 1
+def test_a_process_that_waits_in_vain_ends_with_one_line():
+    programs = [ALONE.format(port=free_port(), index=index) for index in range(2)]
+    for process in [start(program, stderr=subprocess.PIPE) for program in programs]:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 2, err
+        assert err.startswith("not all processes of the run came in 2 s")
+        assert err.count("\n") == 1
+
+
+ENDS = """
+import sys
+from warm_diffusion.runtime import processes
+processes._LEAVING_SECONDS = 1
+processes.join("localhost:{port}", 2, {index})
+if {index}:
+    processes.exit(2)
+try:
+    processes.agree()
+except Exception as error:
+    status, told = processes.explain(error)
+    print(told)
+    processes.exit(status)
+"""
+
+
+def test_a_process_that_ends_with_an_error_takes_the_others_with_it():
+    port = free_port()
+    programs = [ENDS.format(port=port, index=index) for index in range(2)]
+    first, second = (start(program, stdout=subprocess.PIPE) for program in programs)
+    out, _ = first.communicate(timeout=60)
+    second.communicate(timeout=60)
+    assert (first.returncode, second.returncode) == (75, 2)
+    assert "another process of the run ended or was lost" in out
 
 
 LATE = """
@@ -105,14 +129,11 @@ print(f"total {{float(total)}}")
 @pytest.mark.long
 def test_a_process_may_be_late_for_the_first_step():
     port = free_port()
+    two = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", LATE.format(port=port, index=index)],
-            env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
-            stdout=subprocess.PIPE, text=True,
-        )
+        start(LATE.format(port=port, index=index), env=two, stdout=subprocess.PIPE)
         for index in range(2)
-    ]  # fmt: skip
+    ]
     for process in started:
         assert "total 4.0" in process.communicate(timeout=150)[0]
 
