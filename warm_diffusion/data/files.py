@@ -9,6 +9,8 @@ come from the first of these that is there:
    one length, such as 00000 and 00001, are parts of one set, not classes.
 """
 
+import importlib.metadata
+import importlib.util
 import io
 import json
 import operator
@@ -29,6 +31,10 @@ from warm_diffusion.runtime.console import say
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _SPLITS = {"train", "test", "val", "valid", "validation"}
 _LISTING = "dataset.json"
+_PHOTOS = (
+    "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png",
+    "gravel.png", "motorcycle_left.png", "motorcycle_right.png", "rocket.jpg",
+)  # fmt: skip
 _MOST_BYTES = 2**28  # of one encoded image; far above any that Pillow would decode
 
 
@@ -171,6 +177,20 @@ def _read_file(path: pathlib.Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
+
+
+def photos() -> Source:
+    """scikit-image's ten photographs, six of them in colour, inside that package: no download."""
+    spec = importlib.util.find_spec("skimage")
+    if spec is None:
+        raise ValueError("photos needs scikit-image: pip install scikit-image")
+    # Their files alone: the package takes a second to import.
+    folder = pathlib.Path(spec.origin).parent / "data"
+    if missing := [name for name in _PHOTOS if not (folder / name).is_file()]:
+        raise ValueError(f"this scikit-image comes without {', '.join(missing)}: update it")
+    files = [_File(name, f"photos/{name}", 0, folder / name) for name in _PHOTOS]
+    version = f"scikit-image {importlib.metadata.version('scikit-image')}"
+    return _tree("photos", files, _read_file, version)
 
 
 def zip_file(path: pathlib.Path) -> Source:

@@ -8,7 +8,6 @@ twice. Nothing here touches the network unless `download` asks for it.
 
 import functools
 import importlib.metadata
-import importlib.util
 import pathlib
 import re
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 from warm_diffusion.data import cifar10, files, tables
-from warm_diffusion.data.images import decode
 from warm_diffusion.data.source import (
     Source,
     fingerprint,
@@ -34,10 +32,6 @@ _KINDS = (
 _LOCAL = ("folder", "zip", "tar", "npy", "npz", "parquet")
 # A + joins sources only before the name of one: paths may hold it as well.
 _JOIN = re.compile(rf"\+(?=(?:digits|photos|cifar10)(?:\+|$)|(?:cifar10|{'|'.join(_LOCAL)}|tfds):)")
-_PHOTOS = (
-    "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png",
-    "gravel.png", "motorcycle_left.png", "motorcycle_right.png", "rocket.jpg",
-)  # fmt: skip
 
 
 def short_name(spec: str) -> str:
@@ -62,9 +56,8 @@ def open_source(
     """Opens a source by its specification.
 
     Args:
-      spec: one of `digits`, `photos`, `cifar10[:SPLIT]`, `folder:DIR`, `zip:FILE`, `tar:FILES`,
-        `npy:FILE`, `npz:FILE`, `parquet:FILES` and `tfds:NAME[:SPLIT]`, or several joined by +.
-        FILE may lie on gs://; FILES may be a folder, or a pattern such as DIR/train-*.parquet.
+      spec: one of `_KINDS`, or several joined by +. A FILE may lie on gs://; of tar and parquet it
+        may be a folder, or a pattern such as DIR/train-*.parquet.
       data_dir: where CIFAR-10's files or TensorFlow Datasets' prepared sets are.
       download: whether a missing public set may be downloaded.
       cache_dir: where files of gs:// are copied to; None: the user's cache folder.
@@ -79,7 +72,7 @@ def open_source(
     if spec == "digits":
         return _digits()
     if spec == "photos":
-        return _photos()
+        return files.photos()
     if kind == "cifar10":
         return cifar10.cifar10(argument or "train", data_dir, download)
     if kind == "tfds" and argument:
@@ -175,28 +168,6 @@ def _digits() -> Source:
 
     version = f"scikit-learn {importlib.metadata.version('scikit-learn')}"
     return of_arrays("digits", arrays, version, tuple("0123456789"))
-
-
-def _photos() -> Source:
-    """scikit-image's ten photographs, six of them in colour, inside that package: no download."""
-    spec = importlib.util.find_spec("skimage")
-    if spec is None:
-        raise ValueError("photos needs scikit-image: pip install scikit-image")
-    # Their files alone: the package takes a second to import.
-    folder = pathlib.Path(spec.origin).parent / "data"
-    if missing := [name for name in _PHOTOS if not (folder / name).is_file()]:
-        raise ValueError(f"this scikit-image comes without {', '.join(missing)}: update it")
-
-    def load(index: int) -> tuple[Image.Image, None]:
-        with (folder / _PHOTOS[index]).open("rb") as stream:
-            return decode(stream, f"photos/{_PHOTOS[index]}"), None
-
-    return Source(
-        count=lambda: len(_PHOTOS),
-        load=load,
-        name=lambda index: f"photos/{_PHOTOS[index]}",
-        fingerprint=f"scikit-image {importlib.metadata.version('scikit-image')}",
-    )
 
 
 def _joined(sources: Sequence[Source]) -> Source:

@@ -1,7 +1,6 @@
 """Mean image and spectrum of a data set, in one pass over any number of images.
 
-The spectrum is that of `spectra.power_spectrum`, for sets that do not fit in memory as floats:
-chunks of images are merged exactly (Chan, Golub and LeVeque 1979).
+The spectrum is that of `spectra.power_spectrum`, for sets that do not fit in memory as floats.
 """
 
 from typing import NamedTuple
@@ -32,18 +31,17 @@ def _chunk_moments(images: jax.Array) -> tuple[jax.Array, jax.Array]:
 def statistics(images: np.ndarray) -> Statistics:
     """Mean image and spectrum of uint8 images [N, H, W, C], possibly memory-mapped."""
     total = np.zeros(images.shape[1:], np.int64)
-    count, mean, scatter = 0, 0.0, 0.0
+    mean, square = (
+        0.0,
+        0.0,
+    )  # of the coefficients, float64
     with tqdm(total=len(images), desc="spectrum", unit=" images", disable=None) as bar:
         for first in range(0, len(images), _CHUNK):
             chunk = np.asarray(images[first : first + _CHUNK])
             total += chunk.sum(axis=0, dtype=np.int64)
-            new_mean, variance = (np.asarray(a, np.float64) for a in _chunk_moments(chunk))
-            added, difference = len(chunk) * chunk.shape[3], new_mean - mean
-            # The scatter of two groups is theirs plus that between their means.
-            scatter = scatter + variance * added
-            scatter = scatter + difference**2 * count * added / (count + added)
-            mean = mean + difference * added / (count + added)
-            count += added
+            own, variance = (np.asarray(a, np.float64) for a in _chunk_moments(chunk))
+            share = len(chunk) / len(images)
+            mean, square = mean + share * own, square + share * (variance + own**2)
             bar.update(len(chunk))
     mean_image = total / (127.5 * len(images)) - 1
-    return Statistics(mean_image.astype(np.float32), (scatter / count).astype(np.float32))
+    return Statistics(mean_image.astype(np.float32), (square - mean**2).astype(np.float32))

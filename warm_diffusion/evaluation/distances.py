@@ -122,13 +122,10 @@ def frechet(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.nda
     shapes = (mean1.shape, cov1.shape, mean2.shape, cov2.shape)
     if shapes != ((size,), (size, size)) * 2 or size == 0:
         raise ValueError(f"expected means [D] and covariances [D, D], got {shapes}")
-    names = ("mean1", "cov1", "mean2", "cov2")
-    for name, values in zip(names, (mean1, cov1, mean2, cov2), strict=True):
+    for name, values in {"mean1": mean1, "cov1": cov1, "mean2": mean2, "cov2": cov2}.items():
         if not np.all(np.isfinite(values)):
             raise ValueError(f"{name} is not finite")
-        if values.ndim == 2 and not np.allclose(
-            values, values.T, rtol=0, atol=1e-6 * np.abs(values).max()
-        ):
+        if values.ndim == 2 and np.abs(values - values.T).max() > 1e-6 * np.abs(values).max():
             raise ValueError(f"{name} is not symmetric")
     difference = np.sum((mean1 - mean2) ** 2)
     squared = difference + np.trace(cov1) + np.trace(cov2) - 2 * _overlap(cov1, cov2)
@@ -138,10 +135,7 @@ def frechet(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.nda
 def _unbiased_mmd2(x: np.ndarray, y: np.ndarray) -> float:
     """Eq. (2) for sets of equal size m, all m^2 cross pairs used."""
     m, size = x.shape
-
-    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (a @ b.T / size + 1) ** 3
-
+    kernel = lambda a, b: (a @ b.T / size + 1) ** 3  # noqa: E731
     within = sum((k.sum() - np.trace(k)) / (m * (m - 1)) for k in (kernel(x, x), kernel(y, y)))
     return within - 2 * kernel(x, y).mean()
 

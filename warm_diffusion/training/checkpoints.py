@@ -136,10 +136,6 @@ class Checkpoints:
         """Raises the error of a save that failed in the background, if one did."""
         self._manager.check_for_errors()
 
-    def wait(self) -> None:
-        """Waits until the last save is finished."""
-        self._manager.wait_until_finished()
-
     def close(self) -> None:
         """Waits for the last save."""
         with contextlib.ExitStack() as last:  # whatever of it fails, the rest is done

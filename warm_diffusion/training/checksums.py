@@ -11,7 +11,6 @@ promised: a change of one element is always found, any other damage but for a ch
 are no protection against somebody who means to deceive.
 """
 
-import functools
 import hashlib
 import json
 import math
@@ -58,15 +57,12 @@ def _words(array: Any) -> Any:
 def _words_on_device(array: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(array, f"uint{8 * min(array.dtype.itemsize, 4)}")
     # Rows and columns instead of an index of the whole: each device counts what it holds.
-    strides = [math.prod(bits.shape[axis + 1 :]) for axis in range(bits.ndim)]
-    positions = functools.reduce(
-        jnp.add,
-        [
-            jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(stride)
-            for axis, stride in enumerate(strides)
-        ],
-        jnp.zeros(bits.shape, jnp.uint32),
+    rows = (
+        jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        * np.uint32(math.prod(bits.shape[axis + 1 :]))
+        for axis in range(bits.ndim)
     )
+    positions = sum(rows, jnp.zeros(bits.shape, jnp.uint32))
     terms = _terms(bits.astype(jnp.uint32), positions)
     return jnp.stack([jnp.sum(term, dtype=jnp.uint32) for term in terms])
 
