@@ -47,19 +47,12 @@ _BLOCK = 512  # images that are decoded at a time, and wait in memory
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Prepared images.
+    """Prepared images."""
 
-    Attributes:
-      images: uint8 [N, H, W, C], memory-mapped.
-      labels: int32 [N], or None.
-      info: what `dataset.json` says: source, recipe, count, shape, class names, content hash.
-      path: the cache's folder.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray | None
-    info: dict
-    path: pathlib.Path
+    images: np.ndarray  # uint8 [N, H, W, C], memory-mapped
+    labels: np.ndarray | None  # int32 [N]
+    info: dict  # what `dataset.json` says: source, recipe, count, shape, class names, content hash
+    path: pathlib.Path  # the cache's folder
 
 
 def load_dataset(
@@ -151,23 +144,22 @@ def _prepare(
     """Writes the cache under a temporary name and renames it when it is whole."""
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{path.name}.partial-", dir=path.parent))
     try:
-        digest, labels, shape = hashlib.sha256(), [], None
+        digest, labels = hashlib.sha256(), []
         # Not a memory-mapped array: where the disk is full, that ends Python by SIGBUS.
         with (partial / "images.npy").open("wb") as file:
             for images, label in _prepared(source, recipe, resample):
-                if shape is None:
-                    shape = images.shape[1:]
-                    _write_header(file, (0, *shape))
+                if not labels:
+                    _write_header(file, (0, *images.shape[1:]))
                 content = images.tobytes()
                 file.write(content)
                 digest.update(content)
                 labels += [-1 if label is None else label] * len(images)
-            if shape is None:
+            if not labels:
                 raise ValueError(
                     f"all {source.count():,} images of {recipe['source']} are smaller than "
                     f"data.resolution={recipe['resolution']}"
                 )
-            shape = (len(labels), *shape)
+            shape = (len(labels), *images.shape[1:])
             file.seek(0)
             _write_header(file, shape)
             file.flush()

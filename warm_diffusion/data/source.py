@@ -12,21 +12,13 @@ from PIL import Image
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A numbered set of images.
+    """A numbered set of images."""
 
-    Attributes:
-      count: () -> number of images; only called when a cache has to be made.
-      load: index -> (decoded image, label or None); raises ValueError naming the image.
-      name: index -> what a message calls that image.
-      fingerprint: changes whenever the images do.
-      class_names: names of the labels, empty without labels.
-    """
-
-    count: Callable[[], int]
-    load: Callable[[int], tuple[Image.Image, int | None]]
-    name: Callable[[int], str]
-    fingerprint: str
-    class_names: tuple[str, ...] = ()
+    count: Callable[[], int]  # only called when a cache has to be made
+    load: Callable[[int], tuple[Image.Image, int | None]]  # with its label; ValueError names it
+    name: Callable[[int], str]  # what a message calls an image
+    fingerprint: str  # changes whenever the images do
+    class_names: tuple[str, ...] = ()  # names of the labels; empty without labels
 
 
 def of_arrays(

@@ -9,7 +9,6 @@ import re
 import threading
 from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image
 
 from warm_diffusion.data.images import decode
@@ -50,7 +49,8 @@ def parquet(paths: Sequence[pathlib.Path]) -> Source:
     label = "label" if "label" in classes else classes[0] if len(classes) == 1 else None
     columns = [images[0], *filter(None, [label])]
     groups = [(file, n) for file in opened for n in range(file.num_row_groups)]
-    ends = np.cumsum([file.metadata.row_group(n).num_rows for file, n in groups])
+    sizes = [file.metadata.row_group(n).num_rows for file, n in groups]
+    places = [(group, row) for group, size in enumerate(sizes) for row in range(size)]
     lock = threading.Lock()
 
     @functools.lru_cache(maxsize=2)  # groups of rows are read in order
@@ -59,18 +59,18 @@ def parquet(paths: Sequence[pathlib.Path]) -> Source:
         return file.read_row_group(number, columns=columns)
 
     def load(index: int) -> tuple[Image.Image, int | None]:
-        group = int(np.searchsorted(ends, index, side="right"))
+        group, number = places[index]
         try:
             with lock:
                 table = rows(group)
-            row = table.slice(index - int(ends[group]) + table.num_rows, 1).to_pylist()[0]
+            row = table.slice(number, 1).to_pylist()[0]
             content = io.BytesIO(row[images[0]]["bytes"])
         except (pyarrow.ArrowException, OSError, TypeError, KeyError) as error:
             raise ValueError(f"{where}[{index}]: no image in that row ({error})") from error
         return decode(content, f"{where}[{index}]"), row[label] if label else None
 
     return Source(
-        lambda: int(ends[-1]) if len(ends) else 0,
+        lambda: len(places),
         load,
         lambda index: f"{where}[{index}]",
         fingerprint_of_files(paths),

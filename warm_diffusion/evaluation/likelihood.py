@@ -64,7 +64,7 @@ def log_density(
     tolerance: float = 1e-5,
     max_steps: int = 2000,
 ) -> LogDensity:
-    """Log-density of clean images under the flow of a denoiser, eqs. (1) and (2).
+    """Log-densities in nats of clean images under the flow of a denoiser, (1) and (2); jittable.
 
     Args:
       denoise: (x, alpha, beta) -> Prediction; an image's must not depend on the others.
@@ -75,9 +75,6 @@ def log_density(
       tolerance: relative and absolute, of state and of the density per dimension, at each step
         for the worst image.
       max_steps: of the solver (Tsit5, of order 5: six calls of the flow each).
-
-    Returns:
-      One log-density in nats per image. Jittable.
 
     Raises:
       ValueError: an unknown trace, wrong shapes, or a path that does not end in noise.
