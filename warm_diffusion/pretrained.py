@@ -580,12 +580,14 @@ def _card(name: str, model: Model, info: dict, picture: str) -> str:
             f"images = np.zeros({[16, *model.image_shape]})  # yours, in [-1, 1]\n"
             "clean = model.denoise(images, alpha=1.0, beta=0.1).clean  # at their blur and noise"
         )
-        mode, task = "restore --input=PHOTOS", "restoration"
+        if model.description["schedule"]["name"] == "any_bnr":  # others know one ratio alone
+            mode, task = "restore --input=PHOTOS", "restoration"
     training = info.get("origin", "Not known.")
     if "configuration" in info:
         training = (
             f"On `{info['configuration']['data']['source']}`, {info['images_seen']:,} images in "
-            f"{info['step']:,} steps; weights: {info['weights']}. Every setting is in "
+            f"{info['step']:,} steps; weights: {info['weights']}, SHA-256 "
+            f"`{info['weights_sha256'][:16]}`. Every setting is in "
             f"`config.json`; this trains it again:\n\n```sh\npython main.py --config={name}/"
             f"config.json --workdir=RUN --config.training.num_steps={info['step']}\n```"
         )

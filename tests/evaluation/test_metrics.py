@@ -69,7 +69,7 @@ def test_a_reference_without_examples_has_no_metric_that_needs_them():
     assert found == {"fid200_train": pytest.approx(25)}
     assert metrics.settings(200, bare) == {"kernel_distance": None, "precision_recall": None}
     assert metrics.settings(200, real) == {
-        "kernel_distance": {"block_size": 100, "num_blocks": 100},
+        "kernel_distance": {"block_size": 100, "num_blocks": 100, "real": 200, "generated": 200},
         "precision_recall": {"k": 3, "real": 200, "generated": 200},
     }
 

@@ -1,5 +1,7 @@
 """One writer per workdir, on local disk and on gs:// (a real server, see object_store.py)."""
 
+import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -109,3 +111,16 @@ def test_a_lock_whose_file_cannot_be_deleted_is_let_go(tmp_path, monkeypatch):
     assert caught.tb  # with all that its frames hold: nothing is let go by the garbage collector
     with lock.hold(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_where_a_file_system_has_no_locks_a_run_goes_on_and_says_so(
+    tmp_path, monkeypatch, capsys, number
+):
+    def unable(*_):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", unable)
+    with lock.hold(tmp_path):
+        assert (tmp_path / "lock.json").exists()
+    assert "has no locks" in capsys.readouterr().out

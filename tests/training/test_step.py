@@ -132,11 +132,12 @@ def test_a_non_finite_gradient_changes_nothing_but_step_and_counters():
 
 def test_a_finite_gradient_ends_the_row_and_keeps_the_total():
     state, step = make()
-    counts = []
+    counts, metrics = [], TrainMetrics.empty()
     for value in (255, 255, 9, 255):
-        state, _ = step(state, TrainMetrics.empty(), batch(value))
+        state, metrics = step(state, metrics, batch(value))
         counts.append((int(state.nonfinite_in_a_row), int(state.nonfinite_total)))
     assert counts == [(1, 1), (2, 2), (0, 2), (1, 3)]
+    assert int(metrics.longest_row.compute()) == 2
 
 
 def test_metrics_are_means_over_the_steps_since_they_were_emptied():

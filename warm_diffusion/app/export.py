@@ -39,7 +39,7 @@ def export(config: ConfigDict, workdir: str, checkpoint: str) -> pathlib.Path:
     if reports:
         model = dataclasses.replace(model, info=model.info | {"evaluation": reports})
     params = devices.put_replicated(model.params, mesh)
-    images = build.dataset(config).images if starts else None
+    images = build.dataset(config).images if starts and config.export.num_images else None
     drawn = list(sampler.generate(params, range(config.export.num_images), images))
     files = {}
     if config.export.program:

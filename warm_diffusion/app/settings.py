@@ -143,6 +143,8 @@ CHECKS: dict[str, Check] = {
         lambda v: v == () or (_TWO_STEPS[0](v) and v[0] <= v[1]),
         "first and last step, whole numbers of at least 1, or ()",
     ),
+    "training.log_every": _whole(1),
+    "training.checkpoint_every": _whole(1),
     "training.*_every": _whole(0),
     "training.device_megabytes": _whole(0),
     "training.*": _whole(1),
@@ -153,6 +155,7 @@ CHECKS: dict[str, Check] = {
     "sampling.ema": _whole(-1),
     "sampling.label": _whole(-(2**31)),
     "sampling.batch_size": _whole(1),
+    "sampling.churn.s_max": _or(_AT_LEAST_0, (lambda v: v == math.inf, "inf")),
     "sampling.churn.*": _AT_LEAST_0,
     "sampling.*": _FINITE,
     "eval.checkpoint": _text(1),
@@ -181,7 +184,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     checks = {"schedule.name": paths, **CHECKS}
     wrong = []
     for key, value in _flat(config.to_dict()).items():
-        fits, words = next(c for pattern, c in checks.items() if fnmatch.fnmatchcase(key, pattern))
+        found = [c for pattern, c in checks.items() if fnmatch.fnmatchcase(key, pattern)]
+        fits, words = (*found, (lambda _: False, "left out: configs/default.py has no such key"))[0]
         if not fits(value):
             wrong.append(f"{key} must be {words}, got {reprlib.repr(value)}")
     churn, options = config.sampling.churn, config.training

@@ -42,7 +42,7 @@ _CHOICES = {
 _CHANNELS = {"L": 1, "RGB": 3}
 _CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel
 _THREADS = min(16, os.cpu_count() or 1)
-_BLOCK = 512  # images that are decoded at a time, and wait in memory
+_BLOCK = 32  # images that are decoded at a time, and wait in memory: photographs are large
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,7 +56,10 @@ def compare(generated: FeatureStatistics, reference: FeatureStatistics) -> dict[
     chosen = settings(count, reference)
     if chosen["kernel_distance"]:
         found[name("kd")], found[f"{name('kd')}_standard_error"] = distances.kernel_distance(
-            generated.kept, reference.kept, **chosen["kernel_distance"]
+            generated.kept,
+            reference.kept,
+            block_size=chosen["kernel_distance"]["block_size"],
+            num_blocks=_KERNEL_BLOCKS,
         )
         found[name("precision")], found[name("recall")] = distances.precision_recall(
             reference.kept, generated.kept, k=_NEIGHBOUR
@@ -70,10 +73,11 @@ def settings(count: int, reference: FeatureStatistics) -> dict:
     smaller = min(count, real)
     if smaller < _LEAST:
         return {"kernel_distance": None, "precision_recall": None}
-    block = min(_KERNEL_BLOCK, smaller // 2)
+    examples = {"real": real, "generated": min(count, KEPT)}
+    blocks = {"block_size": min(_KERNEL_BLOCK, smaller // 2), "num_blocks": _KERNEL_BLOCKS}
     return {
-        "kernel_distance": {"block_size": block, "num_blocks": _KERNEL_BLOCKS},
-        "precision_recall": {"k": _NEIGHBOUR, "real": real, "generated": min(count, KEPT)},
+        "kernel_distance": blocks | examples,
+        "precision_recall": {"k": _NEIGHBOUR} | examples,
     }
 
 

@@ -12,6 +12,7 @@ writes a checkpoint.
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ from warm_diffusion.runtime import storage
 from warm_diffusion.runtime.console import say
 
 _RENEW_SECONDS, _STALE_SECONDS, _POLL_SECONDS = 20.0, 90.0, 2.0
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -45,11 +47,15 @@ def hold(workdir: str | os.PathLike) -> Iterator[Callable[[], None]]:
     elif storage.is_local(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         # A file of its own: it stays, and filelock empties it.
-        lock = filelock.FileLock(place.with_name(".lock"), timeout=0)
+        lock = filelock.FileLock(place.with_name(".lock"), timeout=0, fallback_to_soft=False)
         try:
             lock.acquire()
         except filelock.Timeout:
             raise _refusal(place) from None
+        except (NotImplementedError, OSError) as error:  # the former is filelock's for ENOSYS
+            if getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
+                raise
+            say(f"note     {place.parent} has no locks ({error}): a second run would not be seen")
         try:
             storage.write_bytes(place, _who())
             yield lambda: None

@@ -25,7 +25,12 @@ _SHUTDOWN_SECONDS = 86_400  # process 0 may still evaluate when the others are d
 _LEAVING_SECONDS = 5.0  # for the others, to end for the same reason
 _BLOCK = 4096  # bytes; messages are padded to multiples, so that few programs are compiled
 _LOST = 75  # as after a signal: the same command continues from the last checkpoint
-_OF_THE_OTHERS = re.compile("gloo|nccl|coordination|unavailable|heartbeat", re.IGNORECASE)
+# How JAX's runtime reports, in whatever class, that a collective or its coordinator has failed.
+_OF_THE_OTHERS = re.compile(
+    r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): "
+    ".*(gloo|connection|coordination|heartbeat|peer|remote|task)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def join(
@@ -137,7 +142,7 @@ def explain(error: Exception) -> tuple[int, str] | None:
 
     JAX reports it by various exceptions, Gloo's are ValueErrors.
     """
-    if not (jax.distributed.is_initialized() and _OF_THE_OTHERS.search(str(error))):
+    if not (jax.distributed.is_initialized() and _OF_THE_OTHERS.match(str(error))):
         return None
     return _LOST, f"another process of the run ended or was lost ({str(error).splitlines()[0]})"
 

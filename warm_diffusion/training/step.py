@@ -102,14 +102,41 @@ def is_finite(state: TrainState) -> jax.Array:
 
 
 @flax.struct.dataclass
+class Largest(clu_metrics.Metric):
+    """The largest of some counts."""
+
+    value: jax.Array
+
+    @classmethod
+    def empty(cls) -> "Largest":
+        """No count: 0."""
+        return cls(jnp.zeros((), jnp.int32))
+
+    @classmethod
+    def from_model_output(cls, count: jax.Array, **_) -> "Largest":
+        """The largest of an array, whatever the mask."""
+        return cls(count.max())
+
+    def merge(self, other: "Largest") -> "Largest":
+        """The larger of both, in the class of this one: another would compile the step again."""
+        return self.replace(value=jnp.maximum(self.value, other.value))
+
+    def compute(self) -> jax.Array:
+        """The count."""
+        return self.value
+
+
+@flax.struct.dataclass
 class TrainMetrics(clu_metrics.Collection):
-    """Means over the steps since the last report that had a finite gradient."""
+    """Means over the steps since the last report that had a finite gradient, and the longest row of
+    steps that had none."""
 
     loss: clu_metrics.Average.from_output("loss")
     denoise: clu_metrics.Average.from_output("denoise")
     deblur: clu_metrics.Average.from_output("deblur")
     consistency: clu_metrics.Average.from_output("consistency")
     grad_norm: clu_metrics.Average.from_output("grad_norm")
+    longest_row: Largest.from_output("longest_row")
 
 
 def _sliced(gradients: Callable, params: dict, batch: tuple, slices: int, unroll: bool) -> tuple:
@@ -180,7 +207,9 @@ def train_step(
     means["loss"] = means.pop("total")
     means = {name: value.mean().reshape(1) for name, value in means.items()}
     return state, metrics.merge(
-        TrainMetrics.single_from_model_output(**means, mask=finite.reshape(1))
+        TrainMetrics.single_from_model_output(
+            **means, mask=finite.reshape(1), longest_row=state.nonfinite_in_a_row.reshape(1)
+        )
     )
 
 

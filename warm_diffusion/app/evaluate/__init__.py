@@ -104,12 +104,14 @@ class _Evaluator:
         self.folder, self._mesh = folder, devices.make_mesh()
         self._config, self._options = config, config.eval
         self._sampler = self._extract = self._reference = None
+        if config.eval.features != "auto":  # a wrong name shows before any waiting
+            self._extract = build.extractor(config, ())
 
     def run(self, model: Model) -> dict:
         """Evaluates one checkpoint, or returns its report if that is there."""
         if self._sampler is None:
             self._sampler = build.sampler(self._config, model, self._mesh)
-            self._extract = build.extractor(self._config, model.image_shape)
+            self._extract = self._extract or build.extractor(self._config, model.image_shape)
             self._reference = self._find_reference(model)
         began, options = time.monotonic(), self._options
         protocol = self._protocol(model)

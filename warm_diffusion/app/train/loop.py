@@ -176,7 +176,7 @@ class Loop:
                 metrics = self._no_metrics()
                 clock.restart(step)
             elif step // _LOOK_EVERY > done // _LOOK_EVERY:
-                self._look(step, state)
+                self._look(step, metrics)
             save = last or _due(step, options.checkpoint_every)
             draw = _due(step, options.sample_every)
             if save or draw:
@@ -196,6 +196,7 @@ class Loop:
     def _report(self, step: int, state: TrainState, metrics: TrainMetrics, clock: _Clock) -> None:
         options = self._options
         values = {name: float(value) for name, value in metrics.compute().items()}
+        values.pop("longest_row")
         skipped = int(state.nonfinite_total)
         rate = clock.steps_per_second(step) * options.batch_size
         remaining = (options.num_steps - step) * options.batch_size / rate if rate else 0.0
@@ -219,15 +220,15 @@ class Loop:
         if self._writer:
             extra = {"images": images, "images_per_second": rate, "nonfinite_total": skipped}
             self._writer.scalars(step, values | extra | {"input_wait": waited})
-        self._look(step, state)
+        self._look(step, metrics)
 
-    def _look(self, step: int, state: TrainState) -> None:
-        """Ends the run while too many gradients in a row are not finite."""
-        streak = int(state.nonfinite_in_a_row)
-        if streak >= self._options.max_nonfinite:
+    def _look(self, step: int, metrics: TrainMetrics) -> None:
+        """Ends the run after too many gradients in a row that were not finite."""
+        row = int(metrics.longest_row.compute())
+        if row >= self._options.max_nonfinite:
             raise Diverged(
-                f"the gradient was not finite in {streak} steps in a row, up to step {step:,}: "
-                "stopped. These steps changed no weights and no averages; lower "
+                f"the gradient was not finite in {row} steps in a row, up to step {step:,} or "
+                "before: stopped. These steps changed no weights and no averages; lower "
                 "optimizer.learning_rate, or look at the data and model.dtype"
             )
 
