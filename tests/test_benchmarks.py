@@ -13,12 +13,10 @@ import sys
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, bnr_sweep, comparison, nfe_curve, train_step
-from benchmarks import aot as benchmark
+from benchmarks import bnr_sweep, comparison, nfe_curve
 from benchmarks.judge import Judge
 from configs import digits
 from warm_diffusion import pretrained, samplers, schedules
@@ -97,14 +95,14 @@ def tpu(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cpu(tmp_path_factory):
-    """A network of more than 1 MB on eight devices."""
-    out = tmp_path_factory.mktemp("cpu") / "out.json"
+    return on_eight_devices(tmp_path_factory.mktemp("cpu"), "--programs=train,sample")
+
+
+def on_eight_devices(folder, *options):
+    """Programs of a network of more than 1 MB."""
     flags = "--xla_force_host_platform_device_count=8"
-    options = ("--config.model.model_channels=64", "--programs=train,sample")
-    split = ("--config.training.sharding=fsdp", "--programs=train")
-    return compiled(out, *options, XLA_FLAGS=flags) | {
-        "split": compiled(out, *options, *split, XLA_FLAGS=flags)["8 x cpu", "train"]
-    }
+    options = ("--config.model.model_channels=64", *options)
+    return compiled(folder / "out.json", *options, XLA_FLAGS=flags)
 
 
 def check_gradients_are_reduced_once(row):
@@ -131,8 +129,11 @@ def test_on_eight_devices_gradients_are_reduced_once_and_nothing_else_travels(cp
     check_gradients_are_reduced_once(row)
 
 
-def test_with_a_split_state_each_weight_is_gathered_and_each_gradient_reduced_once(cpu):
-    whole, split = cpu["8 x cpu", "train"], cpu["split"]
+@pytest.mark.long
+def test_with_a_split_state_each_weight_is_gathered_and_each_gradient_reduced_once(cpu, tmp_path):
+    options = ("--config.training.sharding=fsdp", "--programs=train")
+    whole = cpu["8 x cpu", "train"]
+    split = on_eight_devices(tmp_path, *options)["8 x cpu", "train"]
     weights = 4 * split["parameters"]
     assert set(split["collectives"]) <= {"all-gather", "all-reduce", "reduce-scatter"}
     # Small arrays are everywhere and need no gathering; less than a tenth of this network.
@@ -180,79 +181,7 @@ def test_on_a_tpu_all_convolutions_of_a_bfloat16_network_run_in_bfloat16(tpu):
         assert 0 < row["bytes"]["total"] < row["chip_bytes"] / 10
 
 
-# Lines of programs compiled for v5e by libtpu 0.0.42 (toy functions), shortened where "..." stands.
-TPU = """HloModule jit_f, is_scheduled=true, num_partitions=4
-
-%fused_computation.5 (param_0.18: bf16[16,8,8,32], param_1.16: bf16[16,8,8,64]) -> f32[3,3,64,32] {
-  %param_1.16 = bf16[16,8,8,64]{3,2,1,0:T(8,128)(2,1)S(1)} parameter(1)
-  %param_0.18 = bf16[16,8,8,32]{3,2,1,0:T(8,128)(2,1)S(1)} parameter(0)
-  ROOT %convolution.12 = f32[3,3,64,32]{3,2,1,0:T(8,128)S(1)} convolution(%param_1.16, %param_0.18), metadata={op_name="jit(f)/transpose(jvp())/conv_general_dilated"}
-}
-
-%all-reduce-scatter.1 (input: f32[64]) -> f32[16] {
-  %input = f32[64]{0:T(128)} parameter(0)
-  %all-reduce.7 = f32[64]{0:T(128)} all-reduce(%input), channel_id=3, to_apply=%add
-}
-
-ENTRY %main.0_spmd (param.1: f32[3,3,64,32]) -> (f32[3,3,64,32]) {
-  %all-reduce = (f32[3,3]{1,0:T(8,128)}, bf16[5]{0:T(256)}, /*index=2*/f32[]{:T(128)}) all-reduce(%a, %b, %c), channel_id=1, metadata={op_name="jit(f)/while/body/add"}
-  %all-gather-start = (f32[2]{0:T(128)}, f32[8]{0:T(128)}) all-gather-start(%d), dimensions={0}
-  %all-gather-done = f32[8]{0:T(128)} all-gather-done(%all-gather-start)
-  %reduce-scatter.2 = f32[4]{0:T(128)} reduce-scatter(%e), dimensions={0}
-  %custom-call.1 = (f64[2]{0}) custom-call(%g), custom_call_target="xla_python_cpu_callback"
-}
-"""  # noqa: E501
-
-
-def test_a_tpus_program_is_read_as_it_is_written():
-    # all-reduce: 9 floats, 5 bfloat16s, 1 float. all-gather: what comes out, 8 floats. Scattered:
-    # 64 floats in the fusion, and 4 parts of 4 floats.
-    assert benchmark.read(TPU) == {
-        "collectives": {
-            "reduce-scatter": {"count": 2, "bytes": 256 + 64, "looped": 0},
-            "all-reduce": {"count": 1, "bytes": 36 + 10 + 4, "looped": 50},
-            "all-gather": {"count": 1, "bytes": 32, "looped": 0},
-        },
-        "convolutions": {"bfloat16": 1},
-        "host_callbacks": 1,
-        "float64": 1,
-    }
-
-
-def test_an_unknown_topology_is_one_line():
-    run = aot(*TINY, "--topology=v4-32")
-    assert run.returncode == 2
-    assert run.stderr.startswith("error: cannot compile for topology 'v4-32'")
-    assert len(run.stderr.splitlines()) == 1
-
-
 # --- speed ---------------------------------------------------------------------------------------
-
-
-def test_the_dct_on_a_cpu_is_that_of_float64_to_float32_rounding():
-    found = accelerator.dct_error(None)
-    assert 0 < found["dct"] < 2e-6
-    assert 0 < found["round_trip"] < 4e-6
-
-
-def test_a_step_is_timed_and_its_flop_counted():
-    found = train_step.measure(tiny_config(), rounds=1, peak_tflops=1.0)
-    per_second = found["gigaflop_per_image"] * found["images_per_second"]
-    assert found["utilisation"] == pytest.approx(per_second / 1e3)
-
-
-def test_a_profile_names_operations_of_the_program_the_slowest_first(tmp_path):
-    a = jnp.ones((700, 700))
-    product = jax.jit(lambda a: jnp.sin(a @ a).sum()).lower(a).compile()
-    product(a).block_until_ready()
-    with jax.profiler.trace(str(tmp_path)):
-        product(a).block_until_ready()
-    (path,) = tmp_path.rglob("*.xplane.pb")
-    found = accelerator.slowest(jax.profiler.ProfileData.from_file(str(path)), rounds=1)
-    times = [row["milliseconds"] for row in found["slowest"]]
-    assert times == sorted(times, reverse=True)
-    assert found["milliseconds"] >= times[0] > 0
-    assert all(f"%{row['name']} " in product.as_text() for row in found["slowest"])
 
 
 @pytest.mark.long

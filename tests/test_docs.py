@@ -28,7 +28,7 @@ TEXT = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 TEXT["docs/changelog.md"] = (ROOT / "CHANGELOG.md").read_text()  # which it includes
 README = TEXT["README.md"]
 EXAMPLES = sorted(set((ROOT / "examples").glob("*.py")) - {ROOT / "examples" / "lsun.py"})
-SHORT_EXAMPLES = ("plain_jax", "flax_linen")  # the others compile for a while
+SHORT_EXAMPLES = ("plain_jax",)  # the others compile for a while
 LONG_PAGES = ("docs/restoration.md", "docs/sample.md")
 
 

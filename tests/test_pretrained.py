@@ -112,7 +112,9 @@ def test_a_model_is_saved_whole_or_not_at_all(model, place, monkeypatch):
     assert list(place.glob("*")) == []
 
 
-@pytest.mark.parametrize("name", ["digits", "photos", "cifar10_16"])
+@pytest.mark.parametrize(
+    "name", ["digits", *(pytest.param(n, marks=pytest.mark.long) for n in ("photos", "cifar10_16"))]
+)
 def test_the_lines_of_a_shipped_card_run(name, monkeypatch):
     folder = pathlib.Path(pretrained.__file__).parents[1] / "pretrained" / name
     monkeypatch.chdir(folder.parent)  # the card names the folder as it stands beside the user
@@ -167,23 +169,13 @@ DAMAGE = [
     (lambda f: (f / "model.safetensors").unlink(), "no trained network"),
     (lambda f: (f / "config.json").unlink(), "config.json"),
     (as_text("config.json", b"{"), "JSON"),
-    (as_text("config.json", b"\xff\xfe\x00"), "JSON"),
     (as_text("config.json", b'{"a":' * 9999), "JSON"),
-    (as_text("config.json", b"[1]"), "."),
     (in_config("version", to=99), "version 2 .* 99"),
-    (in_config("format", to="other"), "other"),
     (in_config("denoiser", to=None), "lacks denoiser"),
-    (in_config("denoiser", "sigma_data", to="0.5"), "sigma_data"),
-    (in_config("denoiser", "speed", to=1), "speed"),
     (in_config("model", "name", to="unet"), "unet"),
     (in_config("model", "colour", to=1), "no argument colour"),
-    (in_config("model", "model_channels", to="x"), "model_channels"),
     (in_config("model", "model_channels", to=10**8), "must be 4 to 2,048, got 100000000"),
-    (in_config("model", "channel_mult", to=[]), "channel_mult"),
-    (in_config("model", to=[1]), "lacks model"),
     (in_config("image_shape", to=[8, 8]), "image_shape"),
-    (in_config("info", to=[1]), "."),
-    (in_config("schedule", "name", to="warm"), "warm"),
     (in_config("schedule", "constant_bnr", "speed", to=1), "speed"),
     (as_text("model.safetensors", b"\x08" + b"\0" * 7), "safetensors"),
     (in_arrays(NAME, lambda a: None), f"missing {NAME}"),
@@ -192,9 +184,7 @@ DAMAGE = [
     (in_arrays(NAME, lambda a: a.astype(np.float16)), rf"{NAME} \(float16\)"),
     (in_arrays(NAME, lambda a: a * np.nan), f"finite .* {NAME}"),
     (in_arrays(NAME, lambda a: a + 1), "checksum"),
-    (in_arrays("data.spectrum", lambda a: a * 2), "checksum"),
     (in_arrays("data.spectrum", lambda a: -a), "data.spectrum"),
-    (in_arrays("data.mean", lambda a: None), "data.mean"),
 ]
 
 
@@ -218,11 +208,6 @@ def test_no_pickle_is_run(saved, tmp_path):
     with pytest.raises(ValueError, match="cannot be read as safetensors"):
         pretrained.load(tmp_path / "copy")
     assert not (tmp_path / "exploded").exists()
-
-
-def test_a_folder_holds_one_set_of_weights(saved):
-    with pytest.raises(ValueError, match="holds one set of weights: ema must be 0, got 1"):
-        pretrained.load(saved, ema=1)
 
 
 # --- its denoiser --------------------------------------------------------------------------------
@@ -257,9 +242,7 @@ def test_a_class_is_told_to_the_network():
     ("arguments", "message"),
     [
         ((np.zeros((2, 8, 8, 1), np.uint8), 0.0, 1.0), "of uint8 images take x / 127.5 - 1"),
-        ((np.zeros((8, 8, 1), np.float32), 0.0, 1.0), r"expected float images \[B, H, W, C\]"),
         ((np.zeros((2, 8, 8, 1), np.float32), 0.0, 1.0, [0, 7]), "labels must be below 0"),
-        ((np.zeros((2, 8, 8, 1), np.float32), 0.0, 1.0, [0.5, 1]), "labels must be 2 integers"),
     ],
 )
 def test_what_a_denoiser_does_not_take_is_said(model, arguments, message):
@@ -276,6 +259,7 @@ def test_a_height_and_width_that_cannot_be_halved_are_reflected():
     np.testing.assert_allclose(found.blurry, expected.blurry[:, :9, :5], atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_memory_of_the_network_is_that_of_a_tile(model):
     """XLA's count: sixteen times the pixels, and far from sixteen times the memory."""
 
@@ -291,10 +275,9 @@ def test_the_memory_of_the_network_is_that_of_a_tile(model):
 # --- its samples ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bnr", [None, 2.0])
-def test_samples_are_the_pure_samplers(model, bnr):
-    seeds = jnp.array([5, 9], jnp.uint32)
-    path = schedules.constant_bnr(0.5 if bnr is None else bnr)
+def test_samples_are_the_pure_samplers_also_on_another_path(model):
+    seeds, bnr = jnp.array([5, 9], jnp.uint32), 2.0
+    path = schedules.constant_bnr(bnr)
     noise = samplers.initial_noise(seeds, (8, 8, 1))
     expected = samplers.sample(model.denoise, noise, path, solver="multistep", num_steps=5)
     found = model.sample([5, 9], "multistep", 5, bnr)
@@ -346,13 +329,6 @@ def test_what_cannot_be_drawn_is_refused(model):
     cold = make_model(schedule={"name": "cold"})
     with pytest.raises(ValueError, match="path ends in blurred images, not in noise"):
         cold.sample([0])
-
-
-def test_a_path_made_from_the_spectrum_needs_no_data(tmp_path):
-    spectral = make_model(schedule={"name": "spectral"})
-    pretrained.save(spectral, tmp_path / "m", samples=NO_SAMPLES)
-    expected = schedules.spectral(spectral.spectrum)
-    assert float(pretrained.load(tmp_path / "m").schedule.alpha(0.3)) == float(expected.alpha(0.3))
 
 
 # --- what it loads -------------------------------------------------------------------------------

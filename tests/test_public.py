@@ -4,7 +4,6 @@ import concurrent.futures
 import hashlib
 import http.server
 import pathlib
-import socket
 import threading
 import time
 
@@ -102,19 +101,6 @@ def test_a_failed_transfer_is_one_line_and_leaves_nothing(server, tmp_path, beha
         public.obtain("x", tmp_path, download=True)
     assert "\n" not in str(caught.value)
     assert held(tmp_path) == []
-
-
-def test_no_server_is_one_line_at_once(server, tmp_path, monkeypatch):
-    entry = public.FILES["x"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/x.bin"
-    monkeypatch.setitem(public.FILES, "x", public.Public(url, None, entry.sha256, "CC0", "me"))
-    begun = time.monotonic()
-    with pytest.raises(ValueError, match=f"x cannot be fetched from {url}"):
-        public.obtain("x", tmp_path, download=True)
-    assert time.monotonic() - begun < 10
 
 
 def test_a_damaged_file_is_named_and_fetched_anew(server, tmp_path):

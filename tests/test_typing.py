@@ -57,15 +57,13 @@ blurry = dct.blur(noise, alpha=[0.5, 1.0, 1.5, 2.0])
 MISTAKES = {8: "arg-type", 9: "assignment", 10: "arg-type"}  # line of WRONG -> mypy's name for it
 
 
-@pytest.fixture(scope="module")
-def complaints(tmp_path_factory):
-    """mypy's of both programs: (program, line, code); one run, as it reads all of JAX's types."""
+@pytest.mark.long
+def test_mypy_accepts_the_right_program_and_finds_each_mistake_on_its_line(tmp_path):
     pytest.importorskip("mypy", reason="type checks need mypy (the dev extra)")
-    folder = tmp_path_factory.mktemp("typing")
-    files = [folder / "right.py", folder / "wrong.py"]
+    files = [tmp_path / "right.py", tmp_path / "wrong.py"]
     for file, program in zip(files, (RIGHT, WRONG), strict=True):
         file.write_text(program)
-    options = ["--strict", "--follow-imports=silent", "--cache-dir", str(folder / "cache")]
+    options = ["--strict", "--follow-imports=silent", "--cache-dir", str(tmp_path / "cache")]
     # In a process of its own: freeing all of JAX's types takes longer than the check itself.
     run = subprocess.run(
         [sys.executable, "-m", "mypy", *options, *map(str, files)], capture_output=True, text=True
@@ -73,12 +71,4 @@ def complaints(tmp_path_factory):
     assert not run.stderr
     found = re.findall(r"(\w+)\.py:(\d+): error: .*\[([\w-]+)\]", run.stdout)
     assert len(found) == run.stdout.count("error: "), run.stdout
-    return [(name, int(line), code) for name, line, code in found]
-
-
-def test_a_right_program_passes_the_strictest_checks(complaints):
-    assert [each for each in complaints if each[0] == "right"] == []
-
-
-def test_mistakes_are_found_on_their_lines(complaints):
-    assert {line: code for name, line, code in complaints if name == "wrong"} == MISTAKES
+    assert found == [("wrong", str(line), code) for line, code in MISTAKES.items()]

@@ -86,14 +86,6 @@ def test_a_folder_and_its_statistics_are_the_same_side(capsys, sides, tmp_path):
     assert (mixed["fd_pixels_30_test"], stored["fd_pixels_30_test"]) == (expected, expected)
 
 
-def test_auto_says_what_it_takes(capsys, tmp_path):
-    folder = write(tmp_path / "grey", random_images(6, (8, 8, 1)))
-    status, numbers, out, _ = run(capsys, folder, folder)
-    assert status == 0
-    assert numbers["fd_pixels_6_files"] == pytest.approx(0, abs=1e-6)
-    assert "features pixels: the images are grey (--features=auto)" in out
-
-
 def test_inceptions_distance_to_mu_and_sigma_of_another_project(
     capsys, tmp_path, inception_weights, monkeypatch
 ):
@@ -119,11 +111,6 @@ def test_inceptions_distance_to_mu_and_sigma_of_another_project(
     assert "is of an unknown number of images" in err
 
 
-def _cut_short(folder):
-    content = (folder / "0000.png").read_bytes()
-    (folder / "x.png").write_bytes(content[: len(content) // 2])
-
-
 def _other_size(folder):
     Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(folder / "x.png")
 
@@ -141,7 +128,6 @@ def _grey(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_cut_short, "x.png"),
         (_other_size, "x.png is 9x8 (width x height)"),
         (_one_is_left, "at least 2 examples"),
         (_grey, "image_shape is [8, 8, 3], expected [8, 8, 1]"),

@@ -29,13 +29,7 @@ def test_images_of_a_labelled_grid_are_not_resampled():
     )
 
 
-def test_a_level_in_a_tick_has_two_digits_and_no_exponent():
-    assert [plots.number(x) for x in (800.0, 0.00751, 1 / 3, 0.0, 11.4)] == [
-        "800", "0.0075", "0.33", "0", "11",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ["a$5_$6", "$HOME$", "100 % & <b>"])
+@pytest.mark.parametrize("name", ["a$5_$6", "100 % & <b>"])
 def test_names_of_files_are_shown_as_they_are(name):
     """Dollars would be mathematics to matplotlib, and most names are none."""
     canvas = np.zeros((8, 40, 1), np.uint8)

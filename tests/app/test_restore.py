@@ -55,17 +55,11 @@ def test_every_image_gets_its_mean_samples_and_picture(restored):
     )
 
 
-def test_the_report_says_what_was_known_and_what_was_estimated(restored):
-    told = json.loads((restored / "restoration.json").read_text())["images"]["wide"]
-    assert told["noise"] == pytest.approx(20.0)
-    assert told["noise_error"] is None
-    assert told["blur"] >= 0
-    assert told["blur_error"] > 0
-
-
 def test_the_mean_is_the_denoisers(trained, photos, restored):
-    # The network itself, at the levels in the report.
+    # The network itself, at the levels in the report: one known, one estimated.
     told = json.loads((restored / "restoration.json").read_text())["images"]["wide"]
+    assert (told["noise"], told["noise_error"]) == (pytest.approx(20.0), None)
+    assert told["blur_error"] > 0
     pixels = np.asarray(Image.open(photos / "input" / "wide.png"))
     y = np.asarray(from_uint8(pixels[None, :, :, None]))
     clean = pretrained.load(trained[0]).denoise(y, told["blur"], told["noise"] / 127.5).clean
@@ -113,9 +107,7 @@ def refused(app, trained, workdir, *flags):
     [
         ((), "needs --input=FILE_OR_FOLDER"),
         (("--input={photos}/nowhere",), "there is no file or folder"),
-        (("--input={photos}",), "no image"),
         (("--input={photos}/input", "--noise=-1"), r"--noise must lie in [0, 256), got -1"),
-        (("--input={photos}/input", "--samples=-1"), "--samples must be at least 0"),
         (
             ("--input={photos}/input", "--reference={photos}/clean/small.png"),
             "has no image named wide",
@@ -175,7 +167,6 @@ def test_transparency_that_hides_nothing_is_dropped_and_other_is_refused(tmp_pat
     [
         ("L", 3, "is grey, and this network restores images that are in colour"),
         ("RGB", 1, "is in colour, and this network restores images that are grey"),
-        ("CMYK", 3, "has colours of kind CMYK: convert it to RGB first"),
         ("I", 1, "has colours of kind I: convert it"),
     ],
 )
@@ -184,12 +175,6 @@ def test_what_the_network_cannot_restore_is_refused(tmp_path, mode, channels, me
     Image.fromarray(COLOURS).convert("L" if mode == "I" else "RGB").convert(mode).save(path)
     with pytest.raises(ValueError, match=message):
         photographs.read(path, channels)
-
-
-def test_a_damaged_file_is_named(tmp_path):
-    (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(ValueError, match=r"half.png: not a readable image"):
-        photographs.read(tmp_path / "half.png", 3)
 
 
 def test_two_images_of_one_name_are_refused(tmp_path):

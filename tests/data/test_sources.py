@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from warm_diffusion.data import files, load_dataset
+from warm_diffusion.data import files
 from warm_diffusion.data.cifar10 import _CLASSES
 from warm_diffusion.data.sources import open_source
 from warm_diffusion.runtime import storage
@@ -62,16 +62,6 @@ def test_digits_are_scikit_learns_spread_over_0_to_255(load):
     assert data.images.shape == (1797, 8, 8, 1)
     np.testing.assert_allclose(data.images[..., 0] * (16 / 255), digits.images, atol=0.04)
     np.testing.assert_array_equal(data.labels, digits.target)
-
-
-def test_photos_are_scikit_images():
-    data = pytest.importorskip("skimage").data  # independent: read by that package itself
-    photos = open_source("photos")
-    names = [photos.name(index) for index in range(photos.count())]
-    assert len(names) == 10
-    for name, image in (("astronaut", data.astronaut()), ("chelsea", data.chelsea())):
-        index = names.index(f"photos/{name}.png")
-        np.testing.assert_array_equal(np.asarray(photos.load(index)[0]), image)
 
 
 def test_trees_and_arrays_of_the_same_images_give_the_same_arrays(load, tmp_path, encoded, images):
@@ -138,7 +128,6 @@ LAYOUTS = {
     "flat": (["a.png", "b.png"], {}, None, []),
     "class folders": (["a/0.png", "b/0.jpg", "b/x/1.PNG"], {}, [0, 1, 1], ["a", "b"]),
     "one image outside": (["a/0.png", "b/0.png", "c.png"], {}, None, []),
-    "one class": (["a/0.png", "a/1.png"], {}, [0, 0], ["a"]),
     "class folders below one folder": (["x/a/0.png", "x/b/0.png"], {}, [0, 1], ["a", "b"]),
     "MNIST's digits": (["0/a.png", "1/a.png"], {}, [0, 1], ["0", "1"]),
     "FFHQ's shards": (["00000/0.png", "01000/0.png"], {}, None, []),
@@ -183,10 +172,7 @@ def test_the_shards_of_webdataset_have_their_labels_also_where_keys_repeat(load,
     ("names", "others", "message"),
     [
         (["train/a/0.png", "test/a/0.png"], {}, "parts of a set, not classes; name one"),
-        (["x/train/0.png", "x/val/0.png"], {}, r"sub-folders are train and val"),
         (["a.png"], {"dataset.json": listing([["b.png", 1]])}, "1 images have no label.* a.png"),
-        (["a.png"], {"dataset.json": listing([["a.png", [0, 1]]])}, "dataset.json must hold"),
-        (["a.png"], {"dataset.json": b"[]"}, "dataset.json must hold"),
         (["a.png"], {"dataset.json": b"\xff"}, "dataset.json must hold"),
         (["a.png"], {"dataset.json": listing([["a.png", -1]])}, "labels must lie between 0"),
         (["a.txt"], {}, "no image in it"),
@@ -203,12 +189,9 @@ def test_a_layout_that_says_nothing_certain_is_refused(tmp_path, encoded, names,
     [
         ("digit", "data.source must be digits, photos, cifar10.* tfds:digit"),
         ("cifar100", "got 'cifar100': a set of TensorFlow Datasets is tfds:cifar100"),
-        ("{tmp_path}", "did you mean folder:{tmp_path}?"),
         ("{tmp_path}/a.zip", "did you mean zip:{tmp_path}/a.zip?"),
-        ("folder:", "data.source must be"),
         ("foto+digits", "got 'foto'"),
         ("folder:/nowhere/at/all", "there is no folder"),
-        ("npy:/nowhere.npy", "there is no file"),
         ("tar:{tmp_path}", "no \\*.tar file there"),
         ("cifar10:val", "its splits are train and test"),
     ],
@@ -496,9 +479,7 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path, kind):
     ("array", "message"),
     [
         (np.zeros((2, 4, 4, 3), np.float32), r"expected uint8 .* got float32 \(2, 4, 4, 3\)"),
-        (np.zeros((2, 4, 4, 2), np.uint8), "expected uint8"),
         (np.zeros((0, 4, 4, 3), np.uint8), "no image in it"),
-        (np.zeros((3, 8, 0, 3), np.uint8), "no image in it"),
     ],
 )
 def test_an_array_of_the_wrong_kind_is_refused(tmp_path, array, message):
@@ -513,7 +494,6 @@ def test_an_array_of_the_wrong_kind_is_refused(tmp_path, array, message):
     ("labels", "message"),
     [
         (np.zeros(3), "expected 2 whole numbers as labels"),
-        (np.array([0.5, 1]), "expected 2 whole numbers as labels"),
         (np.array([-1, 0]), "labels must lie between 0"),
     ],
 )
@@ -527,8 +507,6 @@ def test_labels_that_are_none_are_refused(tmp_path, labels, message):
     "header",
     [
         b"{'descr': '|u1', 'fortran_order': False, 'shape': (9999999999999999999, 8, 8), }",
-        b"{'descr': '|u1', 'fortran_order': False, 'shape': (3, 8",
-        b"{'descr': ['x'] , 'fortran_order': False, 'shape': (3, 8, 8), }",
         b"(" * 300,
     ],
 )
@@ -538,11 +516,3 @@ def test_a_damaged_npy_header_is_one_line(tmp_path, header):
     with pytest.raises(ValueError, match=r"a\.npy: ") as caught:
         open_source(f"npy:{path}")
     assert "\n" not in str(caught.value)
-
-
-def test_load_dataset_takes_what_open_source_takes(tmp_path, images):
-    np.save(tmp_path / "a.npy", images)
-    source = f"npy:{tmp_path / 'a.npy'}"
-    image, label = open_source(source).load(7)
-    np.testing.assert_array_equal(image, load_dataset(source, cache_dir=str(tmp_path)).images[7])
-    assert label is None

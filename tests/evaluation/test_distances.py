@@ -18,7 +18,7 @@ def _rotation(size, seed=0):
 # --- moments --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cuts", [[], [1], [30], [1, 2, 3], [7, 8, 20, 39], list(range(1, 40))])
+@pytest.mark.parametrize("cuts", [[], [1, 2, 3], [7, 8, 20, 39]])
 def test_merged_moments_are_those_of_the_whole_for_any_partition(cuts):
     features = _features(40, mean=3.0)
     first, *others = np.split(features, cuts)
@@ -44,16 +44,6 @@ def test_moments_of_float32_features_are_computed_in_float64():
     np.testing.assert_allclose(moments.covariance, expected, rtol=1e-10)
 
 
-def test_moments_of_different_features_do_not_merge():
-    with pytest.raises(ValueError, match=r"cannot merge \(5,\) features with \(4,\)"):
-        Moments.of(_features(3)).merge(Moments.of(_features(3, size=4)))
-
-
-def test_a_covariance_of_one_example_is_refused():
-    with pytest.raises(ValueError, match="at least 2 examples, got 1"):
-        _ = Moments.of(_features(1)).covariance
-
-
 @pytest.mark.parametrize("shape", [(4,), (0, 4), (4, 0), (2, 3, 4)])
 def test_moments_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"expected features \[N, D\]"):
@@ -68,14 +58,6 @@ def test_features_that_are_not_finite_are_refused_with_their_row():
 
 
 # --- Frechet distance -----------------------------------------------------------------------------
-
-
-def test_frechet_of_diagonal_gaussians():
-    # Closed form: sum (m1 - m2)^2 + sum (s1 - s2)^2, standard deviations s.
-    mean1, mean2, s1, s2 = np.abs(_features(4, size=20, seed=1))
-    expected = np.sum((mean1 - mean2) ** 2) + np.sum((s1 - s2) ** 2)
-    value = distances.frechet(mean1, np.diag(s1**2), mean2, np.diag(s2**2))
-    assert value == pytest.approx(expected, rel=1e-12)
 
 
 def test_frechet_of_covariances_that_commute():
@@ -104,12 +86,6 @@ def test_frechet_of_covariances_without_full_rank():
     assert value == pytest.approx(a @ a + b @ b - 2 * abs(a @ b), rel=1e-7)
 
 
-def test_frechet_between_gaussians_in_planes_at_right_angles():
-    # C1 C2 = 0: nothing overlaps, and the traces add.
-    cov1, cov2 = np.diag([1.0, 2.0, 0.0, 0.0]), np.diag([0.0, 0.0, 3.0, 4.0])
-    assert distances.frechet(np.zeros(4), cov1, np.zeros(4), cov2) == pytest.approx(10)
-
-
 def test_frechet_to_a_point_is_the_trace():
     cov = Moments.of(_features(50)).covariance
     zero = np.zeros((5, 5))
@@ -128,24 +104,14 @@ def test_frechet_of_identical_sets_is_zero(count):
     assert 0 <= distances.frechet(*pair, *pair) < 1e-6 * np.trace(moments.covariance)
 
 
-def test_frechet_is_symmetric():
-    a, b = Moments.of(_features(40, size=60)), Moments.of(_features(30, size=60, seed=1) * 2)
-    forth = distances.frechet(a.mean, a.covariance, b.mean, b.covariance)
-    back = distances.frechet(b.mean, b.covariance, a.mean, a.covariance)
-    assert forth == pytest.approx(back, rel=1e-6)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"mean1": np.zeros(3)}, "expected means"),
         ({"cov2": np.eye(3)}, "expected means"),
-        ({"cov1": np.zeros(4)}, "expected means"),
-        ({"mean2": np.array([0, np.nan])}, "mean2 is not finite"),
         ({"cov1": np.diag([1, np.inf])}, "cov1 is not finite"),
         ({"cov2": np.array([[1.0, 0.5], [0.0, 1.0]])}, "cov2 is not symmetric"),
         ({"cov1": np.diag([1.0, -1.0])}, "cov1 is no covariance"),
-        ({"cov2": np.diag([1.0, -1.0])}, "cov2 is no covariance"),
     ],
 )
 def test_frechet_of_anything_but_two_gaussians_is_refused(change, message):
@@ -181,13 +147,6 @@ def test_kernel_distance_is_the_mean_over_blocks_of_the_brute_force_one():
     # With Var(set) = 5/7 Var(block), s^2 estimates 2/7 Var(block), and the mean of four blocks has
     # Var(set) + s^2 / 4 = (5/2 + 1/4) s^2.
     assert error == pytest.approx(np.std(expected, ddof=1) * np.sqrt(5 / 2 + 1 / 4), rel=1e-12)
-
-
-def test_kernel_distance_over_many_blocks_approaches_that_of_the_sets():
-    # The mean over all blocks is the U-statistic of the whole sets, so random ones approach it.
-    a, b = _features(40, seed=1), _features(40, seed=2, mean=0.5)
-    value, _ = distances.kernel_distance(a, b, block_size=20, num_blocks=2000)
-    assert value == pytest.approx(_mmd2(a, b), rel=0.02)
 
 
 def test_kernel_distance_of_equal_distributions_is_zero_on_average():
@@ -238,14 +197,14 @@ def _brute_precision(real, generated, k):
     return np.mean([any(row <= reach) for row in _brute_distances(generated, real)])
 
 
-@pytest.fixture(params=[3, 7, 1024])
+@pytest.fixture(params=[7, 1024])
 def block_rows(request, monkeypatch):
     """Blocks smaller than, comparable to and larger than the sets."""
     monkeypatch.setattr(distances, "_ROWS", request.param)
 
 
 @pytest.mark.usefixtures("block_rows")
-@pytest.mark.parametrize("k", [1, 3, 10])
+@pytest.mark.parametrize("k", [1, 10])
 def test_precision_and_recall_are_those_of_brute_force(k):
     real, generated = _features(40, seed=1), _features(25, seed=2, mean=0.8)
     expected = (_brute_precision(real, generated, k), _brute_precision(generated, real, k))
@@ -276,9 +235,3 @@ def test_identical_sets_have_full_precision_and_recall_also_with_repeated_exampl
 def test_a_neighbour_that_does_not_exist_is_refused(k):
     with pytest.raises(ValueError, match=f"below both 12 and 10 examples, got {k}"):
         distances.precision_recall(_features(12), _features(10), k=k)
-
-
-@pytest.mark.parametrize("function", [distances.kernel_distance, distances.precision_recall])
-def test_sets_of_different_features_are_refused(function):
-    with pytest.raises(ValueError, match=r"5 numbers per example, .* 4"):
-        function(_features(20), _features(20, size=4))

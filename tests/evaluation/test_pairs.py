@@ -22,11 +22,6 @@ def test_both_are_scikit_images_on_clipped_images():
     np.testing.assert_allclose(pairs.ssim(OTHER, IMAGE), expected, rtol=1e-9)
 
 
-def test_an_image_is_like_itself():
-    assert pairs.psnr(IMAGE, IMAGE) == np.inf
-    np.testing.assert_allclose(pairs.ssim(IMAGE, IMAGE), 1.0)
-
-
 def test_an_error_of_a_tenth_of_the_range_is_20_db():
     flat = np.zeros((12, 12, 1))
     np.testing.assert_allclose(pairs.psnr(flat + 0.2, flat), 20.0)

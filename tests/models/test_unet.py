@@ -1,4 +1,4 @@
-"""DDPM++ and NCSN++: equal to EDM's networks, and what the second head and the blur input add."""
+"""DDPM++ and NCSN++: what reaches their outputs, precision, gradients (EDM's: test_edm.py)."""
 
 import functools
 
@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from warm_diffusion import denoiser, samplers, schedules
-from warm_diffusion.models import ddpmpp, from_edm, layers, ncsnpp, weights
+from warm_diffusion.models import ddpmpp, layers, ncsnpp, weights
 
 NETWORKS = {"ddpmpp": ddpmpp, "ncsnpp": ncsnpp}
 SMALL = dict(
-    resolution=8, channels=2, model_channels=8, channel_mult=(1, 2), num_blocks=1,
+    resolution=8, channels=2, model_channels=8, channel_mult=(1, 2), num_blocks=0,
     attention_resolutions=(4,), dropout=0.5, augment_dim=0,
 )  # fmt: skip
 
@@ -42,106 +41,26 @@ X = jax.random.normal(jax.random.key(1), (3, 8, 8, 2))
 ONES = jnp.ones(3)
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
-def golden(request, shared_folder):
-    """EDM's own network on random weights (origin: golden/README), and ours with those weights."""
-    arrays = dict(np.load(shared_folder / "golden" / f"edm_{request.param}_tiny.npz"))
-    weights = {name[2:]: a for name, a in arrays.items() if name.startswith("w/")}
-    network = NETWORKS[request.param](
-        resolution=16, model_channels=16, channel_mult=(1, 2), num_blocks=1,
-        attention_resolutions=(8,), dropout=0.1,
-    )  # fmt: skip
-    return network, from_edm(network, weights, jax.random.key(0)), arrays, weights
-
-
-def edm_denoiser(network, variables, augment_labels=None):
-    return denoiser.precondition(
-        lambda x, a, b: network.apply(variables, x, a, b, augment_labels=augment_labels)
-    )
-
-
-@pytest.mark.parametrize("augmented", [True, False])
-def test_with_edms_weights_and_no_blur_the_denoiser_is_edms(golden, augmented):
-    network, variables, arrays, _ = golden
-    labels = arrays["augment_labels"] if augmented else None
-    denoise = jax.jit(edm_denoiser(network, variables, labels))
-    got = denoise(jnp.asarray(arrays["x"]), 0.0, jnp.asarray(arrays["sigma"]).ravel())
-    expected = arrays["denoised" if augmented else "denoised_no_augment"]
-    assert np.abs(got.blurry - expected).max() < 2e-4 * np.abs(expected).max()
-
-
-def test_edms_sampler_from_edms_latents_gives_edms_samples(golden):
-    network, variables, arrays, _ = golden
-    noise = jnp.asarray(arrays["latents"], jnp.float32)
-    got = jax.jit(
-        lambda noise: samplers.sample(
-            edm_denoiser(network, variables), noise, schedules.hot(), num_steps=6
-        )
-    )(noise)
-    expected = arrays["samples_6_steps"]
-    assert np.abs(got - expected).max() < 2e-3 * np.abs(expected).max()
-
-
-def test_edms_weights_leave_the_deblurrer_at_zero(golden):
-    network, variables, arrays, _ = golden
-    alpha = jnp.full((len(arrays["x"]),), 2.0)
-    denoise = jax.jit(edm_denoiser(network, variables))
-    got = denoise(jnp.asarray(arrays["x"]), alpha, jnp.asarray(arrays["sigma"]).ravel())
-    np.testing.assert_array_equal(got.residual, np.zeros_like(got.blurry))
-    # nor does the blur level change anything before training: its embedding ends in zeros
-    np.testing.assert_allclose(got.blurry, arrays["denoised_no_augment"], atol=2e-4)
-
-
-def test_missing_extra_and_misshaped_weights_are_named(golden):
-    network, _, _, weights = golden
-    weights = dict(weights)
-    del weights["enc.16x16_conv.bias"]
-    weights["map_layer0.weight"] = weights["map_layer0.weight"][:3]
-    weights["surprise"] = np.zeros(3)
-    with pytest.raises(ValueError, match=r"missing enc\.16x16_conv\.bias") as caught:
-        from_edm(network, weights, jax.random.key(0))
-    assert "map_layer0.weight has shape" in str(caught.value)
-    assert "unknown surprise" in str(caught.value)
-
-
-def count(network, resolution, channels):
-    shapes = jax.eval_shape(
-        network.init, jax.random.key(0), jnp.zeros((1, resolution, resolution, channels)),
-        jnp.zeros(1), jnp.zeros(1),
-    )  # fmt: skip
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
-def test_the_cifar10_network_has_edms_number_of_parameters():
-    # EDM's CIFAR-10 DDPM++ has 55,732,739 parameters; its augmentation input adds 9 * 128.
-    blur_embedding = 2 * (128 * 128 + 128)
-    second_head = 3 * (3 * 3 * 256 + 1)
-    edm = 55_732_739
-    assert count(ddpmpp(augment_dim=0, heads=1), 32, 3) == edm + blur_embedding
-    assert count(ddpmpp(augment_dim=0), 32, 3) == edm + blur_embedding + second_head
-    assert count(ddpmpp(), 32, 3) == edm + blur_embedding + second_head + 9 * 128
-
-
 def test_a_fresh_network_puts_out_zero():
     network = ddpmpp(**{**SMALL, "channel_mult": (1,), "num_blocks": 0})  # quick to compile
     init_and_apply = jax.jit(lambda key: network.init_with_output(key, X, ONES, ONES)[0])
     np.testing.assert_array_equal(init_and_apply(jax.random.key(0)), np.zeros((3, 8, 8, 4)))
 
 
-@pytest.mark.parametrize("level", ["c_noise", "c_blur"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_both_levels_reach_the_output(name, level):
+def test_image_and_both_levels_reach_the_output_of_their_image_alone(name):
     _, variables, apply = small(name)
-    levels = {"c_noise": 0.1 * ONES, "c_blur": 0.2 * ONES}
-    other = {**levels, level: levels[level].at[1].set(0.9)}
-    one, two = apply(variables, X, **levels), apply(variables, X, **other)
-    np.testing.assert_array_equal(one[::2], two[::2])  # and only in its own image
-    assert np.abs(one[1] - two[1]).max() > 1e-3
+    inputs = (X, 0.1 * ONES, 0.2 * ONES)
+    one = apply(variables, *inputs)
+    for changed in range(3):
+        other = [x.at[1].set(0.9) if n == changed else x for n, x in enumerate(inputs)]
+        two = apply(variables, *other)
+        np.testing.assert_array_equal(one[::2], two[::2])
+        assert np.abs(one[1] - two[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_height_and_width_may_differ(name):
-    _, variables, apply = small(name)
+def test_height_and_width_may_differ():
+    _, variables, apply = small("ncsnpp")
     assert apply(variables, jnp.ones((3, 12, 6, 2)), ONES, ONES).shape == (3, 12, 6, 4)
 
 
@@ -158,12 +77,6 @@ def test_weights_are_those_of_the_same_network_at_any_resolution():
     )
 
 
-def test_images_of_a_batch_do_not_mix():
-    _, variables, apply = small()
-    changed = apply(variables, X.at[1].add(1.0), ONES, ONES)
-    np.testing.assert_array_equal(changed[::2], apply(variables, X, ONES, ONES)[::2])
-
-
 def test_dropout_acts_in_training_alone():
     _, variables, apply = small()
 
@@ -177,19 +90,17 @@ def test_dropout_acts_in_training_alone():
 
 
 def test_class_labels_reach_the_output_and_minus_one_means_none():
-    _, variables, apply = small(num_classes=3)
+    _, variables, apply = small(num_classes=3, label_dropout=1.0, dropout=0.0)
     same = jnp.broadcast_to(X[:1], X.shape)
-    with_labels = apply(variables, same, ONES, ONES, labels=jnp.array([0, 1, -1]))
+    labels = jnp.array([0, 1, -1])
+    with_labels = apply(variables, same, ONES, ONES, labels=labels)
     without = apply(variables, same, ONES, ONES)
     assert np.abs(with_labels[0] - with_labels[1]).max() > 1e-3
     np.testing.assert_allclose(with_labels[2], without[2], rtol=1e-5, atol=1e-5)
-
-
-def test_all_labels_dropped_is_unconditional():
-    _, variables, apply = small(num_classes=3, label_dropout=1.0, dropout=0.0)
+    # In training every label is dropped here.
     rngs = {"dropout": jax.random.key(0)}
-    trained = apply(variables, X, ONES, ONES, labels=jnp.array([0, 1, 2]), train=True, rngs=rngs)
-    np.testing.assert_allclose(trained, apply(variables, X, ONES, ONES), rtol=1e-5, atol=1e-5)
+    trained = apply(variables, same, ONES, ONES, labels=labels, train=True, rngs=rngs)
+    np.testing.assert_allclose(trained, without, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_convolutions_stay_near_float32_and_return_float32():
@@ -226,9 +137,7 @@ def test_in_training_a_bfloat16_convolution_gives_its_kernel_a_float32_gradient(
     assert np.abs(rounded - expected["kernel"]).max() > 0  # the test can tell
 
 
-@pytest.mark.parametrize(
-    ("platform", "expected"), [("cuda", "bf16"), ("tpu", "f32"), ("cpu", "f32")]
-)
+@pytest.mark.parametrize(("platform", "expected"), [("cuda", "bf16"), ("cpu", "f32")])
 def test_a_gpu_computes_bfloat16_kernel_gradients_without_float32_factors(platform, expected):
     # cuDNN knows no other way: a float32 result makes XLA compute with float32 factors.
     conv = layers.Conv(7, dtype=jnp.bfloat16, train=True)
@@ -311,7 +220,7 @@ def test_the_blur_embedding_of_a_fresh_network_ends_in_zeros():
     np.testing.assert_array_equal(last["bias"], 0)
 
 
-@pytest.mark.parametrize("shape", [(1, 9, 8, 2), (1, 8, 7, 2)])
+@pytest.mark.parametrize("shape", [(1, 8, 7, 2)])
 def test_a_size_that_cannot_be_halved_is_refused_with_a_way_out(shape):
     network = ddpmpp(**SMALL)
     with pytest.raises(ValueError, match=r"divisible by 2, got .*shorten channel_mult or resize"):
