@@ -16,13 +16,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import bnr_sweep, comparison, nfe_curve
-from benchmarks.judge import Judge
+from benchmarks import bnr_sweep, comparison
 from configs import digits
-from warm_diffusion import pretrained, samplers, schedules
 from warm_diffusion.app import build
 from warm_diffusion.app.train import train
-from warm_diffusion.data.images import to_uint8
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOPOLOGIES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")  # four chips each
@@ -245,47 +242,3 @@ def test_a_sweep_in_two_sittings_has_the_rows_of_one(tmp_path):
     assert "any" in (tmp_path / "two" / "table.md").read_text()
     with pytest.raises(ValueError, match="results of other settings"):
         bnr_sweep.sweep(options(tmp_path / "two", samples=24))
-
-
-def curve_options(out, *checkpoints, **changes):
-    """The command line of `nfe_curve`."""
-    values = {
-        "checkpoints": [str(path) for path in checkpoints], "out": pathlib.Path(out),
-        "samples": 16, "calls": [3, 4], "solvers": ["euler", "heun"], "noise_range": [0.5, 3.0],
-        "features": "pixels", "classifier_steps": 2, "inception_weights": "",
-        "grids": ["edm"], "ratios": None, "first_seeds": [0], "source": "", "batch_size": 0,
-    }  # fmt: skip
-    return types.SimpleNamespace(**(values | changes))
-
-
-@pytest.mark.long
-def test_a_curve_has_each_number_of_calls_once_along_the_range_asked_for(tmp_path):
-    config = tiny_config()
-    train(config, str(tmp_path / "run"))
-    nfe_curve.compare(curve_options(tmp_path / "curve", tmp_path / "run"))
-    found = json.loads((tmp_path / "curve" / "nfe.json").read_text())["rows"]
-    assert [(row["solver"], row["nfe"]) for row in found] == [
-        ("euler", 3), ("euler", 4), ("heun", 3)
-    ]  # fmt: skip
-    # The pure sampler on the path of that range, with its two steps of Heun, draws the same.
-    model = pretrained.load(tmp_path / "run")
-    noise = samplers.initial_noise(np.arange(16, dtype=np.uint32), model.image_shape)
-    path = schedules.constant_bnr(config.schedule.constant_bnr.bnr, beta_min=0.5, beta_max=3.0)
-    images = samplers.sample(model.denoise, noise, path, num_steps=2)
-    judge = Judge(
-        config, build.dataset(config), tmp_path, curve_options(tmp_path, tmp_path / "run")
-    )
-    for name, distance in judge(np.asarray(to_uint8(images))).items():
-        assert found[2][name] == pytest.approx(distance, rel=1e-3)
-    # Started again, with another ratio and grids, it measures only what it lacks.
-    more = curve_options(
-        tmp_path / "curve", tmp_path / "run", solvers=["euler"], calls=[3], ratios=[0.0],
-        grids=["spectral", "2,1,0"],
-    )  # fmt: skip
-    nfe_curve.compare(more)
-    nfe_curve.compare(more)
-    after = json.loads((tmp_path / "curve" / "nfe.json").read_text())["rows"]
-    assert after[:3] == found
-    assert [(row["grid"], row["ratio"], row["nfe"]) for row in after[3:]] == [
-        ("spectral", 0.0, 3), ("2,1,0", 0.0, 2)
-    ]  # fmt: skip

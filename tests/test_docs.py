@@ -13,7 +13,6 @@ import textwrap
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags as flags_of
 
 import main
 import warm_diffusion
@@ -142,17 +141,6 @@ def parse(arguments):
 @pytest.mark.parametrize("name", APP, ids=list(APP))
 def test_a_command_is_one_that_the_app_takes(name):
     assert parse([word for word in APP[name][2:] if word not in ("--help", "--version")]) == []
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [["--nope=1"], ["--mode=nope"], ["--config=configs/nope.py"], ["--config.model.nope=1"],
-     ["--config.model.dropout=2"], ["--config=configs/cifar10.py:nope"]],
-    ids=lambda flags: flags[0],
-)  # fmt: skip
-def test_a_command_that_the_app_does_not_take_is_found(flags):
-    with pytest.raises((flags_of.Error, AttributeError, ValueError, OSError)):
-        parse(flags)
 
 
 @pytest.mark.parametrize("name", MODULES, ids=list(MODULES))

@@ -139,11 +139,3 @@ def test_a_set_that_does_not_fit_is_refused_in_one_line(capsys, sides, spoil, me
     assert (status, numbers) == (2, {})
     assert message in err
     assert len(err.splitlines()) == 1
-
-
-def test_statistics_of_other_features_are_refused(capsys, sides, tmp_path):
-    two = statistics(tmp_path / "real.npz", sides[3])
-    np.savez(tmp_path / "other.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    status, _, _, err = run(capsys, two, tmp_path / "other.npz")
-    assert status == 2
-    assert "features is 'inception', expected 'pixels'" in err

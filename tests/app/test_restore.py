@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import browser
 from warm_diffusion import dct, pretrained
 from warm_diffusion.app.restore import page, photographs
 from warm_diffusion.data.images import from_uint8, png, to_uint8
@@ -204,28 +203,3 @@ def test_the_page_holds_all_it_shows_and_names_are_text():
     assert "&lt;b&gt;a&amp;b" in text
     assert "<b>" not in text
     assert "<i>" not in text
-
-
-def test_the_page_works_in_a_browser(tmp_path):
-    left, right = np.zeros((40, 40, 3), np.uint8), np.full((40, 40, 3), 255, np.uint8)
-    versions = {"input": left, "mean": right, "third": left + 128}
-    (tmp_path / "index.html").write_bytes(content([("one", "blur", versions)]))
-    with browser.opened(tmp_path / "index.html", viewport={"width": 600, "height": 800}) as view:
-        pair = view.locator(".pair")
-
-        def shown():
-            """Brightness of what a person sees at an eighth and at seven eighths of the width."""
-            (tmp_path / "shot.png").write_bytes(pair.screenshot())
-            image = np.asarray(Image.open(tmp_path / "shot.png").convert("L"))
-            middle = image[image.shape[0] // 2]
-            return [int(middle[int(part * len(middle))]) for part in (1 / 8, 7 / 8)]
-
-        assert shown() == [0, 255]
-        slider = view.locator("input[type=range]")
-        slider.evaluate("s => { s.value = 100; s.dispatchEvent(new Event('input')); }")
-        assert shown() == [0, 0]
-        box = pair.bounding_box()
-        view.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
-        assert shown() == [255, 255]
-        view.locator("select[name=right]").select_option("third")
-        assert shown() == [128, 128]

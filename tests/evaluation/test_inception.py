@@ -83,21 +83,6 @@ def test_images_are_resized_as_tensorflow_1_did(shape):
     np.testing.assert_allclose(inception._prepare(image[None])[0], expected, rtol=0, atol=2e-6)
 
 
-def test_batch_normalisation_is_folded_into_the_convolution(golden_arrays, params):
-    # batch_norm(conv(x)) is affine in x; for a 1 x 1 kernel and one pixel it is a matrix product.
-    layer = {
-        k.split(".")[-1]: golden_arrays[f"Conv2d_3b_1x1.bn.{k}"].astype(float)
-        for k in ("weight", "bias", "running_mean", "running_var")
-    }
-    weight = golden_arrays["Conv2d_3b_1x1.conv.weight"][:, :, 0, 0].astype(float)
-    x = np.random.default_rng(0).standard_normal(64)
-    normalised = (weight @ x - layer["running_mean"]) / np.sqrt(layer["running_var"] + 0.001)
-    expected = normalised * layer["weight"] + layer["bias"]
-    folded = params["Conv2d_3b_1x1"]
-    value = x @ np.asarray(folded["kernel"])[0, 0] + np.asarray(folded["bias"]).ravel()
-    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-5)
-
-
 def test_arrays_that_do_not_fit_are_named_together(golden_arrays):
     wrong = {
         **golden_arrays,

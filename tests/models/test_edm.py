@@ -191,24 +191,12 @@ def no_output(weights):
     return "no weights of EDM's DDPM.. or NCSN.."
 
 
-def other_filter(weights):
-    weights["enc.8x8_down.conv0.resample_filter"] = np.ones((1, 1, 6, 6), np.float32)
-    return r"enc\.8x8_down\.conv0\.resample_filter is not the filter \[1, "
-
-
 def not_finite(weights):
     weights["map_layer0.bias"] = np.full(64, np.nan, np.float32)
     return r"not finite floating-point numbers.*map_layer0\.bias"
 
 
-def first_layer_missing(weights):
-    del weights["enc.16x16_conv.weight"]
-    return r"missing enc\.16x16_conv\.weight"
-
-
-@pytest.mark.parametrize(
-    "damage", [dropped, added, cut, no_output, other_filter, not_finite, first_layer_missing]
-)
+@pytest.mark.parametrize("damage", [dropped, added, cut, no_output, not_finite])
 @pytest.mark.parametrize("golden", ["ddpmpp"], indirect=True)
 def test_arrays_that_do_not_fit_are_named_in_one_line(golden, tmp_path, damage):
     weights = dict(golden[1])
