@@ -129,6 +129,7 @@ def test_info_prints_config_parameters_and_shapes(app):
     assert "x (16, 8, 8, 1), c_noise and c_blur (16,) -> (16, 8, 8, 2): 2 head(s)" in out
 
 
+@pytest.mark.long
 def test_info_says_what_is_added_to_edms_network(tmp_path):
     images = np.zeros((2, 32, 32, 3), np.uint8)
     config = cifar10.get_config()

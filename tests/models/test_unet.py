@@ -41,6 +41,16 @@ X = jax.random.normal(jax.random.key(1), (3, 8, 8, 2))
 ONES = jnp.ones(3)
 
 
+def test_the_cifar10_network_has_edms_number_of_parameters():
+    # EDM's DDPM++ has 55,732,739 parameters. Added: two layers of 128^2 + 128 for the blur level, a
+    # second head of 3 * (9 * 256 + 1), and 9 * 128 for the augmentation labels.
+    network, level = ddpmpp(), jnp.zeros(1)
+    x = jnp.zeros((1, 32, 32, 3))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x, level, level)
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert count == 55_732_739 + 33_024 + 6_915 + 1_152
+
+
 def test_a_fresh_network_puts_out_zero():
     network = ddpmpp(**{**SMALL, "channel_mult": (1,), "num_blocks": 0})  # quick to compile
     init_and_apply = jax.jit(lambda key: network.init_with_output(key, X, ONES, ONES)[0])
