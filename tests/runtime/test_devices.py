@@ -28,22 +28,14 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
         devices.check_batch_size("training.batch_size", 16, AbstractMesh((3,), ("data",)))
 
 
-def mesh_of(processes):
-    owners = [SimpleNamespace(process_index=index) for index in processes]
-    return SimpleNamespace(devices=np.array(owners))
-
-
-@pytest.mark.parametrize(("own", "expected"), [(0, [0, 1, 2, 3]), (1, [4, 5, 6, 7])])
-def test_each_process_holds_a_consecutive_part(monkeypatch, own, expected):
-    monkeypatch.setattr(jax, "process_index", lambda: own)
-    part = devices.process_slice(np.arange(8), mesh_of([0, 0, 1, 1]))
-    np.testing.assert_array_equal(part, expected)
-
-
-@pytest.mark.parametrize("processes", [[0, 1, 0, 1], [1, 1, 0, 0], [0, 1, 1]])
-def test_a_mesh_that_mixes_processes_is_refused(processes):
-    with pytest.raises(ValueError, match="one process after the other"):
-        devices.process_slice(np.arange(12), mesh_of(processes))
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rows_are_read_where_their_devices_are(axis):
+    mesh, everything = devices.make_mesh(), np.arange(30.0).reshape(10, 3)
+    rows = np.array([[7, 1, 4, 4, 0, 9, 2, 3]] * 8)
+    rows = rows[0] if axis == 0 else rows
+    read = devices.put_split(everything, mesh, axis, rows)
+    assert read.sharding == devices.split(mesh, axis)
+    np.testing.assert_array_equal(read, everything[rows])
 
 
 @pytest.mark.parametrize(

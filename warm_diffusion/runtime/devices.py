@@ -22,10 +22,7 @@ _CPU_OPTIONS_ONCE = {"xla_backend_optimization_level": 0}
 
 def make_mesh(count: int | None = None) -> Mesh:
     """All devices of all processes along the axis `data`, or the first `count` of this process."""
-    if count is not None:
-        return Mesh(np.array(jax.local_devices()[:count]), ("data",))
-    # Each process holds a consecutive part of a batch, see `process_slice`.
-    chosen = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    chosen = jax.devices() if count is None else jax.local_devices()[:count]
     return Mesh(np.array(chosen), ("data",))
 
 
@@ -134,24 +131,6 @@ def check_slices(grad_accumulation: int, batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def process_slice(array: np.ndarray, mesh: Mesh, axis: int = 0) -> np.ndarray:
-    """This process's part of a global batch, along `axis`, that every process of the mesh knows.
-
-    Raises:
-      ValueError: a mesh on which the devices of a process do not follow each other, or of which
-        the processes hold unequal numbers: the parts would not be the devices'.
-    """
-    owners = [device.process_index for device in mesh.devices.flat]
-    processes = sorted(set(owners))
-    if owners != sorted(processes * (len(owners) // len(processes))):
-        raise ValueError(
-            "expected a mesh with equally many devices of each process, one process after the "
-            f"other (make_mesh), got devices of the processes {owners}"
-        )
-    share, own = array.shape[axis] // len(processes), processes.index(jax.process_index())
-    return array[(slice(None),) * axis + (slice(own * share, (own + 1) * share),)]
-
-
 def abstract(tree, shardings):
     """Arrays that are not there yet: their shapes, types and shardings."""
     return jax.tree.map(
@@ -161,16 +140,19 @@ def abstract(tree, shardings):
     )
 
 
-def put_split(batch, mesh: Mesh, axis: int = 0):
-    """Global arrays, split over the devices, of a batch of host arrays that every process knows."""
-    part = jax.tree.map(lambda leaf: process_slice(np.asarray(leaf), mesh, axis), batch)
-    return put_local(part, mesh, axis)
+def put_split(batch, mesh: Mesh, axis: int = 0, rows: np.ndarray | None = None):
+    """Global arrays, split over the devices, of host arrays that every process knows.
 
+    With indices `rows`, of those rows alone; a process reads the ones that its devices hold.
+    """
 
-def put_local(part, mesh: Mesh, axis: int = 0):
-    """The same of the part of the batch that each process holds (`process_slice`)."""
-    sharding = split(mesh, axis)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), part)
+    def put(leaf):
+        leaf = np.asarray(leaf)
+        shape = leaf.shape if rows is None else (*rows.shape, *leaf.shape[1:])
+        read = lambda part: leaf[part if rows is None else rows[part[: rows.ndim]]]  # noqa: E731
+        return jax.make_array_from_callback(shape, split(mesh, axis), read)
+
+    return jax.tree.map(put, batch)
 
 
 def put_replicated(tree, mesh: Mesh):

@@ -42,8 +42,7 @@ def loader(config: ConfigDict, data: Dataset, mesh: Mesh) -> Callable[[int], tup
         indices = np.stack(each) if axis else each[0]
         if stored:
             return stored, devices.put_split(indices, mesh, axis)
-        chosen = devices.process_slice(indices, mesh, axis)
-        return devices.put_local(jax.tree.map(lambda leaf: leaf[chosen], everything), mesh, axis)
+        return devices.put_split(everything, mesh, axis, indices)
 
     return load
 
