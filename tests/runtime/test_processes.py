@@ -1,6 +1,7 @@
 """What several processes agree on, and what joins them; tests/app/test_processes.py starts two."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -86,12 +87,12 @@ def test_a_process_that_waits_in_vain_ends_with_one_line():
 
 
 ENDS = """
-import sys
+import os, signal, sys
 from warm_diffusion.runtime import processes
-processes._LEAVING_SECONDS = 1
+processes._HEARTBEAT_SECONDS, processes._LEAVING_SECONDS = 8, 1
 processes.join("localhost:{port}", 2, {index})
 if {index}:
-    processes.exit(2)
+    {end}
 try:
     processes.agree()
 except Exception as error:
@@ -101,14 +102,21 @@ except Exception as error:
 """
 
 
-def test_a_process_that_ends_with_an_error_takes_the_others_with_it():
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [("processes.exit(2)", 2), ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL)],
+    ids=["error", "killed"],
+)
+def test_where_one_process_ends_too_early_the_others_end_too(end, status):
+    """By the error of a collective, or at the latest aborted by JAX after the heartbeat's limit."""
     port = free_port()
-    programs = [ENDS.format(port=port, index=index) for index in range(2)]
+    programs = [ENDS.format(port=port, index=index, end=end) for index in range(2)]
     first, second = (start(program, stdout=subprocess.PIPE) for program in programs)
     out, _ = first.communicate(timeout=60)
     second.communicate(timeout=60)
-    assert (first.returncode, second.returncode) == (75, 2)
-    assert "another process of the run ended or was lost" in out
+    assert second.returncode == status
+    assert first.returncode in (75, -signal.SIGABRT)
+    assert first.returncode != 75 or "another process of the run ended or was lost" in out
 
 
 LATE = """
