@@ -90,13 +90,12 @@ def place(request, tmp_path):
 
 # The longest files, longest first: a worker that takes one last is waited for by the others.
 _LONGEST = (
-    "app/test_processes.py",
     "app/test_train.py",
+    "app/test_processes.py",
+    "app/test_export.py",
+    "test_tutorial.py",
     "app/test_build.py",
     "app/test_reliability.py",
-    "test_tutorial.py",
-    "app/test_export.py",
-    "app/test_feed.py",
     "test_benchmarks.py",
 )
 

@@ -238,15 +238,6 @@ def test_on_a_cpu_slices_of_a_batch_are_not_a_loop():
     assert loops[0] == loops[1]
 
 
-def test_dropout_changes_what_the_network_says():
-    config = make_config(**{"model.dropout": 0.5})
-    built = build.architecture(config, SHAPE)
-    params, x = random_params(built), jnp.ones((2, *SHAPE))
-    draw = jax.jit(lambda key: built.denoiser(params, dropout_key=key)(x, 0.1, 0.5).clean)
-    one, other = (draw(jax.random.key(n)) for n in (0, 1))
-    assert np.abs(one - other).max() > 1e-4
-
-
 def sample(config, params, built, seeds):
     sampler = build.sampler(config, built, make_mesh(), batch_size=len(seeds))
     return np.asarray(sampler.draw(params, np.asarray(seeds, np.uint32), None)), sampler.num_calls

@@ -73,8 +73,3 @@ def test_the_network_for_a_folder_attends_at_16_pixels_at_three_resolutions(reso
     _, config = load_config("folder", "photos")
     assert config.data.source == "folder:photos"
     settings.check_training(config, (resolution, resolution, 3))
-
-
-def test_an_unknown_variant_is_named():
-    with pytest.raises(ValueError, match="no variant 'hott': cond, hot"):
-        load_config("cifar10", "hott")

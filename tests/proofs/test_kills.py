@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from tests.app.conftest import REPOSITORY, TINY, free_port, wait_for
+from tests.app.conftest import REPOSITORY, TINY, free_port
 
 STEPS, GRIDS = 400, "--config.training.sample_every=100"
 TEN = ("--config.training.checkpoint_every=10", "--config.training.log_every=10")
@@ -53,18 +53,6 @@ def uninterrupted(folder, steps, *more):
     out, err = process.communicate(timeout=1200)
     assert process.returncode == 0, out + err
     return end_of(folder / "straight", steps)
-
-
-@pytest.mark.long
-def test_one_kill_with_xlas_optimisations(tmp_path):
-    expected = uninterrupted(tmp_path, 40)
-    process = start(tmp_path, tmp_path / "killed", 40)
-    wait_for((tmp_path / "killed" / "checkpoints" / "10").exists, process)
-    process.kill()
-    process.communicate()
-    out, err = start(tmp_path, tmp_path / "killed", 40).communicate(timeout=300)
-    assert "continues at step" in out, out + err
-    assert end_of(tmp_path / "killed", 40) == expected
 
 
 def random_delay(chance):
