@@ -75,6 +75,17 @@ def _check_range(x0: jax.Array, sigma_data: ArrayLike) -> None:
         )
 
 
+def _weight(residual_weight, alpha: jax.Array, x: jax.Array) -> jax.Array:
+    weight = residual_weight(alpha, x) if callable(residual_weight) else residual_weight
+    if isinstance(weight, str) or jnp.shape(weight) not in ((), x.shape[:1]):
+        got = repr(weight) if isinstance(weight, str) else f"shape {jnp.shape(weight)}"
+        raise ValueError(
+            "residual_weight must be a number, or a function of (alpha, x) that returns one "
+            f"number per image, ({x.shape[0]},), got {got}"
+        )
+    return _dct._per_image(weight, x)
+
+
 def score_matching_loss(
     denoise: Denoiser,
     key: jax.Array,
@@ -131,7 +142,7 @@ def score_matching_loss(
 
     denoise_weight = (beta**2 + sigma_data**2) / (beta * sigma_data) ** 2
     denoise_loss = denoise_weight * _mean_square(prediction.blurry - blurry)
-    weight = residual_weight(alpha, x) if callable(residual_weight) else residual_weight
+    weight = _weight(residual_weight, alpha, x)
     deblur_loss = weight / sigma_data**2 * _mean_square(prediction.residual - (x0 - blurry))
     consistency = _mean_square(prediction.blurry - _dct._blur(prediction.clean, alpha))
     return LossTerms(denoise_loss + deblur_loss, denoise_loss, deblur_loss, consistency)

@@ -132,6 +132,12 @@ class Schedule:
     t_min: ArrayLike
     t_max: ArrayLike
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # 1 and 1.0 make the same path: one compilation
+            value = getattr(self, field.name)
+            if isinstance(value, int | np.number) and not isinstance(value, bool):
+                object.__setattr__(self, field.name, float(value))
+
     def alpha(self, t: ArrayLike) -> jax.Array:
         """Blur in pixels at times t [...], differentiable on [t_min, t_max]."""
         raise NotImplementedError
@@ -168,7 +174,8 @@ class Schedule:
 
     def __hash__(self) -> int:
         leaves, kind = jax.tree.flatten(self)
-        return hash((kind, *(np.asarray(leaf, np.float64).tobytes() for leaf in leaves)))
+        # + 0.0: -0.0 equals 0.0.
+        return hash((kind, *((np.asarray(leaf, float) + 0.0).tobytes() for leaf in leaves)))
 
 
 def _value(kind: type) -> type:
@@ -306,6 +313,10 @@ class _Cold(Schedule):
     def beta(self, t: ArrayLike) -> jax.Array:
         t = _dct._floating(t)
         return jnp.where(t > 0, _as(t, self.noise)[0], 0.0)
+
+    @property
+    def needs_start(self) -> bool:
+        return _known(self.beta, self.t_max) is None or super().needs_start
 
     def sample_levels(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         t = _log_uniform(key, shape, self.alpha_min, self.alpha_max)
@@ -452,9 +463,11 @@ class _FromFunctions(Schedule):
     p_std: ArrayLike
 
     def _at(self, level: Callable[[jax.Array], ArrayLike], t: ArrayLike) -> jax.Array:
-        # The formula never sees 0, where it or its derivative may be infinite.
+        # The formula never sees 0, where it or its derivative may be infinite, nor the times beyond
+        # the end that churn asks for, where it may turn back.
         t = _dct._floating(t)
-        value = level(jnp.where(t > 0, t, *_as(t, self.t_min)))
+        low, high = _as(t, self.t_min, self.t_max)
+        value = level(jnp.where(t > high, high, jnp.where(t > 0, t, low)))
         return jnp.where(t > 0, value, 0.0).astype(t.dtype)
 
     def alpha(self, t: ArrayLike) -> jax.Array:
