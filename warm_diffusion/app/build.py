@@ -254,10 +254,8 @@ def train_step(
 
 def step_arguments(config: ConfigDict, data: Dataset, state: step.TrainState, mesh: Mesh) -> tuple:
     """The abstract arguments of `train_step` for a data set and an abstract state."""
-    everything, options = step.Batch(data.images, labels(config, data)), step_options(config)
-    return step.abstract_arguments(
-        state, everything, options, mesh, resident=resident(config, data)
-    )
+    batch, options = step.Batch(data.images, labels(config, data)), step_options(config)
+    return step.abstract_arguments(state, batch, options, mesh, resident=resident(config, data))
 
 
 def resident(config: ConfigDict, data: Dataset) -> bool:
@@ -287,13 +285,10 @@ def sampler(
 ) -> drawing.Sampler:
     """The sampler of `config.sampling`; `batch_size` over all devices, 0: the configuration's."""
     return drawing.sampler(
-        built,
-        sampling_schedule(config, built.statistics),
-        sampling_settings(config),
-        batch_size=batch_size or devices.global_batch(config.sampling.batch_size, mesh),
-        mesh=mesh,
+        built, sampling_schedule(config, built.statistics), sampling_settings(config),
+        batch_size=batch_size or devices.global_batch(config.sampling.batch_size, mesh), mesh=mesh,
         return_trajectory=return_trajectory,
-    )
+    )  # fmt: skip
 
 
 def extractor(config: ConfigDict, image_shape: tuple[int, int, int]) -> features.Extractor:

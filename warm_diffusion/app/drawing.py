@@ -23,17 +23,13 @@ from warm_diffusion.schedules import Schedule
 class Sampler:
     """Draws images by seed in batches of one size, each from the same compiled program.
 
-    Attributes:
-      draw: (params, seeds [B], start [B, H, W, C] or None) -> float images [B, H, W, C], jitted.
-      batch_size: the B that it is compiled for, over all devices.
-      num_calls: calls of the network per image.
-      schedule: the path followed.
+    `draw` is (params, seeds [B], start [B, H, W, C] or None) -> float images [B, H, W, C], jitted.
     """
 
     draw: Callable[[dict, np.ndarray, jax.Array | None], jax.Array]
-    batch_size: int
-    num_calls: int
-    schedule: Schedule
+    batch_size: int  # the B that it is compiled for, over all devices
+    num_calls: int  # of the network per image
+    schedule: Schedule  # the path followed
 
     def generate(
         self, params: dict, seeds: Iterable[int], images: np.ndarray | None = None
@@ -41,12 +37,8 @@ class Sampler:
         """Draws uint8 images [<= batch_size, H, W, C] of the seeds, batch by batch.
 
         The last batch is filled up and cut. The devices draw the next batch while the caller works
-        on one.
-
-        Args:
-          params: the weights.
-          seeds: of the images; taken as they are needed.
-          images: uint8 [N, H, W, C] to start from, blurred, on a path that does not end in noise.
+        on one. Seeds are taken as they are needed. A path that does not end in noise starts from
+        `images`, uint8 [N, H, W, C], blurred.
         """
         numbers, drawn = iter(seeds), None
         while part := list(itertools.islice(numbers, self.batch_size)):
@@ -54,10 +46,10 @@ class Sampler:
             padded = np.resize(batch, self.batch_size)
             following = self.draw(params, padded, self.start(padded, images)), len(batch)
             if drawn:
-                yield _finished(*drawn)
+                yield to_uint8(drawn[0])[: drawn[1]]
             drawn = following
         if drawn:
-            yield _finished(*drawn)
+            yield to_uint8(drawn[0])[: drawn[1]]
 
     def start(self, seeds: np.ndarray, images: np.ndarray | None) -> jax.Array | None:
         """Blurred images to start each seed from, or None on a path that ends in noise."""
@@ -71,10 +63,6 @@ class Sampler:
         clean = from_uint8(np.asarray(images[seeds % len(images)]))
         noise = samplers.initial_noise(seeds, clean.shape[1:])
         return process.perturb(clean, noise, self.schedule.alpha(t), self.schedule.beta(t))
-
-
-def _finished(images: jax.Array, count: int) -> np.ndarray:
-    return to_uint8(images)[:count]
 
 
 def program(

@@ -94,7 +94,6 @@ def program(model: pretrained.Model, schedule: Schedule, sampling: pretrained.Sa
 
 
 def _about(config: ConfigDict, sampling: pretrained.Sampling) -> dict:
-    today = datetime.datetime.now(datetime.UTC).date()
     return {
         "file": "sampler.stablehlo",
         "call": "jax.export.deserialize(bytearray(open(FILE, 'rb').read())).call(seeds)",
@@ -104,6 +103,6 @@ def _about(config: ConfigDict, sampling: pretrained.Sampling) -> dict:
         "network_calls": sampling.num_calls,
         "sampling": config.sampling.to_dict(),
         "jax": jax.__version__,
-        "written": today.isoformat(),
+        "written": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "valid": "JAX promises to read it for 6 months from then; export anew after that",
     }

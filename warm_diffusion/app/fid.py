@@ -48,13 +48,10 @@ def _statistics(spec: str, data, extract: Extractor | None) -> reference.Feature
 
 
 def compare(generated: str, real: str, name: str = "auto", weights: str = "") -> dict:
-    """Distances of two sets, each as on the command line, and what they are of.
+    """Distances of two sets, each as on the command line, and where both come from.
 
-    Args:
-      generated: one set.
-      real: what it is compared with.
-      name: of the features (`features.choose`); not used where both are statistics.
-      weights: Inception's file.
+    `name` of the features (`features.choose`) and Inception's file of `weights` are not used where
+    both are statistics.
 
     Raises:
       ValueError: images that cannot be read or do not fit, statistics of other features, or

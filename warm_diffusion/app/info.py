@@ -36,14 +36,11 @@ def print_info(config: ConfigDict, details: bool = False) -> None:
     batch = config.training.batch_size
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
     level = jax.ShapeDtypeStruct((batch,), jnp.float32)
-    raw = jax.eval_shape(
-        lambda p, x, a, b: built.network.apply({"params": p}, x, a, b),
-        *(params, images, level, level),
-    )
-    prediction = jax.eval_shape(
-        lambda p, x, a, b: built.denoiser(p)(x, a, b), params, images, level, level
-    )
-    parts = _parts(params, denoiser.PARAMETERIZATIONS[config.denoiser.parameterization])
+    shapes = params, images, level, level
+    raw = jax.eval_shape(lambda p, *x: built.network.apply({"params": p}, *x), *shapes)
+    prediction = jax.eval_shape(lambda p, *x: built.denoiser(p)(*x), *shapes)
+    heads = denoiser.PARAMETERIZATIONS[config.denoiser.parameterization]
+    parts = _parts(params, heads)
     say("parameters " + ", ".join(f"{count:,} {name}" for name, count in parts.items() if count))
     classes = ", ".join(data.info["class_names"]) or "none"
     say(f"data       {len(data.images):,} images {image_shape}, classes: {classes}")
@@ -51,7 +48,6 @@ def print_info(config: ConfigDict, details: bool = False) -> None:
     kind = mesh.devices.flat[0].device_kind
     say(f"devices    {mesh.size} x {kind}, {batch // mesh.size} images each")
     say(_memory(config, data, built, mesh))
-    heads = denoiser.PARAMETERIZATIONS[config.denoiser.parameterization]
     inputs = f"x {images.shape}, c_noise and c_blur {level.shape}"
     say(f"network    {inputs} -> {raw.shape}: {heads} head(s)")
     say(f"denoiser   blurry {prediction.blurry.shape}, residual {prediction.residual.shape}")

@@ -100,13 +100,10 @@ def spectrum(
     levels: Sequence[tuple[float, float, np.ndarray]],
     title: str,
 ) -> Figure:
-    """The data's radial power with what blur and noise make of it along a path.
+    """The data's radial power [K] with what blur and noise make of it along a path.
 
-    Args:
-      frequency: [K] cycles per pixel; the first, the mean of the image, is left out.
-      power: [K] mean variance of a DCT coefficient in each ring.
-      levels: (alpha, beta, blurred power [K]) at a few times, in order.
-      title: heading.
+    `levels` are (alpha, beta, blurred power [K]) at a few times, in order. The first ring, the mean
+    of the image, is left out.
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
@@ -151,11 +148,8 @@ def _by_ring(figure: Figure, axes, frequency: np.ndarray, values: np.ndarray, **
 def departure(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figure:
     """How far a sampler's states are from the forward process, step by step.
 
-    Args:
-      frequency: [K] cycles per pixel.
-      steps: of each level alpha, beta, spectral_departure [K], sliced_wasserstein, and the same
-        with `_of_forward` for other forward states.
-      title: heading.
+    Each of `steps` has alpha, beta, spectral_departure [K], sliced_wasserstein, and the same with
+    `_of_forward` for other forward states.
     """
     figure = Figure(figsize=(9, 9), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(3, 2))
@@ -185,10 +179,7 @@ def departure(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figur
 def heads(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figure:
     """What each head contributes to each step, and how consistent they are.
 
-    Args:
-      frequency: [K] cycles per pixel.
-      steps: of each step alpha, beta, denoiser [K], deblurrer [K] (mean squares), consistency.
-      title: heading.
+    Each of `steps` has alpha, beta, denoiser [K], deblurrer [K] (mean squares), consistency.
     """
     figure = Figure(figsize=(9, 9), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(3, 2))
@@ -210,12 +201,7 @@ def heads(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figure:
 
 @styled
 def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str) -> Figure:
-    """Images beside one another, each pixel of a small one a block.
-
-    Args:
-      panels: title and uint8 [H, W, C] of each, of one size.
-      title: heading.
-    """
+    """Titles and images uint8 [H, W, C] of one size beside one another, enlarged by blocks."""
     height, width = panels[0][1].shape[:2]
     side = max(2.6, min(5.0, width / 120))
     figure = Figure(figsize=(side * len(panels), side * height / width + 0.7), layout="constrained")
@@ -229,13 +215,9 @@ def comparison(panels: Sequence[tuple[str, np.ndarray]], title: str) -> Figure:
 
 @styled
 def labelled(canvas: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
-    """A grid of images with a label for each row and column; its pixels are the figure's.
+    """A grid of images, as `data.images.grid` makes it, with a label for each row and column.
 
-    Args:
-      canvas: uint8 [height, width, C], as `data.images.grid` makes it.
-      rows: label of each row of images, of one line.
-      columns: label of each column; lines as wide as an image.
-      title: heading.
+    Its pixels are the figure's. Labels of rows have one line, lines of columns an image's width.
     """
     height, width = canvas.shape[:2]
     left = 10 + 7 * max(map(len, rows), default=0)

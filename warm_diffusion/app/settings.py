@@ -204,12 +204,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def check_training(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> None:
-    """Compares what only training asks for with the images (H, W, C).
-
-    Raises:
-      ValueError: attention at a height that no level of the network has, or an average to draw
-        with that is not kept.
-    """
+    """Compares what only training asks for with the images (H, W, C)."""
     heights = [image_shape[0] >> level for level in range(len(config.model.channel_mult))]
     never = [size for size in config.model.attention_resolutions if size not in heights]
     if never:
@@ -276,19 +271,13 @@ def load(path: str, default: ml_collections.ConfigDict) -> ml_collections.Config
 def _flat(tree: dict, prefix: str = "") -> dict:
     flat = {}
     for key, value in tree.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
+        key = prefix + key
+        flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
     return flat
 
 
 def compare(config: ml_collections.ConfigDict, began: dict, path: pathlib.Path) -> list[str]:
-    """Compares a configuration with the one that a run began with.
-
-    Args:
-      config: the new one.
-      began: the run's, as its last checkpoint or its `path` tells.
-      path: the run's config.json.
+    """Compares a configuration with the one that a run, of which `path` is config.json, began with.
 
     Returns:
       The differences that are harmless, one line each.
@@ -339,12 +328,9 @@ def define_flags() -> None:
 def parse(argv: Sequence[str], default: types.ModuleType) -> list[str]:
     """Reads the flags, or prints the versions; returns the arguments that are no flags.
 
-    Args:
-      argv: the command line.
-      default: the module configs/default.py.
-
     Raises:
-      ValueError: a flag, a key or a file that is not known or not right.
+      ValueError: a flag, a key (`default` is the module configs/default.py) or a file that is not
+        known or not right.
     """
     if "--version" in argv[1:]:
         print(*(f"{name} {version}" for name, version in versions().items()), sep="\n")
@@ -376,14 +362,9 @@ def explain_unknown_key(keys: Iterable[str], default: ml_collections.ConfigDict)
 def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[str]:
     """Makes `--config` a Python file whatever the user gave: that, a run's JSON file, or nothing.
 
-    Args:
-      argv: the command line.
-      configs: folder of the config files; its saved.py reads JSON.
-
-    Returns:
-      argv, with `--config=configs/saved.py:FILE` where a JSON file is meant: given as such, or
-      beside the checkpoint that another mode than train reads; with neither, `configs/digits.py`,
-      or for EDM's public networks `configs/cifar10.py:hot`.
+    A JSON file, given as such or beside the checkpoint that another mode than train reads, becomes
+    saved.py:FILE of the folder `configs`. Without one it is digits.py there, or for EDM's public
+    networks cifar10.py:hot.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "mode", "workdir", "checkpoint"):
@@ -391,10 +372,9 @@ def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[
     given, others = parser.parse_known_args(argv[1:])
     config, checkpoint = given.config, given.checkpoint or given.workdir
     if config is None and checkpoint and given.mode not in (None, "train"):
-        path = storage.path(checkpoint)
-        path = path.parent.parent if path.parent.name == "checkpoints" else path
-        config = str(path / "config.json") if (path / "config.json").exists() else None
-        config = str(path) if path.is_file() else config  # EDM's weights
+        path = pretrained.split_checkpoint(checkpoint)[0]
+        path = path if path.is_file() else path / "config.json"  # a file: EDM's weights
+        config = str(path) if path.exists() else None
     if config is None and (checkpoint or "").startswith("edm:cifar10"):
         # EDM's network and protocol of evaluation, before the file is there.
         config = f"{configs / 'cifar10.py'}:hot" + ",cond" * ("-cond-" in checkpoint)
@@ -409,16 +389,12 @@ def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[
 def start(given: flags.FlagValues, argv: Sequence[str]) -> ml_collections.ConfigDict:
     """What comes before every mode: the other processes, the compilation cache, short flags.
 
-    Args:
-      given: main.py's flags, parsed.
-      argv: what `parse` left.
-
     Returns:
       The configuration, with --bnr, --solver, --steps, --grid and --download in it, and with paths
       in place of the names of public files.
 
     Raises:
-      ValueError: a mistake in the command.
+      ValueError: a mistake in the command, of which `argv` is what `parse` left.
     """
     logging.set_verbosity(logging.INFO if given.debug else logging.WARNING)
     if not given.debug:
@@ -429,8 +405,8 @@ def start(given: flags.FlagValues, argv: Sequence[str]) -> ml_collections.Config
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}; flags look like --mode=train")
     config = given.config
-    short = ("bnr", "bnr"), ("solver", "solver"), ("num_steps", "steps"), ("grid", "grid")
-    for key, flag in short:
+    short = {"bnr": "bnr", "solver": "solver", "num_steps": "steps", "grid": "grid"}
+    for key, flag in short.items():
         if given[flag].present:
             config.sampling[key] = given[flag].value
     config.download |= given.download

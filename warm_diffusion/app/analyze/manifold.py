@@ -69,18 +69,10 @@ def departures(
     reference: np.ndarray,
     key: jax.Array,
 ) -> Iterator[dict]:
-    """Both departures of a sampler's states at each level.
+    """Both departures of a sampler's states [num_steps + 1, N, H, W, C] at each level.
 
-    Args:
-      states: [num_steps + 1, N, H, W, C], of a sampler.
-      levels: (alpha, beta) of each.
-      spectrum: the data's S_k [H, W].
-      reference: clean images [2 N, H, W, C] in [-1, 1]: half to compare with, and half to tell how
-        far forward states are from each other.
-      key: PRNG key of the forward states' noise and of the directions.
-
-    Yields:
-      For each level a dict of floats and lists of floats [K].
+    Half of the clean images `reference` [2 N, H, W, C] are compared with, the other half shows how
+    far forward states are from each other. The key is for noise and directions.
     """
     count = states.shape[1]
     if len(reference) != 2 * count:
@@ -92,14 +84,12 @@ def departures(
         noise = jax.random.normal(noise_key, reference.shape)
         forward = process.perturb(jnp.asarray(reference), noise, alpha, beta)
         one, other = forward[:count], forward[count:]
-        return {
-            "spectral_departure": spectra.spectral_departure(x, spectrum, alpha, beta)[1],
-            "spectral_departure_of_forward": spectra.spectral_departure(
-                other, spectrum, alpha, beta
-            )[1],
-            "sliced_wasserstein": sliced_wasserstein(x, one, directions),
-            "sliced_wasserstein_of_forward": sliced_wasserstein(other, one, directions),
-        }
+        found = {}
+        for of, compared in (("", x), ("_of_forward", other)):
+            _, departure = spectra.spectral_departure(compared, spectrum, alpha, beta)
+            found[f"spectral_departure{of}"] = departure
+            found[f"sliced_wasserstein{of}"] = sliced_wasserstein(compared, one, directions)
+        return found
 
     for i, (x, level) in enumerate(zip(states, levels, strict=True)):
         found = compare(jnp.asarray(x), *level, jax.random.fold_in(key, i))
@@ -193,24 +183,21 @@ def analyze_sampling(
     # No more images than asked for, however many devices there are.
     batch = devices.global_batch(options.batch_size, mesh, config.analysis.num_images)
     sampler = build.sampler(config, model, mesh, batch_size=batch, return_trajectory=True)
-    levels = levels_of(
-        sampler.schedule,
-        model.times(sampler.schedule, build.sampling_settings(config)),
-    )
+    times = model.times(sampler.schedule, build.sampling_settings(config))
+    levels = levels_of(sampler.schedule, times)
     spectrum = build.data_statistics(config).spectrum
     params = devices.put_replicated(model.params, mesh)
     states, contributions, strips = _run(config, model, params, sampler, data, levels)
     reference, about = _reference(config, data, 2 * states.shape[1])
     states = states[:, : len(reference) // 2]
     frequency = np.asarray(spectra.radial_mean(spectrum)[0])
-    steps = [
-        {"alpha": alpha, "beta": beta, **found}
-        for (alpha, beta), found in zip(
-            levels, departures(states, levels, spectrum, reference, jax.random.key(0)), strict=True
+    found = departures(states, levels, spectrum, reference, jax.random.key(0))
+    steps = [  # the last, the clean image, has no heads
+        {"alpha": alpha, "beta": beta, **departure, **of_heads}
+        for (alpha, beta), departure, of_heads in zip(
+            levels, found, [*contributions, {}], strict=True
         )
     ]
-    for step, heads_of_step in zip(steps, contributions, strict=False):
-        step.update(heads_of_step)
     title = _title(config, model, sampler)
     report = {
         "title": title,

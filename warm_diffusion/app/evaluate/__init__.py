@@ -39,11 +39,8 @@ from warm_diffusion.training.writer import Writer
 def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.0) -> list[dict]:
     """Evaluates the checkpoints that `config.eval.checkpoint` names; returns their reports.
 
-    Args:
-      config: see section eval of `configs/default.py`.
-      workdir: gets eval/step_N.json; may be the training's own.
-      checkpoint: training workdir, its checkpoints/STEP, or a model folder.
-      wait: seconds to wait for a checkpoint that is not there yet, see `chosen_steps`.
+    `checkpoint` is a training workdir, its checkpoints/STEP, or a model folder; `workdir` may be
+    the training's own; `wait` are the seconds of `chosen_steps`.
 
     Raises:
       ValueError: no usable checkpoint, a reference that does not fit, settings that do not work.
@@ -245,8 +242,8 @@ class _Evaluator:
             generated = reference.collect(
                 self._extract, drawn(asked_to_stop), {"count": len(seeds)}, name
             )
-        told = {"seeds": f"{seeds[0]}-{seeds[-1]}"}
-        return told | metrics.compare(generated, self._reference)
+        seeds = {"seeds": f"{seeds[0]}-{seeds[-1]}"}
+        return seeds | metrics.compare(generated, self._reference)
 
     def _likelihood(self, model: Model) -> dict[str, float]:
         data, split = self._dataset, build.split_name(self._config)

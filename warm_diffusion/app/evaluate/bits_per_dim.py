@@ -54,9 +54,8 @@ def measure(
             denoise, images, path, key=keys, trace=options.likelihood_trace
         )
 
-    run = devices.jit(
-        bits, mesh, in_shardings=(everywhere, *[split_over] * 3), out_shardings=everywhere
-    )
+    shardings = (everywhere, *[split_over] * 3)
+    run = devices.jit(bits, mesh, in_shardings=shardings, out_shardings=everywhere)
     batch = devices.global_batch(config.sampling.batch_size, mesh, count)
     weights = devices.put_replicated(model.params, mesh)
     values = []
@@ -64,11 +63,8 @@ def measure(
         for first in range(0, count, batch):
             numbers = rows[first : first + batch]
             filled = np.resize(numbers, batch)
-            inputs = (
-                np.asarray(data.images[filled]),
-                None if labels is None else labels[filled],
-                filled.astype(np.uint32),
-            )
+            told = None if labels is None else labels[filled]
+            inputs = np.asarray(data.images[filled]), told, filled.astype(np.uint32)
             found = run(weights, *devices.put_split(inputs, mesh))
             if not bool(found.converged) or not np.all(np.isfinite(found.values)):
                 raise ValueError(

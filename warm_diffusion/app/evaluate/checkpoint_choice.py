@@ -15,14 +15,14 @@ _POLL_SECONDS = 1.0
 def chosen_steps(
     which: str, training: pathlib.Path, *, last: int, wait: float, reports: pathlib.Path
 ) -> Iterator[int]:
-    """The steps to evaluate.
+    """The steps to evaluate: the latest, every, the best, or one.
 
     Args:
       which: latest, every, best, or a step.
       training: workdir of the training run.
       last: the step with which training ends.
-      wait: seconds to wait for a checkpoint that is not there yet; 0 to take what there is. With
-        `every` the time counts anew after each checkpoint, and the last one ends it.
+      wait: seconds to wait for a checkpoint that is not there yet; with `every` they count anew
+        after each checkpoint.
       reports: folder of earlier evaluations, among which to look for the best.
 
     Raises:
@@ -86,11 +86,7 @@ def _every(training: pathlib.Path, last: int, wait: float) -> Iterator[int]:
 
 
 def best_step(reports: pathlib.Path, steps: list[int]) -> int:
-    """The saved step with the smallest Frechet distance of the metric that most reports have.
-
-    Raises:
-      ValueError: no report of a checkpoint that is still there.
-    """
+    """The saved step with the smallest Frechet distance of the metric that most reports have."""
     found: dict[str, dict[int, float]] = {}
     for path in sorted(reports.glob("step_*.json")):
         report = storage.read_json(path)

@@ -137,24 +137,20 @@ def _references(where: str | None, images: dict, channels: int) -> dict[str, np.
 
 def _levels(model: pretrained.Model, image: np.ndarray, request: Request) -> dict:
     """Blur in pixels and noise in grey levels, with the standard errors of what was estimated."""
-    known = {
-        "alpha": request.blur,
-        "beta": None if request.noise is None else request.noise / _GREY,
-    }
-    alpha, beta, errors = known["alpha"], known["beta"], (None, None)
-    if None in known.values():
+    found = {
+        "blur": request.blur, "blur_error": None, "noise": request.noise, "noise_error": None,
+    }  # fmt: skip
+    if None in (request.blur, request.noise):
         x = _tiles(image)
-        alpha, beta, *errors = _estimate(model, x, **known)
-        errors = [
-            None if given is not None else float(error[0])
-            for given, error in zip(known.values(), errors, strict=True)
-        ]
-    return {
-        "blur": float(np.ravel(alpha)[0]),
-        "blur_error": errors[0],
-        "noise": float(np.ravel(beta)[0]) * _GREY,
-        "noise_error": errors[1] and errors[1] * _GREY,
-    }
+        mean = model.mean if x.shape[1:] == model.image_shape else None
+        beta = None if request.noise is None else request.noise / _GREY
+        levels = _estimate(jnp.asarray(x), model.spectrum, mean, request.blur, beta)
+        alpha, beta, alpha_error, beta_error = (float(level[0]) for level in levels)
+        if request.blur is None:
+            found |= {"blur": alpha, "blur_error": alpha_error}
+        if request.noise is None:
+            found |= {"noise": beta * _GREY, "noise_error": beta_error * _GREY}
+    return found
 
 
 def _tiles(image: np.ndarray) -> np.ndarray:
@@ -169,21 +165,11 @@ def _tiles(image: np.ndarray) -> np.ndarray:
     return cut.reshape(1, *size, -1)
 
 
-def _estimate(model: pretrained.Model, x: np.ndarray, **known: float | None):
-    """`estimate_levels` and `level_errors`, compiled once for each size."""
-    mean = model.mean if x.shape[1:] == model.image_shape else None
-    return _compiled_estimate()(jnp.asarray(x), model.spectrum, mean, **known)
-
-
-@functools.cache
-def _compiled_estimate():
-    def estimate(x, spectrum, mean, alpha, beta):
-        found = restoration.estimate_levels(
-            x, spectrum, mean, alpha=alpha, beta=beta, contrast=True
-        )
-        return *found, *restoration.level_errors(x, spectrum, *found, mean, contrast=True)
-
-    return jax.jit(estimate)
+@jax.jit
+def _estimate(x, spectrum, mean, alpha, beta):
+    """Both levels, where they are not known, and their standard errors, each [1]."""
+    found = restoration.estimate_levels(x, spectrum, mean, alpha=alpha, beta=beta, contrast=True)
+    return *found, *restoration.level_errors(x, spectrum, *found, mean, contrast=True)
 
 
 def _trained_ranges(model: pretrained.Model) -> dict[str, tuple[float, float]]:
@@ -278,17 +264,14 @@ def _scores(name: str, versions: dict, reference: np.ndarray | None) -> dict[str
 
 
 def _write(folder: pathlib.Path, name: str, versions: dict, found: dict, scores: dict) -> None:
+    units, panels = {"psnr": "{:.2f} dB", "ssim": "SSIM {:.3f}"}, []
+    save_png(folder / "mean" / f"{name}.png", to_uint8(versions["mean"]))
     for version, image in versions.items():
-        if version == "mean":
-            save_png(folder / "mean" / f"{name}.png", to_uint8(image))
-        if version.startswith("sample "):
-            number = version.removeprefix("sample ")
+        _, _, number = version.partition("sample ")
+        if number:
             save_png(folder / "samples" / f"{name}_{number}.png", to_uint8(image))
-    panels = []
-    for version, image in versions.items():
-        if version.startswith("sample ") and version != "sample 0":
+        if number not in ("", "0"):  # the picture shows one
             continue
-        units = {"psnr": "{:.2f} dB", "ssim": "SSIM {:.3f}"}
         known = {key: x for key, x in scores.get(version, {}).items() if x is not None}
         lines = ", ".join(units[key].format(x) for key, x in known.items())
         panels.append((f"{version}\n{lines}" if lines else version, to_uint8(image)))

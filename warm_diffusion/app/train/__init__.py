@@ -28,12 +28,9 @@ _GRID_IMAGES = 64
 def train(config: ConfigDict, workdir: str) -> TrainState:
     """Trains until `config.training.num_steps`, from the latest checkpoint in `workdir` if any.
 
-    Args:
-      config: see `configs/default.py`.
-      workdir: gets config.json, checkpoints, metrics.jsonl, TensorBoard events and sample grids.
-
     Returns:
-      The final state.
+      The final state; `workdir` has config.json, checkpoints, metrics.jsonl, TensorBoard events and
+      sample grids.
 
     Raises:
       ValueError: a configuration or data that cannot work, or another run's workdir.
@@ -66,7 +63,11 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     initial = None if steps else _initial_params(config, built)
     _refuse_other_data(about, config, data)
     changes = settings.compare(config, began, path) if began is not None else []
-    _agree(workdir, config, data, steps, initial)
+    processes.agree(**{
+        "the hash of the images": data.info["content_sha256"],
+        f"the last checkpoint in {workdir}": steps[-1] if steps else None,
+        f"the hash of init_from={config.init_from}": storage.digest(initial),
+    })  # fmt: skip
     # All that can be wrong is wrong by here: nothing of the run has been written yet.
     with lock.hold(workdir) as check_lock:
         processes.check_shared(workdir)
@@ -87,7 +88,13 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 _refuse_other_data(saved.about(done), config, data)
                 images = done * config.training.batch_size
                 say(f"run      continues at step {done:,} ({images:,} images), in {workdir}")
-            origins = _origins(config, built, data)
+            origins = {  # what is needed to use a checkpoint, and where it comes from
+                "model": built.description,
+                "configuration": settings.plain(config),
+                "weights": [f"ema {half} images" for half in config.training.ema_halflife_images],
+                "data_sha256": data.info["content_sha256"],
+                "versions": settings.versions(),
+            }
             loop = Loop(
                 config, workdir, step, load, saved, grids, data, statistics, origins, check_lock,
                 mesh,
@@ -109,19 +116,6 @@ def _realised(config: ConfigDict, began: dict | None) -> ConfigDict:
         why = "as this run began"
     say(f"bnr      auto: {config.schedule.constant_bnr.bnr}, {why}")
     return config
-
-
-def _agree(
-    workdir: pathlib.Path, config: ConfigDict, data: Dataset, steps: list[int], initial: dict | None
-) -> None:
-    """All processes must train the same from the same, in one workdir."""
-    processes.agree(
-        **{
-            "the hash of the images": data.info["content_sha256"],
-            f"the last checkpoint in {workdir}": steps[-1] if steps else None,
-            f"the hash of init_from={config.init_from}": storage.digest(initial),
-        }
-    )
 
 
 def _initial_params(config: ConfigDict, built: Architecture) -> dict | None:
@@ -152,11 +146,7 @@ def _start_from(state: TrainState, params: dict | None) -> TrainState:
 
 
 def _written(path: pathlib.Path) -> dict | None:
-    """The configuration in a run's config.json; None without one.
-
-    Raises:
-      ValueError: it cannot be read, and no checkpoint says what the run began with.
-    """
+    """The configuration in a run's config.json, of which no checkpoint says more; None without."""
     try:
         found = storage.read_json(path) if path.exists() else None
         if not isinstance(found, dict | None):
@@ -184,17 +174,6 @@ def _refuse_other_data(about: dict, config: ConfigDict, data: Dataset) -> None:
             f"{config.data.source} holds other images than this run was trained on (SHA-256 "
             f"{found[:16]}, the run's {saved[:16]}): give the run's data, or a new --workdir"
         )
-
-
-def _origins(config: ConfigDict, built: Architecture, data: Dataset) -> dict:
-    """Facts kept with each checkpoint: what is needed to use it, and where it comes from."""
-    return {
-        "model": built.description,
-        "configuration": settings.plain(config),
-        "weights": [f"ema {half} images" for half in config.training.ema_halflife_images],
-        "data_sha256": data.info["content_sha256"],
-        "versions": settings.versions(),
-    }
 
 
 def _say_what_is_trained(

@@ -67,9 +67,6 @@ class _Clock:
     """Speed since the last report, without the time for compiling, saving and drawing."""
 
     def __init__(self, step: int):
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
         self._step, self._start, self._waited = step, time.monotonic(), 0.0
 
     def seconds(self) -> float:
@@ -95,32 +92,18 @@ class _Clock:
 
 @dataclasses.dataclass
 class Loop:
-    """The steps of a run and what happens between them.
-
-    Attributes:
-      config: see `configs/default.py`.
-      workdir: where reports, grids and profiles go.
-      step: of `training.step.jitted`.
-      load: see `loader`.
-      saved: the checkpoints.
-      grids: draws the sample grids.
-      data: the images, which some paths start from.
-      statistics: of the data, kept with each checkpoint.
-      origins: facts that are kept with each checkpoint.
-      check_lock: goes before each checkpoint.
-      mesh: the devices.
-    """
+    """The steps of a run and what happens between them."""
 
     config: ConfigDict
-    workdir: pathlib.Path
-    step: Callable
-    load: Callable[[int], tuple]
+    workdir: pathlib.Path  # of reports, grids and profiles
+    step: Callable  # `training.step.jitted`
+    load: Callable[[int], tuple]  # see `loader`
     saved: Checkpoints
     grids: Sampler
-    data: Dataset
-    statistics: Statistics
+    data: Dataset  # which some paths start from
+    statistics: Statistics  # kept with each checkpoint, as are
     origins: dict
-    check_lock: Callable[[], None]
+    check_lock: Callable[[], None]  # before each checkpoint
     mesh: Mesh
 
     def __post_init__(self):
@@ -167,13 +150,12 @@ class Loop:
             if done == calls.start:
                 jax.block_until_ready(state)
                 say(f"compile  first step after {clock.seconds():.1f} s")
-                clock.restart(step)
+                clock = _Clock(step)
             stop = stop_request()
             last = bool(stop) or step == options.num_steps
             if last or _due(step, options.log_every):
                 self._report(step, state, metrics, clock)
-                metrics = self._no_metrics()
-                clock.restart(step)
+                metrics, clock = self._no_metrics(), _Clock(step)
             elif step // _LOOK_EVERY > done // _LOOK_EVERY:
                 self._look(step, metrics)
             save = last or _due(step, options.checkpoint_every)
@@ -260,6 +242,6 @@ def _due(step: int, every: int) -> bool:
 
 
 def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
+    minutes = round(seconds) // 60
+    hours = minutes // 60
+    return f"{hours}h{minutes % 60:02}m" if hours else f"{minutes}m{round(seconds) % 60:02}s"
