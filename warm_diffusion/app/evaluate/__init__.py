@@ -242,8 +242,8 @@ class _Evaluator:
             generated = reference.collect(
                 self._extract, drawn(asked_to_stop), {"count": len(seeds)}, name
             )
-        seeds = {"seeds": f"{seeds[0]}-{seeds[-1]}"}
-        return seeds | metrics.compare(generated, self._reference)
+        found = metrics.compare(generated, self._reference)
+        return {"seeds": f"{seeds[0]}-{seeds[-1]}", **found}
 
     def _likelihood(self, model: Model) -> dict[str, float]:
         data, split = self._dataset, build.split_name(self._config)
