@@ -77,7 +77,7 @@ class Network:
         """Of a constant ratio; None: the configuration's own."""
         if ratio is None:
             return build.schedule(self._config, self.model.statistics)
-        return schedules.constant_bnr(ratio, **build.noise_range(self._config))
+        return pretrained.at_ratio(build.chosen_path(self._config), ratio)
 
     def times(self, grid: str, path: schedules.Schedule, solver: str, calls: int) -> jax.Array:
         """The grid of that name."""

@@ -61,23 +61,16 @@ _TILE, _OVERLAP = 128, 32
 class Sampling:
     """How images are drawn.
 
-    Attributes:
-      solver: euler, heun or multistep.
-      num_steps: steps of the solver.
-      rho: spacing of the time grid `edm`.
-      churn: EDM's stochasticity, or S_churn alone; None: deterministic.
-      label: class to draw; negative: the seed modulo the number of classes.
-      guidance: weight of the class (`denoiser.guided`); 1: not guided.
-      grid: edm (`schedules.time_grid`, from noise) or spectral (`schedules.spectral_grid`, from
-        Gaussian data with the mean and spectrum of the training data).
+    The grid is edm (`schedules.time_grid`, from noise) or spectral (`schedules.spectral_grid`, from
+    Gaussian data with the mean and spectrum of the training data).
     """
 
-    solver: str = "heun"
+    solver: str = "heun"  # or euler, multistep
     num_steps: int = 18
-    rho: float = 7.0
-    churn: samplers.Churn | float | None = None
-    label: int = -1
-    guidance: float = 1.0
+    rho: float = 7.0  # spacing of the grid `edm`
+    churn: samplers.Churn | float | None = None  # EDM's stochasticity, or S_churn alone
+    label: int = -1  # class to draw; negative: the seed modulo the number of classes
+    guidance: float = 1.0  # weight of the class (`denoiser.guided`); 1: not guided
     grid: str = "edm"
 
     def __post_init__(self) -> None:
@@ -93,19 +86,12 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Architecture:
-    """All of a trained network but its weights, which its methods take; see `build`.
+    """All of a trained network but its weights, which its methods take; see `build`."""
 
-    Attributes:
-      description: the plain values that it was made from.
-      network: the flax module.
-      schedule: the path trained on.
-      statistics: mean image and spectrum of the training data; None: not known.
-    """
-
-    description: dict
+    description: dict  # the plain values that it was made from
     network: models.UNet
-    schedule: schedules.Schedule
-    statistics: Statistics | None
+    schedule: schedules.Schedule  # the path trained on
+    statistics: Statistics | None  # mean image and spectrum of the training data, where known
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -268,6 +254,13 @@ def schedule_of(section: Mapping, statistics: Statistics | None = None) -> sched
         raise ValueError(f"schedule.{name}: {error}") from error
 
 
+def at_ratio(section: Mapping, bnr: ArrayLike) -> schedules.Schedule:
+    """The path of a constant ratio, between a path's levels of noise if they are its arguments."""
+    numbers = section.get(section["name"], {})
+    levels = {key: numbers[key] for key in ("beta_min", "beta_max") if key in numbers}
+    return schedules.constant_bnr(bnr, **levels)
+
+
 def takes_spectrum(name: str) -> bool:
     """Whether the path of a name is made from the spectrum of the data."""
     return "spectrum" in inspect.signature(schedules.PATHS[name]).parameters
@@ -280,10 +273,8 @@ def takes_spectrum(name: str) -> bool:
 class Model(Architecture):
     """A trained network: see `load`.
 
-    Attributes:
-      params: the network's weights.
-      info: where it comes from: step, images_seen, weights (which average), weights_sha256,
-        data_sha256, versions, configuration, evaluation; what is not known is left out.
+    `info` says where it comes from: step, images_seen, weights (which average), weights_sha256,
+    data_sha256, versions, configuration, evaluation; what is not known is left out.
     """
 
     params: dict
@@ -314,9 +305,6 @@ class Model(Architecture):
           alpha: blur in pixels, scalar or [B].
           beta: noise standard deviation > 0, scalar or [B].
           labels: classes [B], for a network with classes; None or -1: no class.
-
-        Raises:
-          ValueError: shapes that do not fit, labels for a network without classes.
         """
         x = jnp.asarray(x)
         if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -363,12 +351,7 @@ class Model(Architecture):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         sampling = Sampling(solver, num_steps, **options)
-        path = self.schedule
-        if bnr is not None:  # between the same levels of noise, where they are the path's numbers
-            trained = self.description["schedule"]
-            numbers = trained.get(trained["name"], {}).items()
-            levels = {key: number for key, number in numbers if key in ("beta_min", "beta_max")}
-            path = schedules.constant_bnr(bnr, **levels)
+        path = self.schedule if bnr is None else at_ratio(self.description["schedule"], bnr)
         if path.needs_start:
             raise ValueError(
                 "this network's path ends in blurred images, not in noise: give bnr=, or start "

@@ -295,17 +295,9 @@ def any_bnr(
 
 @_value
 class _Cold(Schedule):
-    alpha_min: ArrayLike
-    alpha_max: ArrayLike
+    t_min: ArrayLike
+    t_max: ArrayLike
     noise: ArrayLike
-
-    @property
-    def t_min(self) -> ArrayLike:
-        return self.alpha_min
-
-    @property
-    def t_max(self) -> ArrayLike:
-        return self.alpha_max
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         return _dct._floating(t)
@@ -319,7 +311,7 @@ class _Cold(Schedule):
         return _known(self.beta, self.t_max) is None or super().needs_start
 
     def sample_levels(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        t = _log_uniform(key, shape, self.alpha_min, self.alpha_max)
+        t = _log_uniform(key, shape, self.t_min, self.t_max)
         return self.alpha(t), self.beta(t)
 
 

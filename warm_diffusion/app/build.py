@@ -122,12 +122,6 @@ def chosen_path(config: ConfigDict) -> dict:
     return {"name": name, name: config.schedule[name].to_dict()}
 
 
-def noise_range(config: ConfigDict) -> dict:
-    """beta_min and beta_max of the chosen path, for one of another ratio; none if it has none."""
-    levels = config.schedule[config.schedule.name]
-    return {key: levels[key] for key in ("beta_min", "beta_max") if key in levels}
-
-
 def _path_statistics(config: ConfigDict, known: Statistics | None) -> Statistics | None:
     """Statistics for `config.schedule`: those known, or computed where the path is made of them."""
     if known is None and pretrained.takes_spectrum(config.schedule.name):
@@ -159,7 +153,7 @@ def sampling_schedule(
     """The path to sample along: that of `config.schedule`, or the ratio `config.sampling.bnr`."""
     if config.sampling.bnr < 0:
         return schedule(config, statistics)
-    return schedules.constant_bnr(config.sampling.bnr, **noise_range(config))
+    return pretrained.at_ratio(chosen_path(config), config.sampling.bnr)
 
 
 def trained(config: ConfigDict, checkpoint: str | os.PathLike) -> Model:
