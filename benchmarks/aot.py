@@ -34,7 +34,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from benchmarks.train_step import run, words, write_json
-from warm_diffusion.app import build, drawing
+from warm_diffusion.app import build
 from warm_diffusion.data import Statistics
 from warm_diffusion.pretrained import Architecture
 from warm_diffusion.runtime import devices
@@ -127,10 +127,8 @@ def lower_train(config: ConfigDict, built: Architecture, mesh: Mesh, images: int
 def lower_sample(config: ConfigDict, built: Architecture, mesh: Mesh):
     """The sampler of `config.sampling`."""
     size = devices.global_batch(config.sampling.batch_size, mesh)
-    path = build.sampling_schedule(config, built.statistics)
-    settings = build.sampling_settings(config)
-    program, arguments = drawing.program(built, path, settings, batch_size=size, mesh=mesh)
-    return program.lower(*arguments), size
+    sampler = build.sampler(config, built, mesh, batch_size=size)
+    return sampler.program.lower(*sampler.arguments), size
 
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][a-z\d-]*)\((.*)$")

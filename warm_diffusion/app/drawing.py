@@ -21,15 +21,18 @@ from warm_diffusion.schedules import Schedule
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Draws images by seed in batches of one size, each from the same compiled program.
+    """Draws images by seed in batches of one size, each from the same compiled program."""
 
-    `draw` is (params, seeds [B], start [B, H, W, C] or None) -> float images [B, H, W, C], jitted.
-    """
-
-    draw: Callable[[dict, np.ndarray, jax.Array | None], jax.Array]
+    program: Callable  # (params, seeds [B], start [B, H, W, C] or None) -> images, jitted
+    arguments: tuple  # their shapes
     batch_size: int  # the B that it is compiled for, over all devices
     num_calls: int  # of the network per image
     schedule: Schedule  # the path followed
+    mesh: Mesh
+
+    def draw(self, params: dict, seeds: np.ndarray, start: jax.Array | None) -> jax.Array:
+        """Float images of a batch, of which every process passes the whole and gets all images."""
+        return self.program(params, *devices.put_split((seeds, start), self.mesh))
 
     def generate(
         self, params: dict, seeds: Iterable[int], images: np.ndarray | None = None
@@ -65,41 +68,6 @@ class Sampler:
         return process.perturb(clean, noise, self.schedule.alpha(t), self.schedule.beta(t))
 
 
-def program(
-    architecture: Architecture,
-    schedule: Schedule,
-    sampling: Sampling,
-    *,
-    batch_size: int,
-    mesh: Mesh,
-    return_trajectory: bool = False,
-) -> tuple[Callable, tuple]:
-    """The jitted sampler and its abstract arguments (params, seeds [B], start); see `sampler`."""
-    devices.check_batch_size("sampling.batch_size", batch_size, mesh)
-
-    def function(params, seeds, start):
-        params = jax.lax.with_sharding_constraint(params, everywhere)  # in training it may be split
-        return architecture.draw(
-            params, seeds, schedule, sampling, start, return_trajectory=return_trajectory
-        )
-
-    everywhere, split = devices.replicated(mesh), devices.split(mesh)
-    # With the shardings that a call has, so that it need not be traced again.
-    params = jax.tree.map(
-        lambda leaf: leaf.update(sharding=everywhere), architecture.abstract_params
-    )
-    seeds = jax.ShapeDtypeStruct((batch_size,), np.uint32, sharding=split)
-    image = jax.ShapeDtypeStruct(
-        (batch_size, *architecture.image_shape), np.float32, sharding=split
-    )
-    arguments = params, seeds, image if schedule.needs_start else None
-    jitted = devices.jit(
-        function, mesh, in_shardings=(None, split, split), out_shardings=everywhere
-    )
-    jitted.eval_shape(*arguments)  # what does not fit shows here, before any training
-    return jitted, arguments
-
-
 def sampler(
     architecture: Architecture,
     schedule: Schedule,
@@ -117,13 +85,24 @@ def sampler(
       ValueError: a solver that is not known or does not fit the path; a batch that the devices
         cannot share.
     """
-    jitted, _ = program(
-        architecture, schedule, sampling,
-        batch_size=batch_size, mesh=mesh, return_trajectory=return_trajectory,
-    )  # fmt: skip
+    devices.check_batch_size("sampling.batch_size", batch_size, mesh)
 
-    def draw_split(params, seeds, start):
-        """Every process passes the whole batch, computes its part and gets all images."""
-        return jitted(params, *devices.put_split((seeds, start), mesh))
+    def function(params, seeds, start):
+        params = jax.lax.with_sharding_constraint(params, everywhere)  # in training it may be split
+        return architecture.draw(
+            params, seeds, schedule, sampling, start, return_trajectory=return_trajectory
+        )
 
-    return Sampler(draw_split, batch_size, sampling.num_calls, schedule)
+    everywhere, split = devices.replicated(mesh), devices.split(mesh)
+    # With the shardings that a call has, so that it need not be traced again.
+    params = jax.tree.map(
+        lambda leaf: leaf.update(sharding=everywhere), architecture.abstract_params
+    )
+    seeds = jax.ShapeDtypeStruct((batch_size,), np.uint32, sharding=split)
+    shape = (batch_size, *architecture.image_shape)
+    image = jax.ShapeDtypeStruct(shape, np.float32, sharding=split)
+    arguments = params, seeds, image if schedule.needs_start else None
+    shardings = {"in_shardings": (None, split, split), "out_shardings": everywhere}
+    program = devices.jit(function, mesh, **shardings)
+    program.eval_shape(*arguments)  # what does not fit shows here, before any training
+    return Sampler(program, arguments, batch_size, sampling.num_calls, schedule, mesh)
