@@ -94,7 +94,7 @@ def precondition(
       network: (x [B, *spatial, C], c_noise [B], c_blur [B]) -> [B, *spatial, 2C]; `clean` and
         `score`: C.
       sigma_data: standard deviation of the data, in units of the data. The denoiser carries it as
-        an attribute, so that the loss need not be told again.
+        an attribute, so that the loss finds it there.
       parameterization: what the network's output means: divide, clean or score.
 
     Returns:

@@ -10,7 +10,7 @@ those of a configuration (`configs/default.py`), the arguments of what they are 
     image_shape   [H, W, C]
     model         name (ddpmpp, ncsnpp), and arguments of that function in `models`
     denoiser      arguments of `denoiser.precondition`
-    augment       transforms: whether the network is told how an image was augmented
+    augment       transforms: whether the network sees how an image was augmented
     schedule      name, and a section of that name: arguments of that function in `schedules`
 
 A model folder has config.json (format, version, description, info), model.safetensors (weights by
@@ -401,8 +401,8 @@ def load(path: str | os.PathLike, ema: int = 0) -> Model:
     try:
         return _load_folder(path) if path.is_dir() else _load_edm(path)
     except Exception as error:  # a crafted file may hold any type anywhere
-        told = str(error) if isinstance(error, ValueError | OSError) else repr(error)
-        raise ValueError(told if str(path) in told else f"{path}: {told}") from error
+        message = str(error) if isinstance(error, ValueError | OSError) else repr(error)
+        raise ValueError(message if str(path) in message else f"{path}: {message}") from error
 
 
 def is_model(path: str | os.PathLike) -> bool:
@@ -433,8 +433,8 @@ def _load_folder(folder: pathlib.Path) -> Model:
         if shapes != (built.image_shape, built.image_shape[:2]) or np.any(statistics[1] < 0):
             raise ValueError(f"{_MEAN} or {_SPECTRUM} do not fit, they have shapes {shapes}")
     params = weights.unflatten(arrays, built.abstract_params)
-    told = {key: sha for key, sha in config["info"].items() if key in _CHECKSUMS}
-    if _checksums(params, statistics) != told:
+    recorded = {key: sha for key, sha in config["info"].items() if key in _CHECKSUMS}
+    if _checksums(params, statistics) != recorded:
         raise ValueError("model.safetensors is damaged: its checksum does not fit")
     return _model(built, params, config["info"])
 
@@ -457,7 +457,7 @@ def _load_edm(path: pathlib.Path) -> Model:
     size, channels = network.pop("resolution"), network.pop("channels")
     augmented = network.pop("augment_dim")
     if augmented not in (0, augmentation.NUM_LABELS):
-        raise ValueError(f"it is told {augmented} numbers of how images are augmented, not 0 or 9")
+        raise ValueError(f"it takes {augmented} numbers of how images are augmented, not 0 or 9")
     built = build({
         "image_shape": [size, size, channels],
         "model": {**network, "dropout": 0.0},

@@ -131,13 +131,11 @@ def restore(
     alpha, beta = (_dct._per_image(level, _dct._wide(x)) for level in (alpha, beta))
     _check_levels(alpha, beta)
     tau, down = _path(num_steps, stochastic)
+    noise = raised = None
     if stochastic > 0:
         if key is None:
             raise ValueError("stochastic draws noise at each step: pass key=, one or one per image")
-        noise = _image_keys(key, x.shape[0]), 1.0
-        raised = _times_tau(tau[:-1], alpha, beta)
-    else:
-        noise = raised = None
+        noise, raised = (_image_keys(key, x.shape[0]), 1.0), _times_tau(tau[:-1], alpha, beta)
     levels = _times_tau(np.append(1.0, down), alpha, beta)
     return _samplers._integrate(denoise, x, levels, raised, solver, noise)
 
@@ -252,11 +250,11 @@ def _minimise(of: _Statistics, starts: jax.Array, low: jax.Array, high: jax.Arra
         scaled = _on_free(damped * unit[:, None] * unit[None, :], free)
         change = unit * jnp.linalg.solve(scaled, jnp.where(free, unit * gradient, 0.0))
         trial = jnp.clip(theta - change, low, high)
-        told = _target(trial, of)
-        better = told[0] < value
+        at_trial = _target(trial, of)
+        better = at_trial[0] < value
         kept = jax.tree.map(
             lambda new, old: jnp.where(better, new, old),
-            (trial, *told),
+            (trial, *at_trial),
             (theta, value, gradient, fisher),
         )
         return *kept, jnp.where(better, damping / 4, jnp.maximum(8 * damping, 1e-3))

@@ -123,8 +123,6 @@ class Schedule:
 
     Example:
       >>> path = schedules.constant_bnr(0.5)
-      >>> float(path.alpha(4.0)), float(path.beta(4.0)), float(path.bnr(4.0)), path.needs_start
-      (2.0, 4.0, 0.5, False)
       >>> path == schedules.constant_bnr(0.5), path == schedules.constant_bnr(0.6)
       (True, False)
     """

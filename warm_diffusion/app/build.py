@@ -110,9 +110,9 @@ def realised(config: ConfigDict) -> ConfigDict:
 def describe(config: ConfigDict, image_shape: tuple[int, int, int]) -> dict:
     """The description (`pretrained.py`) of the network that a configuration trains."""
     config = realised(config)
-    told = config.to_dict() | {"image_shape": image_shape, "schedule": chosen_path(config)}
-    del told["model"]["remat"]  # how it is computed, not what it is
-    sections = {key: told[key] for key in ("image_shape", *pretrained.SECTIONS)}
+    everything = config.to_dict() | {"image_shape": image_shape, "schedule": chosen_path(config)}
+    del everything["model"]["remat"]  # how it is computed, not what it is
+    sections = {key: everything[key] for key in ("image_shape", *pretrained.SECTIONS)}
     return json.loads(json.dumps(sections))  # as it is read again, with lists for tuples
 
 

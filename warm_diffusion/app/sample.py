@@ -101,9 +101,9 @@ def _refuse_a_mixture(path: pathlib.Path, about: dict) -> None:
         sampling = {**about["sampling"], "batch_size": None}
         return {**about, "sampling": sampling, "seeds": None}
 
-    told = json.loads(json.dumps(about))
-    if path.exists() and settings(storage.read_json(path)) != settings(told):
+    written = json.loads(json.dumps(about))
+    if path.exists() and settings(storage.read_json(path)) != settings(written):
         raise ValueError(
             f"{path.parent} holds images drawn with other settings (see sampling.json there): "
-            f"move it away, or give another --workdir and --checkpoint={told['checkpoint']}"
+            f"move it away, or give another --workdir and --checkpoint={written['checkpoint']}"
         )

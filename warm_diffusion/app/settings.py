@@ -423,10 +423,10 @@ def start(given: flags.FlagValues, argv: Sequence[str]) -> ml_collections.Config
 def _agree(given: flags.FlagValues) -> None:
     """All processes must do the same with the same; where things lie may differ by machine."""
     keys = _flat(plain(given.config))
-    told = {f"--{name}": given[name].value for name in ("mode", "seeds", "wait")}
-    told |= {f"the version of {name}": version for name, version in versions().items()}
-    told |= {f"config.{key}": keys[key] for key in keys if not key.startswith(_BY_MACHINE)}
-    processes.agree(**told, **{"the number of devices": jax.local_device_count()})
+    facts = {f"--{name}": given[name].value for name in ("mode", "seeds", "wait")}
+    facts |= {f"the version of {name}": version for name, version in versions().items()}
+    facts |= {f"config.{key}": keys[key] for key in keys if not key.startswith(_BY_MACHINE)}
+    processes.agree(**facts, **{"the number of devices": jax.local_device_count()})
     say(f"joined   {jax.process_count()} processes, {jax.device_count()} devices")
     if note := processes.unused_devices():
         say(f"note     {note}")

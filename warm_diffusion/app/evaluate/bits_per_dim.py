@@ -63,8 +63,8 @@ def measure(
         for first in range(0, count, batch):
             numbers = rows[first : first + batch]
             filled = np.resize(numbers, batch)
-            told = None if labels is None else labels[filled]
-            inputs = np.asarray(data.images[filled]), told, filled.astype(np.uint32)
+            classes = None if labels is None else labels[filled]
+            inputs = np.asarray(data.images[filled]), classes, filled.astype(np.uint32)
             found = run(weights, *devices.put_split(inputs, mesh))
             if not bool(found.converged) or not np.all(np.isfinite(found.values)):
                 raise ValueError(

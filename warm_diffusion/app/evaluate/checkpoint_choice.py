@@ -52,13 +52,13 @@ def chosen_steps(
 
 def _wait_for(training: pathlib.Path, wait: float, is_enough) -> list[int]:
     """Polls until the saved steps are enough; then returns them, or [] when the time is up."""
-    limit, told = time.monotonic() + wait, False
+    limit, announced = time.monotonic() + wait, False
     while not is_enough(steps := finished_steps(training)):
         if time.monotonic() >= limit:
             return []
-        if not told:
+        if not announced:
             say(f"wait     for a checkpoint in {training}, up to {wait:g} s")
-            told = True
+            announced = True
         time.sleep(min(_POLL_SECONDS, wait))
     return steps
 
