@@ -114,7 +114,9 @@ class _Evaluator:
         protocol = self._protocol(model)
         identity = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
         name = f"step_{model.info['step']:08d}" if "step" in model.info else "model"
-        path, wanted = self.folder / f"{name}.json", bits_per_dim.protocol(self._config)
+        path, wanted = self.folder / f"{name}.json", {}
+        if options.likelihood:
+            wanted = {"images": options.likelihood_images, "trace": options.likelihood_trace}
         earlier = processes.first_says(_read(path))
         if (
             earlier.get("identity") == identity

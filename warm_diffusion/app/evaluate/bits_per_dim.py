@@ -13,14 +13,6 @@ from warm_diffusion.runtime import devices
 from warm_diffusion.runtime.console import progress
 
 
-def protocol(config: ConfigDict) -> dict:
-    """What decides the numbers besides network, path and data; {} if they are not asked for."""
-    options = config.eval
-    if not options.likelihood:
-        return {}
-    return {"images": options.likelihood_images, "trace": options.likelihood_trace}
-
-
 def measure(
     config: ConfigDict, model: Model, data: Dataset, split: str, mesh: Mesh
 ) -> dict[str, float]:
