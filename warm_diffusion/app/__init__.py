@@ -23,7 +23,7 @@ class Interrupted(Stopped):
 
 
 class Diverged(Stopped):
-    """Gradients or state were not finite: going on is of no use."""
+    """Gradients or state were not finite: going on would not help."""
 
     status = 3
 

@@ -81,7 +81,7 @@ def data_statistics(config: ConfigDict) -> Statistics:
 
 
 def labels(config: ConfigDict, data: Dataset) -> np.ndarray | None:
-    """The classes of a data set's images, int32 [N], if the network is told them."""
+    """The classes of a data set's images, int32 [N], if the network sees them."""
     expected, names = config.model.num_classes, data.info["class_names"]
     if expected == 0:
         return None
