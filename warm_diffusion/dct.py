@@ -214,3 +214,37 @@ def blur(x: ArrayLike, alpha: ArrayLike) -> jax.Array:
 def _blur(x: jax.Array, alpha: ArrayLike) -> jax.Array:
     """Eq. (4) for wide data."""
     return _idct(_transfer_like(alpha, x) * _dct(x))
+
+
+def check_images(images: ArrayLike, name: str = "images") -> jax.Array:
+    """Images [B, H, W, C] in about [-1, 1], or a ValueError that says how they become that.
+
+    The core takes any [B, *spatial, C] as it is: this check is for those who have images. It asks
+    for four axes, channels last, floats, and no value beyond 10 (values that are traced cannot be
+    looked at).
+
+    Example:
+      >>> dct.check_images(np.zeros((2, 3, 8, 8)))  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      ValueError: images (2, 3, 8, 8) look like channels first: x.transpose(0, 2, 3, 1) ...
+    """
+    images = jnp.asarray(images) if isinstance(images, list | tuple) else _array(images, name)
+    if images.ndim != 4:
+        raise ValueError(
+            f"{name} must be [B, H, W, C], got {images.shape}: grey images [B, H, W] are "
+            "x[..., None], one image [H, W, C] is x[None], signals [B, L, C] need no such check"
+        )
+    _, rows, columns, channels = images.shape
+    if rows <= 4 < min(columns, channels):
+        raise ValueError(
+            f"{name} {images.shape} look like channels first: x.transpose(0, 2, 3, 1) makes "
+            "[B, H, W, C] of [B, C, H, W]"
+        )
+    if not isinstance(images, jax.core.Tracer) and images.size:
+        # Both ends instead of |x|: no copy of a large data set.
+        largest = float(max(images.max(), -images.min()))
+        if largest > 10:
+            raise ValueError(
+                f"{name} must be scaled to [-1, 1], got values up to {largest:g}: x / 127.5 - 1"
+            )
+    return images
