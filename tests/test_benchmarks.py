@@ -10,13 +10,12 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import bnr_sweep, comparison
+from benchmarks import comparison
 from configs import digits
 from warm_diffusion.app import build
 from warm_diffusion.app.train import train
@@ -194,16 +193,6 @@ def test_all_parts_run_on_a_cpu_with_tiny_networks(tmp_path):
 # --- comparisons ---------------------------------------------------------------------------------
 
 
-def options(out, **changes):
-    """The flags of a comparison of two trainings."""
-    values = {
-        "config": tiny_config(), "out": str(out), "seeds": ["0"], "solvers": ["euler:2"],
-        "samples": 16, "features": "pixels", "classifier_steps": 2, "minutes": 0.0,
-        "ratios": ["0", "2"], "any_ratios": ["1"],
-    }  # fmt: skip
-    return types.SimpleNamespace(**(values | changes))
-
-
 @pytest.mark.long
 def test_a_training_has_the_weights_of_the_apps_own_run(tmp_path):
     config = tiny_config()
@@ -215,30 +204,3 @@ def test_a_training_has_the_weights_of_the_apps_own_run(tmp_path):
     for got, leaf in zip(jax.tree.leaves(params), jax.tree.leaves(state.ema[0]), strict=True):
         np.testing.assert_allclose(got, leaf, atol=2e-5)
     assert facts["images_seen"] == 48
-
-
-def rows(out):
-    """By cell, without the seconds."""
-    lines = (out / "results.jsonl").read_text().splitlines()
-    found = {}
-    for row in (row for line in lines for row in json.loads(line)):
-        key = (row["bnr"], row["seed"], row["solver"])
-        assert key not in found
-        found[key] = {name: x for name, x in row.items() if not name.endswith("seconds")}
-    return found
-
-
-@pytest.mark.long
-def test_a_sweep_in_two_sittings_has_the_rows_of_one(tmp_path):
-    bnr_sweep.sweep(options(tmp_path / "one"))
-    bnr_sweep.sweep(options(tmp_path / "two", ratios=["2"]))
-    bnr_sweep.sweep(options(tmp_path / "two"))
-    assert rows(tmp_path / "one") == rows(tmp_path / "two")
-    assert sorted(rows(tmp_path / "two")) == [
-        (0.0, 0, "euler"),
-        (1.0, 0, "euler"),
-        (2.0, 0, "euler"),
-    ]
-    assert "any" in (tmp_path / "two" / "table.md").read_text()
-    with pytest.raises(ValueError, match="results of other settings"):
-        bnr_sweep.sweep(options(tmp_path / "two", samples=24))

@@ -304,19 +304,6 @@ def test_an_image_depends_on_its_seed_alone(model):
     assert np.abs(alone[0] - together[3]).max() <= 1
 
 
-def test_churn_changes_images_and_repeats_by_seed(model):
-    churns = [None, *[samplers.Churn(3.0)] * 2]
-    drawn = [model.sample([1], "euler", 4, churn=churn) for churn in churns]
-    np.testing.assert_array_equal(drawn[1], drawn[2])
-    assert np.any(drawn[0] != drawn[1])
-
-
-@pytest.mark.parametrize("seeds", [[], [-1], [2**32], [0.5], [[1, 2]], "01"])
-def test_seeds_that_are_none_are_refused(model, seeds):
-    with pytest.raises(ValueError, match="seeds must"):
-        model.sample(seeds)
-
-
 def test_what_cannot_be_drawn_is_refused(model):
     with pytest.raises(ValueError, match="grid must be one of edm, spectral, got 'cosine'"):
         model.sample([0], grid="cosine")

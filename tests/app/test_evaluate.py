@@ -8,10 +8,9 @@ import signal
 import numpy as np
 import pytest
 
-from warm_diffusion import schedules
 from warm_diffusion.app import fid
 from warm_diffusion.app.drawing import Sampler
-from warm_diffusion.app.evaluate import checkpoint_choice, path_bnr
+from warm_diffusion.app.evaluate import checkpoint_choice
 
 
 def report_of(workdir, step=6):
@@ -47,16 +46,6 @@ def test_a_report_states_its_protocol(app, trained, evaluated):
     assert len(report["reference"]["sha256"]) == len(report["weights_sha256"]) == 64
     assert "24 samples are few" in report["warning"]
     assert "warning  24 samples are few" in evaluated[1]
-
-
-def test_mean_deviation_and_minimum_are_those_of_the_ranges(evaluated):
-    report = report_of(evaluated[0])
-    for name in ("fd_pixels_24", "kd_pixels_24", "precision_pixels_24", "recall_pixels_24"):
-        values = [r[name] for r in report["ranges"]]
-        assert report[name] == pytest.approx(np.mean(values))
-        assert report[f"{name}_std"] == pytest.approx(np.std(values, ddof=1))
-    assert report["fd_pixels_24_min"] == min(r["fd_pixels_24"] for r in report["ranges"])
-    assert len({r["fd_pixels_24"] for r in report["ranges"]}) == 3
 
 
 def test_a_range_is_the_png_files_of_its_seeds(app, trained, evaluated, tmp_path, capsys):
@@ -293,10 +282,3 @@ def test_a_run_of_another_configuration_is_not_evaluated_by_mistake(
     )  # fmt: skip
     assert out.startswith("wait     for a checkpoint")
     assert "bnr: 0.5 -> 0.3" in err
-
-
-def test_the_ratio_of_a_path_is_one_number_or_both_ends():
-    assert path_bnr(schedules.constant_bnr(0.5)) == 0.5
-    assert path_bnr(schedules.hot()) == 0.0
-    # alpha 0.5 to 24 pixels at noise 0.01
-    assert path_bnr(schedules.cold()) == [50.0, 2400.0]

@@ -86,6 +86,7 @@ def test_a_folder_and_its_statistics_are_the_same_side(capsys, sides, tmp_path):
     assert (mixed["fd_pixels_30_test"], stored["fd_pixels_30_test"]) == (expected, expected)
 
 
+@pytest.mark.long
 def test_inceptions_distance_to_mu_and_sigma_of_another_project(
     capsys, tmp_path, inception_weights, monkeypatch
 ):

@@ -1,7 +1,5 @@
 """The other modes of main.py, from a trained workdir."""
 
-import contextlib
-import io
 import json
 import shutil
 
@@ -10,9 +8,7 @@ import pytest
 from PIL import Image
 
 import warm_diffusion
-from configs import cifar10
 from warm_diffusion import pretrained
-from warm_diffusion.app.info import print_info
 from warm_diffusion.app.sample import parse_seeds
 from warm_diffusion.data import statistics
 
@@ -127,23 +123,6 @@ def test_info_prints_config_parameters_and_shapes(app):
     assert "dec_8x8_aux_conv/kernel" in out
     assert "dec_8x8" not in short
     assert "x (16, 8, 8, 1), c_noise and c_blur (16,) -> (16, 8, 8, 2): 2 head(s)" in out
-
-
-@pytest.mark.long
-def test_info_says_what_is_added_to_edms_network(tmp_path):
-    images = np.zeros((2, 32, 32, 3), np.uint8)
-    config = cifar10.get_config()
-    config.data.source, config.training.batch_size = f"npy:{tmp_path / 'x.npy'}", 8
-    np.save(tmp_path / "x.npy", images)
-    config.data.cache_dir, config.sampling.batch_size = str(tmp_path), 8
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        print_info(config)
-    # EDM's CIFAR-10 network has 55,732,739 parameters. Added: two layers of 128^2 + 128 for the
-    # blur level, a head of 3 * (9 * 256 + 1), and 9 * 128 for the augmentation labels.
-    assert (
-        "55,732,739 EDM's network, 33,024 blur embedding, 6,915 second head, "
-        "1,152 augmentation input\n"
-    ) in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -136,20 +136,6 @@ def test_tiles_are_the_whole_squares_around_the_centre_row_by_row(load, two_size
 # --- options and bad images ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"resize": "cubic"}, "data.resize must be one of lanczos, box"),
-        ({"channels": 2}, "data.channels must be"),
-        ({"tiles": True}, "data.tiles needs the size of a tile"),
-        ({"tiles": True, "resolution": 3, "too_small": "enlarge"}, "refuse or skip"),
-    ],
-)
-def test_bad_options_are_refused(load, options, message):
-    with pytest.raises(ValueError, match=message):
-        load("digits", **options)
-
-
 def truncated(images):
     return images[0], slice(None, -60), "x.png: not a readable image"
 

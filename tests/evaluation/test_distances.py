@@ -149,18 +149,6 @@ def test_kernel_distance_is_the_mean_over_blocks_of_the_brute_force_one():
     assert error == pytest.approx(np.std(expected, ddof=1) * np.sqrt(5 / 2 + 1 / 4), rel=1e-12)
 
 
-def test_kernel_distance_of_equal_distributions_is_zero_on_average():
-    values, errors = [], []
-    for seed in range(20):
-        a, b = _features(400, seed=2 * seed), _features(300, seed=2 * seed + 1)
-        value, error = distances.kernel_distance(a, b, block_size=50, num_blocks=20, seed=seed)
-        values.append(value)
-        errors.append(error)
-    assert abs(np.mean(values)) < 3 * np.std(values, ddof=1) / np.sqrt(20)
-    assert min(values) < 0 < max(values)  # unbiased, unlike the square of a distance
-    assert np.all(np.abs(values) < 3 * np.array(errors))
-
-
 def test_standard_error_of_the_kernel_distance_is_its_scatter_over_data_sets():
     # Distributions that differ, blocks that overlap (8 of 50 from 100): the scatter between blocks
     # over sqrt(8) alone would be too small by a factor of about 3.

@@ -104,18 +104,6 @@ def test_arrays_that_do_not_fit_are_named_together(golden_arrays):
     assert "AuxLogits" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (np.zeros((2, 8, 8, 1), np.uint8), "three times"),
-        (np.zeros((2, 8, 8, 3), np.float32), "expected uint8 images in 0..255, got float32"),
-    ],
-)
-def test_images_of_another_shape_or_type_are_refused(images, message):
-    with pytest.raises(ValueError, match=message):
-        inception.features({}, images)
-
-
 def test_torchs_file_and_a_safetensors_one_hold_the_same_weights(golden_arrays, tmp_path, capsys):
     items, storages = {}, {}
     for name, array in golden_arrays.items():

@@ -51,12 +51,6 @@ def test_a_shift_costs_its_square_and_precision():
     assert found["kd_m.f_30_test_standard_error"] >= 0
 
 
-def test_two_examples_have_a_frechet_distance_and_no_more():
-    values = np.random.default_rng(0).standard_normal((2, 3))
-    found = metrics.compare(statistics(values), statistics(values))
-    assert list(found) == ["fd_pixels_2"]
-
-
 def test_a_reference_without_examples_has_no_metric_that_needs_them():
     """Of equal covariances: |m1 - m2|^2 = 9 + 16."""
     values = np.random.default_rng(0).standard_normal((200, 3))
@@ -99,8 +93,3 @@ def test_rounds_are_summarised_by_mean_deviation_and_minimum():
         "precision50k_train": pytest.approx(0.3),
         "precision50k_train_std": pytest.approx(7**0.5 / 10),
     }
-
-
-def test_one_round_has_no_deviation():
-    found = metrics.summarise([{"fd_pixels_8": 0.5}])
-    assert found == {"fd_pixels_8": 0.5, "fd_pixels_8_std": None, "fd_pixels_8_min": 0.5}
