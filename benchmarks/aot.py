@@ -115,7 +115,7 @@ def lower_train(config: ConfigDict, built: Architecture, mesh: Mesh, images: int
     devices.check_batch_size("training.batch_size", config.training.batch_size, mesh)
     _, state = build.initial_state(config, built, mesh)
     size = config.training.batch_size
-    classes = jax.ShapeDtypeStruct((images,), np.int32) if built.num_classes else None
+    classes = jax.ShapeDtypeStruct((images,), np.int32) if built.network.num_classes else None
     data = Batch(jax.ShapeDtypeStruct((images, *built.image_shape), np.uint8), classes)
     resident = images * np.prod(built.image_shape) <= config.training.device_megabytes * 2**20
     step = build.train_step(config, built, mesh, resident=resident)
