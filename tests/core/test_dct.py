@@ -10,7 +10,7 @@ from warm_diffusion import dct
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-SHAPES = [(2, 7, 3), (2, 1, 1), (1, 7, 5, 3), (2, 1, 4, 4), (2, 3, 4, 5, 2)]
+SHAPES = [(2, 7, 3), (2, 1, 4, 4), (1, 7, 5, 3), (2, 3, 4, 5, 2)]
 forward, inverse, blur = jax.jit(dct.dct), jax.jit(dct.idct), jax.jit(dct.blur)
 each_shape = pytest.mark.parametrize("shape", SHAPES)
 
@@ -72,17 +72,3 @@ def test_float32_is_accurate_to_float32():
     small = np.asarray(x, np.float32)
     np.testing.assert_allclose(dct.idct(dct.dct(small)), small, atol=2e-6)
     np.testing.assert_allclose(dct.blur(small, 0.7), closed_forms.blur(x, 0.7), atol=2e-6)
-
-
-@pytest.mark.parametrize(
-    ("x", "message"),
-    [
-        (np.zeros((4, 4)), r"\[B, \*spatial, C\], got \(4, 4\)"),
-        (np.zeros((2, 4, 4, 1), np.uint8), r"floats, got uint8: .* x / 127.5 - 1"),
-        ([np.zeros((4, 4, 1))], "one array .* a list: numpy.stack joins"),
-    ],
-)
-def test_what_is_no_array_of_data_is_refused(x, message):
-    for function in (dct.dct, dct.idct, lambda x: dct.blur(x, 1.0)):
-        with pytest.raises(ValueError, match=message):
-            function(x)

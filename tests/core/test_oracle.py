@@ -49,20 +49,3 @@ def test_the_mixture_denoiser_is_stable_where_weights_vanish():
     images = np.stack([np.full((8, 8, 1), -1.0), np.full((8, 8, 1), 1.0)])
     found = oracle.mixture(images)(images + 0.01, 0.0, 1e-4)
     np.testing.assert_allclose(found.clean, images, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("mean", "spectrum", "message"),
-    [
-        (np.zeros(3), np.zeros(3), r"mean \[\*spatial, C\]"),
-        (np.zeros((4, 4, 1)), np.zeros((4, 5)), r"got \(4, 4, 1\) and \(4, 5\)"),
-    ],
-)
-def test_shapes_that_do_not_fit_are_refused(mean, spectrum, message):
-    with pytest.raises(ValueError, match=message):
-        oracle.gaussian(mean, spectrum)
-
-
-def test_data_unlike_the_mean_are_refused():
-    with pytest.raises(ValueError, match=r"like the mean \(4, 4, 1\), got \(2, 5, 4, 1\)"):
-        oracle.gaussian(np.zeros((4, 4, 1)), np.ones((4, 4)))(np.zeros((2, 5, 4, 1)), 0.1, 0.1)
