@@ -201,9 +201,10 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_space_is_back(
         assert "File too large. What was written before is sound" in one_line(err)
         assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == before
         assert not list(tmp_path.rglob("*partial*"))
-        assert not list(tmp_path.rglob("*tmp*"))
     out, _ = app.run(f"--workdir={tmp_path}", *STEPS)
     assert "continues at step 4" in out
+    # Only now: orbax's threads may still have written after the save that failed.
+    assert not list(tmp_path.rglob("*tmp*"))
     assert_same_run(tmp_path, uninterrupted)
 
 
