@@ -371,9 +371,17 @@ def test_levels_that_rise_by_less_than_rounding_are_not_raised():
     assert np.all(np.isfinite(run(Churn(40.0, 0.2, 4.0))))
 
 
-@pytest.mark.parametrize("path", [schedules.cold, schedules.blurring_diffusion])
+def turning():
+    """Blurring diffusion's path as a user writes it: past its end, sine and tangent turn back."""
+    return schedules.from_functions(
+        lambda t: 10 * jnp.sin(jnp.pi * t / 2) ** 2, lambda t: jnp.tan(1.5 * t),
+        t_min=1e-3, t_max=1.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [schedules.cold, schedules.blurring_diffusion, turning])
 def test_churn_is_finite_where_a_level_stays_in_float32(path):
-    # Cold diffusion's noise stays; blurring diffusion's levels stay past the end of the path.
+    # Cold diffusion's noise stays; the other levels stay past the end of the path.
     path, image = path(), jnp.full((1, *SIZE), 0.25, jnp.float32)
     with jax.enable_x64(False):
         x = gaussian_start(

@@ -117,6 +117,15 @@ def test_other_numbers_or_functions_are_other_paths(one, other):
     assert schedules.hot() == schedules.constant_bnr(0.0)
 
 
+def test_whole_numbers_are_the_same_numbers_and_no_other_program():
+    traces = []
+    trace = jax.jit(lambda path: traces.append(path) or path.alpha(1.0))
+    for bnr in (0, 0.5, 1.0, 1, -0.0):
+        trace(schedules.constant_bnr(bnr, beta_max=80))
+    assert len(traces) == 1
+    assert hash(schedules.constant_bnr(0)) == hash(schedules.constant_bnr(-0.0))
+
+
 def test_numbers_are_leaves_and_the_kind_is_not(path):
     traces = []
 
