@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -181,3 +183,33 @@ def test_what_is_not_such_statistics_is_refused(tmp_path, mu, sigma, message):
     np.savez(path, mu=mu, sigma=sigma)
     with pytest.raises(ValueError, match=message):
         reference.load(path)
+
+
+def _archive(**files):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name.replace("_", "/", 1) + ".pkl", data)
+    return content.getvalue()
+
+
+def _samples():
+    content = io.BytesIO()
+    np.savez(content, np.zeros((2, 4, 4, 3), np.uint8))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps({"fid": {"mu": MU, "sigma": SIGMA}}), "it is a pickle, as EDM2's"),
+        (_archive(archive_data=b""), "it is torch's file, such as a cache of torch-fidelity's"),
+        (_samples(), "it holds images, not statistics"),
+    ],
+)
+def test_what_people_give_in_place_of_statistics_is_named(tmp_path, content, message):
+    path = tmp_path / "reference.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        reference.load(path)
+    assert "allow_pickle" not in str(caught.value)

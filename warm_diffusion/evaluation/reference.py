@@ -20,11 +20,13 @@ every file but those that are known by their hash.
 Deliberately absent: writing such files.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -142,11 +144,25 @@ def load(path: str | os.PathLike) -> FeatureStatistics:
             raise ValueError(f"its arrays have shapes {shapes}")
     # numpy, zipfile and zlib report damage by very many types.
     except Exception as error:
+        reason = _other_kind(path) or error
         raise ValueError(
-            f"{path}: no reference statistics that can be read ({error}); --mode=fid_stats writes "
+            f"{path}: no reference statistics that can be read ({reason}); --mode=fid_stats writes "
             "them"
         ) from error
     return FeatureStatistics(**arrays, provenance=provenance)
+
+
+def _other_kind(path: pathlib.Path) -> str:
+    """What a file is that people give in place of statistics; empty where nothing is known."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile):
+        if path.read_bytes()[:1] == b"\x80":
+            return "it is a pickle, as EDM2's references are; save its mu and sigma by numpy.savez"
+        names = zipfile.ZipFile(path).namelist()
+        if any(name.endswith("data.pkl") for name in names):
+            return "it is torch's file, such as a cache of torch-fidelity's"
+        if "arr_0.npy" in names:
+            return "it holds images, not statistics: compare a folder of them by app.fid"
+    return ""
 
 
 def _external(path: pathlib.Path, mean: np.ndarray, covariance: np.ndarray) -> FeatureStatistics:
