@@ -33,6 +33,9 @@ _OF_THE_OTHERS = re.compile(
 )
 
 
+_waited_in_vain = threading.Event()
+
+
 def join(
     address: str | None, count: int | None, index: int | None, *, seconds: float = 300.0
 ) -> None:
@@ -66,6 +69,7 @@ def join(
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
+        _waited_in_vain.set()
         raise ValueError(
             f"not all processes of the run came in {seconds:g} s: is each started, with a "
             f"--process_id of its own and process 0's --coordinator_address, and is its port open?"
@@ -159,9 +163,10 @@ def exit(status: int) -> None:
         with contextlib.suppress(Exception):
             jax.distributed.shutdown()  # waits for the others, if all end for the same reason
 
-    thread = threading.Thread(target=leave, daemon=True)
-    thread.start()
-    thread.join(_LEAVING_SECONDS)
+    if not _waited_in_vain.is_set():  # nobody would be there, and JAX would report that at length
+        thread = threading.Thread(target=leave, daemon=True)
+        thread.start()
+        thread.join(_LEAVING_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
