@@ -43,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.num_blocks = 1  # residual blocks per level
     model.attention_resolutions = (4,)  # heights at which blocks attend
     model.dropout = 0.0  # EDM: 0.13 on CIFAR-10, 0.05 on FFHQ
-    model.num_classes = 0  # classes that the network is told, as many as the data have; 0: none
+    model.num_classes = 0  # class labels given to the network, as many as the data have; 0: none
     model.label_dropout = 0.0  # share of training without the class, for guidance (0.1 is usual)
     model.remat = False  # compute blocks anew for their gradient: less memory, a third more work
     model.dtype = "float32"  # of the convolutions: float32 | bfloat16; the rest stays float32
@@ -54,7 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
     denoiser.sigma_data = 0.5  # standard deviation of the data in [-1, 1]
 
     config.augment = augment = ml_collections.ConfigDict()
-    # x_flip, y_flip, scale, rotate, anisotropy, translate, or none; the network is told which.
+    # x_flip, y_flip, scale, rotate, anisotropy, translate, or none; the network gets them as input.
     augment.transforms = ()
     augment.probability = 0.12  # of each but x_flip, which half of the images have; EDM, CIFAR-10
 

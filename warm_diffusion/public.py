@@ -151,7 +151,7 @@ def _fetch(name: str, public: Public, target: pathlib.Path) -> None:
         else:
             say(f"fetch    {mirror} ({_MIRROR}) does not hold {public.file}")
     say(f"fetch    {place}, {public.megabytes}, to {target}; licence: {public.licence}")
-    pooch.get_logger().setLevel("ERROR")  # what it says is said above
+    pooch.get_logger().setLevel("ERROR")  # the line above says it
     by_http = pooch.HTTPDownloader(
         progressbar=sys.stderr.isatty(),
         chunk_size=2**20,

@@ -304,7 +304,7 @@ def split_name(config: ConfigDict) -> str:
 
 
 def provenance(config: ConfigDict, data: Dataset, extract: features.Extractor) -> dict:
-    """What statistics of these images in these features are of (`reference.facts`)."""
+    """Where statistics of these images in these features come from (`reference.facts`)."""
     return reference.facts(
         extract,
         count=len(data.images),

@@ -1,7 +1,7 @@
 """Non-leaky augmentation: random flips and one affine warp, with labels for the network.
 
-Augmented images would leak into the samples; a network that is told what was done to an image, and
-is told "nothing" (zeros) when sampling, keeps them apart (Karras et al. 2020, arXiv 2006.06676;
+Augmented images would leak into the samples; a network that gets as input what was done to an
+image, and zeros ("nothing") when sampling, keeps them apart (Karras et al. 2020, arXiv 2006.06676;
 EDM, Karras et al. 2022, arXiv 2206.00364, appendix F.2 and table 6). Per image, each enabled with
 `probability`, N standard normal:
 

@@ -185,7 +185,7 @@ def convolve(layer: dict[str, jax.Array], x: jax.Array, stride: int = 1, padding
 def _graph(convolve: Callable, x: jax.Array) -> jax.Array:
     """All layers but the mean, by `convolve(name, x, (height, width, channels out), ...)`.
 
-    Without padding, which is said of stride 2 and in the stem, the grid shrinks by the kernel.
+    Without padding (at stride 2, and in the stem) the grid shrinks by the kernel.
     """
     reduced = {"stride": 2, "padded": False}
 

@@ -153,7 +153,7 @@ def bits_per_dim(
 ) -> LogDensity:
     """Bits per dimension of uint8 images [B, H, W, C] with uniform dequantization, eq. (3).
 
-    `key` is of dequantization and trace; the rest is as for `log_density`, whose result has
+    `key` draws dequantization and trace; the rest is as for `log_density`, whose result has
     `values` in bits per dimension here.
     """
     images = jnp.asarray(images)

@@ -94,7 +94,7 @@ def summarise(rounds: list[dict]) -> dict[str, float | None]:
     """
     summary = {}
     for name, value in rounds[0].items():
-        # A standard error is of one round, not to be averaged.
+        # A standard error belongs to one round and cannot be averaged.
         if not isinstance(value, float) or name.endswith("_standard_error"):
             continue
         values = np.array([metrics[name] for metrics in rounds])

@@ -69,7 +69,7 @@ def facts(
     data_sha256: str,
     recipe: str,
 ) -> dict:
-    """What statistics are of: `split` is the part of the data, `data_sha256` of its pixels."""
+    """Where statistics come from: `split` is the part of the data, `data_sha256` of its pixels."""
     return {
         "format": FORMAT,
         "count": count,
@@ -93,7 +93,7 @@ def collect(
 ) -> FeatureStatistics:
     """Statistics of all images of some batches, uint8 [B, H, W, C].
 
-    `provenance` is of `facts`; ValueError for another number of images than it says.
+    `provenance` comes from `facts`; ValueError for another number of images than it says.
     """
     count, done, moments, kept = provenance["count"], 0, None, []
     # Not the first ones: a folder's images come class by class.

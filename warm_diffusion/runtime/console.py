@@ -35,7 +35,7 @@ def progress(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
 
 
 def hide_tracebacks() -> None:
-    """Errors in libraries' threads are told once, by whoever waits for them, without tracebacks."""
+    """Leaves errors in libraries' threads to whoever waits for them: one line, no traceback."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(lambda record: not record.exc_info)
     sys.excepthook = sys.unraisablehook = lambda *_: None

@@ -5,7 +5,7 @@ when complete, so a kill at any time leaves the ones before. It holds
 
     state        step, weights, averages, optimizer, counters
     statistics   mean image and spectrum of the training data
-    about        JSON: step, what network it is of, configuration, origins, checksums
+    about        JSON: step, description of the network, configuration, origins, checksums
 
 so that nothing else is needed to use it. Orbax restores flipped bits without complaint; therefore
 a checksum of each part (`checksums.py`) is kept and verified. A damaged checkpoint is moved aside,
@@ -162,7 +162,7 @@ class Checkpoints:
 
         Args:
           target: a state of the right structure, abstract or not, with shardings.
-          report: is told of every damaged checkpoint that was passed over.
+          report: gets a line for every damaged checkpoint that was passed over.
 
         Raises:
           Damaged: there are checkpoints, but none is sound.

@@ -1,8 +1,8 @@
 """What a run reports: `metrics.jsonl`, and the same numbers and grids to TensorBoard or wandb.
 
-TensorBoard's events are written by this thread, so that an error is the run's: one in the thread
-that tensorboardX's SummaryWriter starts ends that, and what it is told later is lost, or waits for
-ever.
+TensorBoard's events are written by this thread, so that an error ends the run with its line. In
+tensorboardX's SummaryWriter another thread writes: an error ends that one alone, and what comes
+later is lost, or the run waits for it for ever.
 """
 
 import importlib.util

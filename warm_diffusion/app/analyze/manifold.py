@@ -238,7 +238,7 @@ def path_name(config: ConfigDict, schedule: Schedule) -> str:
 
 
 def _title(config: ConfigDict, model: pretrained.Model, sampler: Sampler) -> str:
-    """What the figures are of: data, step, path, solver."""
+    """What the figures show: data, step, path, solver."""
     step = f", step {model.info['step']:,}" if "step" in model.info else ""
     path, solver = path_name(config, sampler.schedule), config.sampling.solver
     data = short_name(config.data.source)
