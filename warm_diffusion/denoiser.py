@@ -119,6 +119,9 @@ def precondition(
             f"got {parameterization!r}"
         )
 
+    if not isinstance(sigma_data, jax.core.Tracer) and not sigma_data > 0:
+        raise ValueError(f"sigma_data must be > 0, got {sigma_data}")
+
     def denoise(x: jax.Array, alpha: ArrayLike, beta: ArrayLike) -> Prediction:
         given = _dct._array(x)
         x, channels = _dct._wide(given), given.shape[-1]

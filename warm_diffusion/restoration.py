@@ -301,7 +301,7 @@ def estimate_levels(
       (alpha [B] in pixels, beta [B]), both >= 0; differentiable by the images.
 
     Raises:
-      ValueError: wrong shapes or scale.
+      ValueError: wrong shapes.
 
     Example:
       Noise alone shows as such.

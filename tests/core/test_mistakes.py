@@ -79,6 +79,7 @@ MISTAKES = [
         lambda: loss(residual_weight=lambda alpha, x: alpha[:, None]),
         r"one number per image, \(3,\), got shape \(3, 1\)",
     ),
+    (lambda: denoiser.precondition(split, sigma_data=0.0), "sigma_data must be > 0, got 0.0"),
     (lambda: loss(residual_weight="flow"), "residual_weight must be a number, or .* got 'flow'"),
     (lambda: dct.check_images(X[..., 0]), r"\[B, H, W, C\], got .* grey .*one image .*signals"),
     (lambda: dct.check_images(np.zeros((2, 3, 8, 7))), "channels first"),

@@ -294,7 +294,8 @@ def load(path: str | os.PathLike) -> tuple[Params, str]:
     else:
         try:
             arrays = safetensors.numpy.load(data)
-        except safetensors.SafetensorError as error:
+        # The latter three report types that numpy lacks (bfloat16).
+        except (safetensors.SafetensorError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} is neither torch's file nor a safetensors one, or damaged: {error}"
             ) from error
