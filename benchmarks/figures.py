@@ -3,15 +3,14 @@
     python -m benchmarks.figures                     # all; a minute on a CPU
     python -m benchmarks.figures sweep_digits.png    # some
 
-Nothing is trained or measured here; samples are drawn and a photograph is restored: scikit-learn's
-china.jpg at half size. Seeds are 0 to 23, not chosen.
+Nothing is trained or measured here; samples are drawn (seeds 0 to 11, not chosen), and a
+photograph is restored: scikit-learn's china.jpg.
 """
 
 import argparse
 import json
 import pathlib
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -29,9 +28,7 @@ SETS = {"digits": "digits", "cifar10_16": "CIFAR-10 at 16x16"}
 DRAWS, RESTORES = ROOT / "pretrained" / "cifar10_16", ROOT / "pretrained" / "photos"
 METRICS = {"digits": "fd_classifier_2000", "cifar10_16": "fd_classifier_1000"}
 
-NOISE = (0.05, 0.15, 0.4, 1.2)  # beta of each column
-RATIO = 10.0  # alpha of each column is ten times that: blur that can be seen
-BLUR, GREY_LEVELS = 1.0, 12.75  # of the photograph to restore
+LEVELS = ((0, 0), (3, 0.15), (10, 0.5), (30, 1.5))  # alpha and beta of each column: BNR 20
 
 
 # --- docs/results as pictures -------------------------------------------------------------------
@@ -127,97 +124,71 @@ def restored():
     return plots.comparison(panels, title)
 
 
-# --- the README's picture -----------------------------------------------------------------------
+# --- the README's pictures ----------------------------------------------------------------------
 
 
 def photograph() -> np.ndarray:
-    """The tower of china.jpg, uint8 [96, 96, 3]."""
+    """The tower of china.jpg at half size, uint8 [96, 96, 3]."""
     image = Image.fromarray(load_sample_image("china.jpg"))
     half = image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
     return np.asarray(half)[22:118, 50:146]
 
 
-def forward(clean: np.ndarray) -> dict[str, list[np.ndarray]]:
-    """Rows of images at the levels of the columns: noise alone, both, blur alone."""
-    x0 = from_uint8(clean)[None]
-    noise = jax.random.normal(jax.random.key(0), x0.shape)
-    rows = {}
-    for name, blur, noisy in (("hot", 0, 1), ("warm", 1, 1), ("cold", 1, 0)):
-        states = [process.perturb(x0, noise, blur * RATIO * b, noisy * b) for b in NOISE]
-        # Noise above the range of pixels would be clipped: scaled as the eye expects it.
-        scales = [(1 + (noisy * b) ** 2) ** -0.5 for b in NOISE]
-        rows[name] = [to_uint8(s * x)[0] for s, x in zip(scales, states, strict=True)]
-    return rows
-
-
-def restored_photograph(clean: np.ndarray, model: pretrained.Model) -> list[tuple[str, np.ndarray]]:
-    """The photograph with blur and noise, restored by a network, and clean."""
-    x0, beta = from_uint8(clean)[None], GREY_LEVELS / 127.5
-    y = process.perturb(x0, jax.random.normal(jax.random.key(1), x0.shape), BLUR, beta)
-    mean = model.denoise(y, BLUR, beta).clean
-    return [
-        ("blurred and noisy", to_uint8(y)[0]),
-        ("restored", to_uint8(mean)[0]),
-        ("clean", clean),
-    ]
-
-
-def show(axes, image: np.ndarray, title: str = "", label: str = "") -> None:
-    """One image, its pixels as blocks, with a title above and a label at its left."""
+def show(axes, image: np.ndarray) -> None:
+    """One image without axes."""
     axes.imshow(image, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=9)
-    axes.set_ylabel(label, fontsize=10)
 
 
-def draw_forward(figure, clean: np.ndarray) -> None:
-    """A row per kind of diffusion, a column per level."""
-    figure.suptitle("Images become noise, blur, or both", fontsize=12, weight="bold")
-    labels = {"hot": "hot: noise", "warm": "warm: both", "cold": "cold: blur"}
-    for axes, (name, images) in zip(figure.subplots(3, 5), forward(clean).items(), strict=True):
-        show(axes[0], clean, "clean" if name == "hot" else "", labels[name])
-        for one, image, beta in zip(axes[1:], images, NOISE, strict=True):
-            blur = "0" if name == "hot" else f"{RATIO * beta:.3g}"
-            noise = "0" if name == "cold" else f"{beta:g}"
-            show(one, image, f"α {blur} px\nβ {noise}")
-
-
-def new_figure(width: float) -> Figure:
-    """A white figure, readable on a dark page, without room between its parts."""
-    figure = Figure(figsize=(width, 5.3), layout="constrained", facecolor="white", dpi=100)
-    figure.get_layout_engine().set(h_pad=0.02, w_pad=0.02, hspace=0.0, wspace=0.0)
-    return figure
-
-
-def strips() -> Figure:
-    """The forward process alone."""
-    figure = new_figure(6)
-    draw_forward(figure, photograph())
+def wide(rows: list[list[np.ndarray]], titles: list[str], labels: dict[str, str]) -> Figure:
+    """Rows of images over the width of a page, with letters that a phone can show."""
+    height, width = rows[0][0].shape[:2]
+    left, top = (60 if labels else 0), 60  # of 1,200 pixels
+    side = (1200 - left) / len(titles)
+    total = top + len(rows) * side * height / width
+    figure = Figure(figsize=(12, total / 100), facecolor="white", dpi=100)
+    grid = figure.subplots(
+        len(rows), len(titles), squeeze=False,
+        gridspec_kw={"left": left / 1200, "right": 1, "bottom": 0, "top": 1 - top / total,
+                     "wspace": 0.02, "hspace": 0.02},
+    )  # fmt: skip
+    for axes, image in zip(grid.flat, [image for row in rows for image in row], strict=True):
+        show(axes, image)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=25)
+    for axes, (label, colour) in zip(grid[:, 0], labels.items(), strict=False):
+        axes.set_ylabel(label, fontsize=25, color=colour, weight="bold")
     return figure
 
 
 def hero() -> Figure:
-    """The forward process, samples, a restored photograph."""
-    clean, model = photograph(), pretrained.load(DRAWS)
-    figure = new_figure(12)
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1), wspace=0.03)
-    draw_forward(left, clean)
-    above, below = right.subfigures(2, 1, height_ratios=(1.12, 1))
-    title = "One small network draws images (16x16, CIFAR-10) …"
-    above.suptitle(title, fontsize=12, weight="bold")
-    for axes, image in zip(above.subplots(3, 8).flat, model.sample(range(24)), strict=True):
-        show(axes, image)
-    below.suptitle("… and another restores photographs", fontsize=12, weight="bold")
-    images = restored_photograph(clean, pretrained.load(RESTORES))
-    for axes, (title, image) in zip(below.subplots(1, 3), images, strict=True):
-        show(axes, image, title)
-    return figure
+    """One photograph under noise, under both, under blur, at rising levels."""
+    x0 = from_uint8(load_sample_image("china.jpg")[10:360, 20:440])[None]
+    noise = samplers.initial_noise([0], x0.shape[1:])
+    rows = []
+    for blurs, noises in ((0, 1), (1, 1), (1, 0)):
+        states = [
+            (process.perturb(x0, noise, blurs * a, noises * b), noises * b) for a, b in LEVELS
+        ]
+        # Noise beyond the range of pixels would be clipped, so each state is scaled to unit size.
+        rows.append([to_uint8(x * (1 + b**2) ** -0.5)[0] for x, b in states])
+    titles = ["clean"] + [f"α {alpha}  β {beta}" for alpha, beta in LEVELS[1:]]
+    labels = {"hot": plots.NOISE, "warm": plots.ratio_colour(1), "cold": plots.BLUR}
+    return wide(rows, titles, labels)
+
+
+def before_after() -> Figure:
+    """A photograph blurred and noisy, and restored."""
+    x0 = from_uint8(load_sample_image("china.jpg")[20:200, 76:346])[None]
+    y = process.perturb(x0, samplers.initial_noise([0], x0.shape[1:]), 1.0, 0.1)
+    mean = pretrained.load(RESTORES).denoise(y, 1.0, 0.1).clean
+    return wide([[to_uint8(y)[0], to_uint8(mean)[0]]], ["blur and noise", "restored"], {})
 
 
 FIGURES = {
-    "hero.png": hero,
-    "process.png": strips,
+    "hero.jpg": hero,
+    "before_after.jpg": before_after,
     "sweep_digits.png": lambda: sweep("digits"),
     "sweep_cifar10_16.png": lambda: sweep("cifar10_16"),
     "ablation_digits.png": ablation_digits,

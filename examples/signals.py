@@ -1,4 +1,4 @@
-"""Signals instead of images: [B, L, C], here two steps at random heights, learnt in seconds."""
+"""Signals [B, L, C] instead of images: two steps at random heights, learnt in seconds."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ params = [jax.random.normal(jax.random.key(i), s) / s[0] ** 0.5 for i, s in enum
 def denoise(params):
     """A denoiser of the parameters."""
 
-    def network(x, c_noise, c_blur):
+    def network(x, c_noise, c_blur):  # [B, 32, 1], ln(beta) / 4 [B], log1p(alpha) / 4 [B]
         h = jnp.concatenate([x[..., 0], c_noise[:, None], c_blur[:, None]], axis=1)
         h = jax.nn.silu(jax.nn.silu(h @ params[0]) @ params[1]) @ params[2]
         return h.reshape(len(x), 32, 2)

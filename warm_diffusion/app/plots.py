@@ -71,9 +71,9 @@ def number(value: float) -> str:
 
 @styled
 def save(path: pathlib.Path, figure: Figure) -> None:
-    """Writes a figure as PNG."""
+    """Writes a figure in the format of the path's suffix."""
     content = io.BytesIO()
-    figure.savefig(content, format="png")
+    figure.savefig(content, format=path.suffix[1:])
     storage.write_bytes(path, content.getvalue())
 
 
