@@ -115,7 +115,7 @@ def get_config() -> ml_collections.ConfigDict:
     training.ema_halflife_images = (20_000,)  # one set of averaged weights for each; EDM: 500,000
     training.ema_rampup = 0.05  # half-life at most this share of the images seen; 0: no ramp-up
     # Where numbers and grids go besides metrics.jsonl: tensorboard, wandb (a project warm_diffusion
-    # at Weights & Biases; WANDB_MODE=offline keeps all here), or none.
+    # at Weights & Biases; WANDB_MODE=offline keeps all here); (): nowhere else.
     training.writers = ("tensorboard",)
     training.log_every = 100  # steps between reports
     training.sample_every = 500  # steps between sample grids; 0: none
@@ -136,7 +136,7 @@ def get_config() -> ml_collections.ConfigDict:
     sampling.bnr = -1.0  # ratio of the path sampled along; negative: the schedule trained on
     sampling.ema = 0  # which of training.ema_halflife_images; -1: the raw weights
     sampling.guidance = 1.0  # weight of the class (model.label_dropout); 1: not guided
-    sampling.label = -1  # class to draw; negative: seed modulo number of classes
+    sampling.label = -1  # class to draw; -1: seed modulo number of classes
     sampling.batch_size = 256  # images at once on each device
     sampling.churn = churn = ml_collections.ConfigDict()  # EDM's stochasticity (heun, euler)
     churn.s_churn = 0.0  # how much; 0: deterministic

@@ -242,7 +242,8 @@ def test_a_class_is_told_to_the_network():
     ("arguments", "message"),
     [
         ((np.zeros((2, 8, 8, 1), np.uint8), 0.0, 1.0), "of uint8 images take x / 127.5 - 1"),
-        ((np.zeros((2, 8, 8, 1), np.float32), 0.0, 1.0, [0, 7]), "labels must be below 0"),
+        ((np.zeros((2, 8, 8, 1), np.float32), 0.0, 1.0, [0, 7]), "from -1 .none. to below 0"),
+        ((np.zeros((2, 8, 8, 1), np.float32), 0.0, 1.0, [0, -2]), "from -1"),
     ],
 )
 def test_what_a_denoiser_does_not_take_is_said(model, arguments, message):

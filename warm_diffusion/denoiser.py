@@ -160,15 +160,16 @@ def _check_raw(raw: object, expected: tuple[int, ...], shape: tuple[int, ...]) -
             "`out, state = apply(...); states.append(state); return out`, and return states[0] "
             "from the loss by jax.value_and_grad(..., has_aux=True)"
         )
-    if raw.shape != expected:
-        hint = (
-            "; three axes are signals [B, L, C]: grey images [B, H, W] are x[..., None], one image "
-            "[H, W, C] is x[None]"
-        )
-        raise ValueError(
-            f"the network must return {expected} for data {shape}, got {raw.shape}"
-            + (hint if len(shape) == 3 else "")
-        )
+    if (found := getattr(raw, "shape", type(raw).__name__)) != expected:
+        hint = ""
+        if len(shape) == 3:
+            hint = (
+                "; three axes are signals [B, L, C]: grey images [B, H, W] are x[..., None], one "
+                "image [H, W, C] is x[None]"
+            )
+        elif len(shape) == 4 and shape[1] < shape[2] == shape[3]:
+            hint = "; if the data are [B, C, H, W], x.transpose(0, 2, 3, 1) has channels last"
+        raise ValueError(f"the network must return {expected} for data {shape}, got {found}{hint}")
 
 
 def guided(conditional: Denoiser, unconditional: Denoiser, weight: float) -> Denoiser:

@@ -12,6 +12,7 @@ Diffusion, sec. 3.2; EDM's weighting):
 of (1) is the posterior variance, not zero. Averages over the batch are the caller's.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import NamedTuple
@@ -50,6 +51,8 @@ def _mean_square(x: jax.Array) -> jax.Array:
 
 def _sigma_data(denoise: Denoiser, given: ArrayLike | None) -> ArrayLike:
     """The standard deviation of the data that the denoiser carries, or was given, or 0.5."""
+    while isinstance(denoise, functools.partial):
+        denoise = denoise.func
     carried = getattr(inspect.unwrap(denoise), "sigma_data", None)
     if given is None:
         return 0.5 if carried is None else carried

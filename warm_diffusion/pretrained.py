@@ -69,13 +69,15 @@ class Sampling:
     num_steps: int = 18
     rho: float = 7.0  # spacing of the grid `edm`
     churn: samplers.Churn | float | None = None  # EDM's stochasticity, or S_churn alone
-    label: int = -1  # class to draw; negative: the seed modulo the number of classes
+    label: int = -1  # class to draw; -1: the seed modulo the number of classes
     guidance: float = 1.0  # weight of the class (`denoiser.guided`); 1: not guided
     grid: str = "edm"
 
     def __post_init__(self) -> None:
         if self.grid not in GRIDS:
             raise ValueError(f"sampling.grid must be one of {', '.join(GRIDS)}, got {self.grid!r}")
+        if not isinstance(self.label, int | np.integer) or self.label < -1:
+            raise ValueError(f"sampling.label must be a class, or -1 for all, got {self.label!r}")
 
     @property
     def num_calls(self) -> int:
@@ -318,8 +320,9 @@ class Model(Architecture):
                 raise ValueError(
                     f"labels must be {len(x)} integers, got {labels.dtype} {labels.shape}"
                 )
-            if not isinstance(labels, jax.core.Tracer) and not jnp.all(labels < classes):
-                raise ValueError(f"labels must be below {classes}, got {labels}")
+            inside = isinstance(labels, jax.core.Tracer) or (labels >= -1) & (labels < classes)
+            if not np.all(inside):
+                raise ValueError(f"labels must be from -1 (none) to below {classes}, got {labels}")
         return self.denoiser(self.params, labels)(x, alpha, beta)
 
     def sample(

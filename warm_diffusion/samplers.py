@@ -181,6 +181,7 @@ def _integrate(
     levels = tuple(jnp.asarray(level).astype(x.dtype) for level in levels)
     begin, end = (tuple(level[part] for level in levels) for part in (np.s_[:-1], np.s_[1:]))
     start = begin if raised is None else tuple(jnp.asarray(a).astype(x.dtype) for a in raised)
+    # From call to call: as far as the lower ends of steps that rise again, (2) would overshoot.
     weights = _weights(jnp.concatenate([start[1], end[1][-1:]]))
 
     def step(carry, inputs):

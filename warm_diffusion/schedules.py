@@ -43,6 +43,7 @@ from warm_diffusion import spectra as _spectra
 
 _ROUNDING = 1e-5  # relative fall of a level that is no more than rounding in float32
 _CORNER = 0.05  # width, in ln beta, over which the corners of (5) are rounded
+_LEAST, _MOST = 1e-6, 1e6  # of a path's levels, whose squares float32 must hold
 
 
 # --- values --------------------------------------------------------------------------------------
@@ -68,20 +69,20 @@ def _traced(*numbers: ArrayLike) -> bool:
 
 
 def _check_order(**ends: float) -> None:
-    """Raises ValueError unless 0 < low < high < infinity, by the names of both."""
+    """Raises ValueError unless 0 < low < high, by the names of both, and neither is absurd."""
     (low_name, low), (high_name, high) = ends.items()
-    if not _traced(low, high) and not 0 < low < high < math.inf:
+    if not _traced(low, high) and not _LEAST <= low < high <= _MOST:
         raise ValueError(
-            f"expected 0 < {low_name} < {high_name} < infinity, got {low_name}={low}, "
-            f"{high_name}={high}"
+            f"expected {_LEAST:g} <= {low_name} < {high_name} <= {_MOST:g}, got "
+            f"{low_name}={low}, {high_name}={high}"
         )
 
 
-def _check(condition: str, holds: Callable[[Any], bool], **number: float) -> None:
-    """Raises ValueError unless a number that is known satisfies a condition."""
+def _check_between(low: float, high: float, why: str = "", **number: ArrayLike) -> None:
+    """Raises ValueError unless a number that is known, or all of an array, lie in [low, high]."""
     ((name, value),) = number.items()
-    if not _traced(value) and not holds(value):
-        raise ValueError(f"{name} must {condition}, got {value}")
+    if not _traced(value) and not np.all((low <= np.asarray(value)) & (np.asarray(value) <= high)):
+        raise ValueError(f"{name} must lie between {low:g} and {high:g}{why}, got {value}")
 
 
 def _as(t: jax.Array, *numbers: ArrayLike) -> list[jax.Array]:
@@ -148,6 +149,11 @@ class Schedule:
         """Levels (alpha, beta) to train at, eq. (7), each of `shape` and float32."""
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        shown = (f"{'bnr' if k == 'ratio' else k}={value!r}" for k, value in values.items())
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     def bnr(self, t: ArrayLike) -> jax.Array:
         """Blur-to-noise ratio alpha / beta at t > 0, in pixels per unit of noise."""
         return self.alpha(t) / self.beta(t)
@@ -178,7 +184,8 @@ class Schedule:
 
 def _value(kind: type) -> type:
     """Makes a path's class a frozen dataclass and a pytree; fields marked static are no leaves."""
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(kind))
+    value = dataclasses.dataclass(frozen=True, eq=False, repr=False)
+    return jax.tree_util.register_dataclass(value(kind))
 
 
 @_value
@@ -225,14 +232,20 @@ def constant_bnr(bnr: float, **levels: float) -> Schedule:
       >>> float(path.alpha(4.0)), float(path.beta(4.0))
       (2.0, 4.0)
     """
-    _check("be >= 0", lambda ratio: np.all(np.asarray(ratio) >= 0), bnr=bnr)
+    _check_between(0, _MOST, bnr=bnr)
     return _checked_levels(_ConstantBnr(bnr, **levels))
 
 
 def _checked_levels(path: _ConstantBnr) -> _ConstantBnr:
     _check_order(beta_min=path.beta_min, beta_max=path.beta_max)
-    _check("be >= 0", lambda std: std >= 0, p_std=path.p_std)
+    _check_distribution(path)
     return path
+
+
+def _check_distribution(path: Any) -> None:
+    """Raises ValueError unless eq. (7) gives levels that float32 holds."""
+    _check_between(-20, 20, p_mean=path.p_mean)
+    _check_between(0, 8, p_std=path.p_std)
 
 
 def hot(**levels: float) -> Schedule:
@@ -285,9 +298,9 @@ def any_bnr(
       (True, 0.5)
     """
     low, high = bnr_range
-    _check("be >= 0", lambda ratio: ratio >= 0, bnr=bnr)
+    _check_between(0, _MOST, bnr=bnr)
     _check_order(**{"bnr_range[0]": low, "bnr_range[1]": high})
-    _check("lie between 0 and 1", lambda share: 0 <= share <= 1, hot_share=hot_share)
+    _check_between(0, 1, hot_share=hot_share)
     return _checked_levels(_AnyBnr(bnr, **levels, bnr_min=low, bnr_max=high, hot_share=hot_share))
 
 
@@ -332,7 +345,7 @@ def cold(*, alpha_min: float = 0.5, alpha_max: float = 24.0, beta: float = 0.01)
       (4.0, 0.01, True)
     """
     _check_order(alpha_min=alpha_min, alpha_max=alpha_max)
-    _check("be > 0 (the loss weights errors by 1 / beta^2)", lambda beta: beta > 0, beta=beta)
+    _check_between(_LEAST, _MOST, " (the loss weights errors by 1 / beta^2)", beta=beta)
     return _Cold(alpha_min, alpha_max, beta)
 
 
@@ -387,8 +400,8 @@ def blurring_diffusion(
       >>> round(float(path.alpha(0.5)), 3), round(float(path.beta(0.5)), 3)
       (10.0, 1.0)
     """
-    _check("be >= 0", lambda blur: blur >= 0, sigma_blur_max=sigma_blur_max)
-    _check("be > 0", lambda snr: snr > 0, log_snr_max=log_snr_max)
+    _check_between(0, _MOST, sigma_blur_max=sigma_blur_max)
+    _check_between(_LEAST, 40, log_snr_max=log_snr_max)
     _check_order(t_min=t_min, t_max=1.0)
     return _BlurringDiffusion(sigma_blur_max, log_snr_max, t_min)
 
@@ -521,6 +534,7 @@ def from_functions(
             raise ValueError(f"{name} must be a function of t, got {level!r}: lambda t: {level!r}")
     _check_order(t_min=t_min, t_max=t_max)
     path = _FromFunctions((alpha, beta, sample_time), t_min, t_max, p_mean, p_std)
+    _check_distribution(path)
     if _traced(t_min, t_max):
         return path
     t = np.geomspace(t_min, t_max, 65)
@@ -573,10 +587,13 @@ PATHS = {f.__name__: f for f in (hot, constant_bnr, any_bnr, spectral, blurring_
 def _check_schedule(schedule: object) -> None:
     """Raises ValueError unless this is a path."""
     if not isinstance(schedule, Schedule):
-        call = ": call it" if callable(schedule) else ""
+        got, hint = getattr(schedule, "__name__", repr(schedule)), ""
+        if callable(schedule):
+            hint = ": call it"
+        elif hasattr(schedule, "shape"):
+            got, hint = f"an array {schedule.shape}", ": times go to samplers.solve, after the path"
         raise ValueError(
-            "schedule must be a path, such as schedules.constant_bnr(0.5), got "
-            f"{getattr(schedule, '__name__', repr(schedule))}{call}"
+            f"schedule must be a path, such as schedules.constant_bnr(0.5), got {got}{hint}"
         )
 
 
@@ -618,7 +635,7 @@ def time_grid(schedule: Schedule, num_steps: int, rho: float = 7.0) -> jax.Array
     """
     _check_schedule(schedule)
     _check_num_steps(num_steps)
-    _check("be at least 1", lambda rho: rho >= 1, rho=rho)
+    _check_between(1, math.inf, rho=rho)
     low, high = schedule.t_min, schedule.t_max
     fraction = np.arange(num_steps) / max(num_steps - 1, 1)
     if _traced(low, high):

@@ -165,7 +165,7 @@ def test_a_value_out_of_range_is_one_line_with_key_and_value():
 
 
 def test_no_number_may_be_negative_but_these():
-    signed = {"sampling.bnr", "sampling.guidance", "sampling.label"}
+    signed = {"sampling.bnr", "sampling.guidance"}
     signed |= {key for key in KEYS if key.endswith(".p_mean")}
     numbers = {key for key, inside in KEYS.items() if type(inside) in (int, float)}
     assert {key for key in numbers if not complaint(key, type(KEYS[key])(-3))} == signed
@@ -185,7 +185,10 @@ def test_every_check_is_the_first_that_fits_some_key():
     ("key", "value", "message"),
     [
         ("schedule.name", "warm", "schedule.name must be one of .*hot.*, got 'warm'"),
-        ("schedule.constant_bnr.bnr", "atuo", "of at least 0 or auto, got 'atuo'"),
+        ("schedule.constant_bnr.bnr", "atuo", "at most 1,000,000 or auto, got 'atuo'"),
+        ("schedule.constant_bnr.bnr", 1e30, "at most 1,000,000 or auto, got 1e.30"),
+        ("sampling.bnr", 1e30, "sampling.bnr must be a number of at most 1,000,000"),
+        ("sampling.label", -2, "sampling.label must be a whole number of at least -1, got -2"),
         ("model.model_channels", 7, "model_channels must be a multiple of 2 of at least 4"),
         ("training.profile_steps", (25, 20), "profile_steps must be first and last step"),
         ("training.steps_per_call", 7, "steps_per_call=7 must divide"),

@@ -1,5 +1,8 @@
 """Mistakes of a user of the core: each is a ValueError that names what was got and the way out."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +35,11 @@ two = np.ones(2)
 def split(x, *_):
     """A network with two heads."""
     return jnp.concatenate([x, x], axis=-1)
+
+
+def narrow():
+    """A denoiser of data with a small standard deviation."""
+    return denoiser.precondition(split, sigma_data=0.2)
 
 
 def wrapped(network, parameterization="divide"):
@@ -103,6 +111,11 @@ MISTAKES = [
         lambda: denoiser.precondition(lambda x, *_: X)(X[..., 0], 0.5, 0.5),
         r"grey images .* x\[..., None\], one image .* x\[None\]",
     ),
+    (lambda: wrapped(lambda x, *_: None), r"return \(3, 5, 4, 4\) .*, got NoneType"),
+    (
+        lambda: denoiser.precondition(lambda x, *_: x)(np.zeros((2, 4, 8, 8)), 0.5, 0.5),
+        r"got \(2, 4, 8, 8\); if the data are \[B, C, H, W\], x.transpose\(0, 2, 3, 1\)",
+    ),
     (lambda: wrapped(lambda x, *_: (x, {})), r"one array .*, got a tuple: .* has_aux=True"),
     (lambda: restore(lambda x, *_: x), "must return a denoiser.Prediction"),
     (lambda: oracle.gaussian(np.zeros(3), np.zeros(3)), r"mean \[\*spatial, C\]"),
@@ -118,7 +131,11 @@ MISTAKES = [
     (lambda: loss(split), "wrap the network: denoiser.prec"),
     (lambda: loss(lambda x, *_: (x, x)), "Prediction, got tuple"),
     (
-        lambda: loss(denoiser.precondition(split, sigma_data=0.2), sigma_data=0.5),
+        lambda: loss(narrow(), sigma_data=0.5),
+        "sigma_data must be that of the denoiser, 0.2, got 0.5",
+    ),
+    (
+        lambda: loss(functools.partial(narrow()), sigma_data=0.5),
         "sigma_data must be that of the denoiser, 0.2, got 0.5",
     ),
     # samplers
@@ -131,6 +148,10 @@ MISTAKES = [
     (lambda: sample(churn=1.0, solver="multistep", key=KEY), "not multistep"),
     (lambda: sample(churn=1.0, key=jax.random.split(KEY, 2)), r"one key or 3, got \(2,"),
     (lambda: sample(schedule=schedules.constant_bnr), "got constant_bnr: call it"),
+    (
+        lambda: sample(schedule=schedules.time_grid(PATH, 4)),
+        r"got an array \(5,\): times go to samplers.solve",
+    ),
     (lambda: sample(schedule=schedules.cold()), "does not hide the data: take samplers.solve"),
     (lambda: jax.jit(lambda path: sample(schedule=path))(schedules.cold()), "does not hide"),
     (lambda: solve([3.0]), r"times must be two or more, \[n \+ 1\] or .* got \(1,\)"),
@@ -169,13 +190,22 @@ MISTAKES = [
         r"mean image must be \(5, 4, 2\).*leave it out",
     ),
     # paths
-    (lambda: schedules.constant_bnr(-0.1), "bnr must be >= 0, got -0.1"),
-    (lambda: schedules.hot(beta_min=0.0), "0 < beta_min < beta_max < infinity, got beta_min=0.0"),
+    *(
+        (lambda bnr=bnr: schedules.constant_bnr(bnr), rf"between 0 and 1e.06, got {shown}")
+        for bnr, shown in [(-0.1, "-0.1"), (math.inf, "inf"), (math.nan, "nan"), (1e30, "1e.30")]
+    ),
+    *(
+        (lambda name=name, value=value: schedules.hot(**{name: value}), rf"{name} must .* {value}")
+        for name, value in [("p_mean", math.nan), ("p_mean", 21), ("p_std", -1), ("p_std", 9)]
+    ),
+    (lambda: functions(p_mean=math.nan), "p_mean must lie between -20 and 20, got nan"),
+    (lambda: schedules.hot(beta_min=0.0), r"1e-06 <= beta_min < beta_max .* got beta_min=0.0"),
     (lambda: schedules.hot(beta_min=2.0, beta_max=1.0), "got beta_min=2.0, beta_max=1.0"),
-    (lambda: schedules.cold(alpha_min=-1.0), "alpha_min < alpha_max < infinity, got alpha_min=-1"),
-    (lambda: schedules.cold(beta=0.0), "beta must be > 0.*got 0.0"),
+    (lambda: schedules.hot(beta_max=1e30), r"beta_max <= 1e\+06, got .*beta_max=1e\+30"),
+    (lambda: schedules.cold(alpha_min=-1.0), "<= alpha_min < alpha_max <= .* got alpha_min=-1"),
+    (lambda: schedules.cold(beta=0.0), "beta must lie between 1e-06 and .*got 0.0"),
     (lambda: schedules.blurring_diffusion(sigma_blur_max=-1.0), "sigma_blur_max .* got -1.0"),
-    (lambda: schedules.blurring_diffusion(log_snr_max=0.0), "log_snr_max must be > 0, got 0.0"),
+    (lambda: schedules.blurring_diffusion(log_snr_max=0.0), "log_snr_max .* and 40, got 0.0"),
     (lambda: schedules.blurring_diffusion(t_min=1.0), "got t_min=1.0, t_max=1.0"),
     (lambda: schedules.spectral(SPECTRUM, 1.0), "between 0 and 1, got 1.0"),
     (lambda: schedules.any_bnr(bnr_range=(0.0, 1.0)), r"got bnr_range\[0\]=0.0"),
@@ -192,7 +222,7 @@ MISTAKES = [
     (lambda: functions(sample_time=lambda key, shape: jnp.zeros(shape)), r"times > 0, got \[0. 0."),
     # grids
     (lambda: schedules.time_grid(PATH, 0), "num_steps must be an integer >= 1, got 0"),
-    (lambda: schedules.time_grid(PATH, 4, 0.5), "rho must be at least 1, got 0.5"),
+    (lambda: schedules.time_grid(PATH, 4, 0.5), "rho must lie between 1 and inf, got 0.5"),
     (lambda: grid(start=81.0), "above t_min = 0.002, up to t_max = 80, got 81"),
     (lambda: grid(schedules.cold()), "a path whose noise rises with time all the way"),
     # spectra

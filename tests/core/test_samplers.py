@@ -25,7 +25,7 @@ from tests.core.closed_forms import (
     transfer,
     within_standard_errors,
 )
-from warm_diffusion import oracle, schedules
+from warm_diffusion import oracle, samplers, schedules
 from warm_diffusion.denoiser import Prediction
 from warm_diffusion.samplers import SOLVERS, Churn, gaussian_start, initial_noise, sample
 from warm_diffusion.samplers import solve as jax_solve
@@ -246,6 +246,28 @@ def test_every_image_may_have_its_own_times(solver):
     for i in range(3):
         alone = run(x[i : i + 1], times[:, i : i + 1])
         np.testing.assert_allclose(together[i : i + 1], alone, atol=1e-11)
+
+
+def test_from_raised_levels_multistep_extrapolates_by_the_levels_of_its_calls():
+    # Method section 3. Without its noise the transition up only blurs; h and its predecessor are
+    # the distances in ln beta between the calls, which are made at the raised levels.
+    ends, raised = np.array([8.0, 2.0, 0.5, 0.1]), np.array([8.0, 3.0, 0.6])
+    levels, higher = ((0.5 * beta, beta) for beta in (ends, raised))
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = 8.0 * normal()
+    found = samplers._integrate(toy, x, levels, higher, "multistep", (keys, 0.0))
+    calls, previous = np.append(raised, ends[-1]), None
+    for i, beta in enumerate(raised):
+        x = idct(transfer(0.5 * beta, 5, 4) / transfer(0.5 * ends[i], 5, 4) * dct(x))
+        start, end = ((0.5 * level, level) for level in (beta, ends[i + 1]))
+        blurry, residual = heads(x, *start)
+        clean, x = blurry + residual, difference_step(x, blurry, residual, start, end)
+        if previous is not None:
+            r = np.log(calls[i - 1] / beta) / np.log(beta / calls[i + 1])
+            ahead = (clean - previous) / (2 * r)
+            x = x + blur(ahead, end[0]) - end[1] / start[1] * blur(ahead, start[0])
+        previous = clean
+    np.testing.assert_allclose(found, x, atol=1e-11)
 
 
 @pytest.mark.parametrize("t", [4.0, np.array([0.5, 4.0, 9.0])])

@@ -117,6 +117,11 @@ def test_other_numbers_or_functions_are_other_paths(one, other):
     assert schedules.hot() == schedules.constant_bnr(0.0)
 
 
+def test_a_path_shows_its_numbers_by_the_names_that_they_are_given_by():
+    shown = repr(schedules.constant_bnr(0.7, beta_max=9.0))
+    assert "(bnr=0.7, beta_min=0.002, beta_max=9.0, p_mean=-1.2, p_std=1.2)" in shown
+
+
 def test_whole_numbers_are_the_same_numbers_and_no_other_program():
     traces = []
     trace = jax.jit(lambda path: traces.append(path) or path.alpha(1.0))

@@ -89,6 +89,7 @@ _FLAG = _one_of((False, True))
 _FINITE = _number("that is finite")
 _POSITIVE = _number("above 0", lambda v: v > 0)
 _AT_LEAST_0 = _number("of at least 0", lambda v: v >= 0)
+_RATIO = _number("of at least 0 and at most 1,000,000", lambda v: 0 <= v <= 1e6)
 _SHARE = _number("of at least 0 and at most 1", lambda v: 0 <= v <= 1)
 _BELOW_1 = _number("of at least 0 and below 1", lambda v: 0 <= v < 1)
 _TWO_STEPS = _several(_whole(1), 2, 2, different=False)
@@ -120,8 +121,8 @@ CHECKS: dict[str, Check] = {
     "denoiser.sigma_data": _POSITIVE,
     "augment.transforms": _several(_one_of(TRANSFORMS)),
     "augment.probability": _SHARE,
-    "schedule.constant_bnr.bnr": _or(_AT_LEAST_0, (lambda v: v == "auto", "auto")),
-    "schedule.*.bnr": _AT_LEAST_0,
+    "schedule.constant_bnr.bnr": _or(_RATIO, (lambda v: v == "auto", "auto")),
+    "schedule.*.bnr": _RATIO,
     "schedule.any_bnr.bnr_range": _several(_POSITIVE, 2, 2),
     "schedule.*.attenuation": _number("above 0 and below 1", lambda v: 0 < v < 1),
     "schedule.*_share": _SHARE,
@@ -153,7 +154,8 @@ CHECKS: dict[str, Check] = {
     "sampling.grid": _one_of(pretrained.GRIDS),
     "sampling.rho": _number("of at least 1 and at most 1,000", lambda v: 1 <= v <= 1_000),
     "sampling.ema": _whole(-1),
-    "sampling.label": _whole(-(2**31)),
+    "sampling.bnr": _number("of at most 1,000,000", lambda v: v <= 1e6),
+    "sampling.label": _whole(-1),
     "sampling.batch_size": _whole(1),
     "sampling.churn.s_max": _or(_AT_LEAST_0, (lambda v: v == math.inf, "inf")),
     "sampling.churn.*": _AT_LEAST_0,
