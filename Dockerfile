@@ -2,6 +2,8 @@
 #   docker build -t warm_diffusion .
 # for NVIDIA GPUs (JAX's packages bring CUDA; the machine needs the driver and the container toolkit):
 #   docker build -t warm_diffusion --build-arg EXTRAS=app,cuda .
+# for TPUs on GKE, with workdirs on Google Cloud Storage (CUDA: EXTRAS=app,cuda,gcs):
+#   docker build -t warm_diffusion --build-arg EXTRAS=app,tpu,gcs .
 # Flags are main.py's; for GPUs add --gpus=all:
 #   mkdir -p runs
 #   docker run --rm --user "$(id -u)" -v "$PWD/runs:/app/runs" warm_diffusion \

@@ -1,0 +1,20 @@
+#!/bin/bash
+# Trains on two nodes of 8 GPUs, one task per GPU; goes on after time limits, preemption and failures:
+#
+#     sbatch examples/slurm.sh
+#
+# Slurm itself requeues a job that it preempts or whose node fails. It does not requeue one that ends
+# with a status, so the last lines do, for statuses after which the same command continues.
+#SBATCH --job-name=warm-diffusion
+#SBATCH --nodes=2 --ntasks-per-node=8 --gpus-per-node=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue --open-mode=append
+
+source .venv/bin/activate
+srun python main.py --distributed --config=configs/cifar10.py --workdir=/shared/runs/cifar10
+status=$?
+case $status in
+  74 | 75 | 134) scontrol requeue "$SLURM_JOB_ID" ;; # storage failed, stopped and saved, lost a process
+esac
+exit $status
