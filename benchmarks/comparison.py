@@ -10,6 +10,8 @@ a second process, of other seeds, may add to the same OUT at the same time.
 """
 
 import dataclasses
+import functools
+import itertools
 import json
 import pathlib
 import time
@@ -21,15 +23,16 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 
-from benchmarks.judge import Judge
 from benchmarks.train_step import machine, variant
 from warm_diffusion import samplers
-from warm_diffusion.app import build, plots, settings
+from warm_diffusion.app import build, drawing, plots, settings
 from warm_diffusion.app.train.loop import loader
 from warm_diffusion.data import Dataset
 from warm_diffusion.data.images import grid, save_png
+from warm_diffusion.evaluation import distances, metrics, reference
+from warm_diffusion.evaluation.distances import Moments
 from warm_diffusion.runtime import devices
-from warm_diffusion.training.step import TrainMetrics, choose_average
+from warm_diffusion.training.step import TrainMetrics, choose_average, train_step
 
 SOLVERS = {"euler": "#7d6bb5", "heun": "#009e73", "multistep": "#b8860b"}  # colours
 MARKERS = {"euler": "^", "heun": "o", "multistep": "s"}
@@ -51,28 +54,54 @@ class Variant:
 
 
 class Trainer:
-    """Trainings of one configuration from several seeds, by one compiled step."""
+    """Trainings that differ in seed, length and path, by one compiled step and one sampler each."""
 
     def __init__(self, config: ConfigDict, data: Dataset):
         """Nothing is compiled before the first training."""
         self._config, self._data, self._mesh = config, data, devices.make_mesh()
         devices.check_batch_size("training.batch_size", config.training.batch_size, self._mesh)
         self._built = build.architecture(config, data.images.shape[1:])
-        resident = build.resident(config, data)
-        self._step = build.train_step(config, self._built, self._mesh, resident=resident)
-        _, state = build.initial_state(config, self._built, self._mesh)
+        self._resident = build.resident(config, data)
+        self._step = devices.jit(self._steps, self._mesh, donate_argnums=(1, 2))
+        self._draw = devices.jit(self._built.draw, self._mesh, static_argnums=3)
+        state = build.initial_state(config, self._built, self._mesh)[1]
         self._structure = jax.tree.structure(state)  # its optimizer is the one that is compiled
 
-    def train(self, seed: int) -> tuple[dict, dict]:
+    def fits(self, config: ConfigDict) -> bool:
+        """Whether it trains this configuration."""
+        one, other = config.to_dict(), self._config.to_dict()
+        for each in (one, other):
+            del each["schedule"], each["training"]["num_steps"]
+        return one == other
+
+    def _steps(self, path, state, metrics, batch, seed):
+        """The app's `step.jitted`, except that the path is an argument."""
+        options = build.step_options(self._config)
+        loss = build.loss(self._config, dataclasses.replace(self._built, schedule=path))
+        stored, parts = batch if self._resident else (None, batch)
+        on_cpu = devices.platform(self._mesh) == "cpu"
+
+        def one(carry, part):
+            if self._resident:
+                part = jax.tree.map(lambda leaf: leaf[part], stored)
+            return train_step(loss, options, *carry, part, seed, unroll=on_cpu), None
+
+        if options.steps_per_call == 1:
+            return one((state, metrics), parts)[0]
+        unroll = options.steps_per_call if on_cpu else 1
+        return jax.lax.scan(one, (state, metrics), parts, unroll=unroll)[0]
+
+    def train(self, config: ConfigDict, seed: int) -> tuple[dict, dict]:
         """The averaged weights after `config.training.num_steps` steps, and facts by name."""
-        config, options = variant(self._config, seed=seed), self._config.training
+        config, options = variant(config, seed=seed), config.training
+        path = build.schedule(config, self._built.statistics)
         make, _ = build.initial_state(config, self._built, self._mesh)
         state = jax.tree.unflatten(self._structure, jax.tree.leaves(make()))
         load, metrics, began = loader(config, self._data, self._mesh), TrainMetrics.empty(), 0.0
         for n in range(0, options.num_steps, options.steps_per_call):
             if n == options.num_steps * 3 // 4:
                 metrics = TrainMetrics.empty()  # the losses are the last quarter's
-            state, metrics = self._step(state, metrics, load(n), np.uint32(seed))
+            state, metrics = self._step(path, state, metrics, load(n), np.uint32(seed))
             if n % 100 == 0:
                 jax.block_until_ready(state.step)
             began = began or time.monotonic()  # the first step compiles
@@ -85,16 +114,54 @@ class Trainer:
         }
         return choose_average(state, config.sampling.ema), facts
 
-    def samplers(self, solvers: list[tuple[str, int]], ratio: float | None) -> Iterator[tuple]:
+    def samplers(
+        self, config: ConfigDict, solvers: list[tuple[str, int]], ratio: float | None
+    ) -> Iterator[tuple]:
         """(solver, number of steps, sampler) of the solvers that fit the path."""
+        bnr = config.sampling.bnr if ratio is None else ratio
+        path = build.sampling_schedule(variant(config, sampling__bnr=bnr), self._built.statistics)
+        size = devices.global_batch(config.sampling.batch_size, self._mesh)
         for solver, steps in solvers:
-            config = variant(
-                self._config, sampling__solver=solver, sampling__num_steps=steps,
-                sampling__bnr=self._config.sampling.bnr if ratio is None else ratio,
-            )  # fmt: skip
-            if solver == "multistep" and config.schedule.name == "cold":
+            if solver == "multistep" and path.needs_start:
                 continue  # it needs a noise level that falls
-            yield solver, steps, build.sampler(config, self._built, self._mesh)
+            config = variant(config, sampling__solver=solver, sampling__num_steps=steps)
+            sampling = build.sampling_settings(config)
+
+            def program(params, seeds, start, sampling=sampling):
+                return self._draw(params, seeds, path, sampling, start)
+
+            yield (
+                solver,
+                steps,
+                drawing.Sampler(program, (), size, sampling.num_calls, path, self._mesh),
+            )
+
+
+class Judge:
+    """The Frechet distance of generated images to all images of the data set.
+
+    Attributes:
+      name: of the metric.
+    """
+
+    def __init__(self, config: ConfigDict, data: Dataset, out: pathlib.Path, samples: int):
+        """Features are `config.eval.features`; statistics of the data are kept in `out`, unless
+        `config.eval.reference` names their file."""
+        self._extract = build.extractor(config, data.images.shape[1:])
+        facts = build.provenance(config, data, self._extract)
+        path = pathlib.Path(config.eval.reference or out / "reference.npz")
+        if not path.exists():
+            images = reference.in_batches(data.images)
+            reference.save(path, reference.collect(self._extract, images, facts))
+        self._real = reference.load(path)
+        expected = {fact: facts[fact] for fact in ("features", "weights_hash", "data_sha256")}
+        reference.check(self._real.provenance, expected, str(path))
+        self.name = metrics.main_metric(samples, self._real)
+
+    def __call__(self, images: np.ndarray) -> float:
+        """The distance of uint8 images [N, H, W, C]."""
+        own, real = Moments.of(self._extract(images)), self._real
+        return distances.frechet(own.mean, own.covariance, real.mean, real.covariance)
 
 
 def parse_solvers(texts: list[str]) -> list[tuple[str, int]]:
@@ -159,8 +226,8 @@ def compare(
 
     Args:
       options: see `define_flags`.
-      variants: in the order of training; the seeds of one follow one another, so that its programs
-        are compiled once and then dropped.
+      variants: all of them are trained from one seed before the next; those of one network share
+        its compiled programs.
       group: names of the columns that make an entry of the table.
       draw: entries (`summarise`) and the name of a metric to a figure.
 
@@ -170,54 +237,55 @@ def compare(
     config, out = options.config, pathlib.Path(options.out).expanduser().absolute()
     settings.enable_compilation_cache(config.compilation_cache_dir)
     solvers = parse_solvers(options.solvers)
-    names = ("solvers", "samples", "features", "classifier_steps")
-    about = {name: getattr(options, name) for name in names}
+    about = {"solvers": options.solvers, "samples": options.samples}
     results = Results(out, about | {"config": json.loads(settings.to_json(config))})
     data = build.dataset(config)
-    judge = Judge(config, data, out, options)
+    judge = Judge(config, data, out, options.samples)
     end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
     longest = 0.0
 
     def train(trainer: Trainer, each: Variant, seed: int) -> Iterator[dict]:
-        params, facts = trainer.train(seed)
+        params, facts = trainer.train(each.config, seed)
         for ratio in each.ratios or (None,):
             at = each.key if ratio is None else each.key | {"bnr": ratio}
-            for solver, steps, sampler in trainer.samplers(solvers, ratio):
+            for solver, steps, sampler in trainer.samplers(each.config, solvers, ratio):
                 list(sampler.generate(params, range(sampler.batch_size), data.images))  # compiles
                 began = time.monotonic()
                 drawn = sampler.generate(params, range(options.samples), data.images)
                 images = np.concatenate(list(drawn))
                 seconds = round(time.monotonic() - began, 2)
                 row = {**at, "seed": seed, "solver": solver, "num_steps": steps}
-                row |= {"nfe": sampler.num_calls, **judge(images), **facts}
+                row |= {"nfe": sampler.num_calls, judge.name: judge(images), **facts}
                 row["sampling_seconds"] = seconds
                 name = "_".join(str(row[n]) for n in (*group, "seed", "solver", "nfe"))
                 (out / "images").mkdir(exist_ok=True)
                 save_png(out / "images" / f"{name}.png", grid(images[:64], min_side=32))
                 print(", ".join(f"{key} {row[key]}" for key in row if key in at), end=" ")
                 print(f"seed {seed} {solver} NFE {sampler.num_calls}:", end=" ")
-                print(", ".join(f"{n} {row[n]:.4f}" for n in judge.names), flush=True)
+                print(f"{judge.name} {row[judge.name]:.4f}", flush=True)
                 yield row
 
-    for each in variants:
-        trainer = None
-        for seed in map(int, options.seeds):
-            if results.has(**each.key, seed=seed):
-                continue
-            began = time.monotonic()
-            if began + longest > end:
-                print(f"{options.minutes:g} minutes are over: the same command continues")
-                return
-            trainer = trainer or Trainer(each.config, data)
-            results.add(list(train(trainer, each, seed)))
-            longest = max(longest, time.monotonic() - began)
-            write(out, summarise(results.rows, judge.names, group), judge.names, group, draw)
+    trainers, table = [], functools.partial(write, out, judge.name, group, draw)
+    for seed, each in itertools.product(map(int, options.seeds), variants):
+        if results.has(**each.key, seed=seed):
+            continue
+        began = time.monotonic()
+        if began + longest > end:
+            print(f"{options.minutes:g} minutes are over: the same command continues")
+            return
+        trainer = next((trainer for trainer in trainers if trainer.fits(each.config)), None)
+        if trainer is None:
+            trainer = Trainer(each.config, data)
+            trainers.append(trainer)
+        results.add(list(train(trainer, each, seed)))
+        longest = max(longest, time.monotonic() - began)
+        table(results.rows)
     if results.rows:
-        write(out, summarise(results.rows, judge.names, group), judge.names, group, draw)
+        table(results.rows)
         print((out / "table.md").read_text())
 
 
-def summarise(rows: list[dict], names: tuple[str, ...], group: tuple[str, ...]) -> list[dict]:
+def summarise(rows: list[dict], name: str, group: tuple[str, ...]) -> list[dict]:
     """An entry per group and solver: mean and standard deviation (n - 1) over seeds."""
     groups = {}
     for row in rows:
@@ -225,11 +293,9 @@ def summarise(rows: list[dict], names: tuple[str, ...], group: tuple[str, ...]) 
     found = []
     for key, members in groups.items():
         entry = dict(zip((*group, "solver", "nfe"), key, strict=True)) | {"seeds": len(members)}
-        for name in names:
-            values = np.array([row[name] for row in members])
-            deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-            entry |= {name: float(values.mean()), f"{name}_std": deviation}
-        found.append(entry)
+        values = np.array([row[name] for row in members])
+        deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        found.append(entry | {name: float(values.mean()), f"{name}_std": deviation})
     return found
 
 
@@ -245,23 +311,21 @@ def look(solvers: list[tuple[str, int]], solver: str, nfe: int) -> dict:
     return {"color": SOLVERS[solver], "marker": marker, "alpha": alpha, "capsize": 3}
 
 
-def write(out: pathlib.Path, entries: list[dict], names, group, draw) -> None:
-    """table.md, summary.json and summary.png."""
-    solvers, lines = solvers_of(entries), []
-    for name in names:
-        heads = [*group, *(f"{solver}, NFE {nfe}" for solver, nfe in solvers)]
-        lines += [f"`{name}`, mean ± standard deviation over seeds (number of seeds)", ""]
-        lines += [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-        cells = {}
-        for e in entries:
-            row = cells.setdefault(tuple(str(e[n]) for n in group), dict.fromkeys(solvers, "-"))
-            text = f"{e[name]:.4f} ± {e[f'{name}_std']:.4f} ({e['seeds']})"
-            row[e["solver"], e["nfe"]] = text
-        lines += [f"| {' | '.join([*key, *row.values()])} |" for key, row in cells.items()] + [""]
-    (out / "table.md").write_text("\n".join(lines))
+def write(out: pathlib.Path, name: str, group: tuple[str, ...], draw, rows: list[dict]) -> None:
+    """table.md, summary.json and summary.png of the metric of that name."""
+    entries = summarise(rows, name, group)
+    solvers, cells = solvers_of(entries), {}
+    heads = [*group, *(f"{solver}, NFE {nfe}" for solver, nfe in solvers)]
+    lines = [f"`{name}`, mean ± standard deviation over seeds (number of seeds)", ""]
+    lines += [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for e in entries:
+        row = cells.setdefault(tuple(str(e[n]) for n in group), dict.fromkeys(solvers, "-"))
+        row[e["solver"], e["nfe"]] = f"{e[name]:.4f} ± {e[f'{name}_std']:.4f} ({e['seeds']})"
+    lines += [f"| {' | '.join([*key, *row.values()])} |" for key, row in cells.items()]
+    (out / "table.md").write_text("\n".join([*lines, ""]))
     report = {"machine": machine(), "summary": entries}
     (out / "summary.json").write_text(json.dumps(report, indent=2) + "\n")
-    plots.save(out / "summary.png", draw(entries, names[0]))
+    plots.save(out / "summary.png", draw(entries, name))
 
 
 def define_flags(config: str) -> None:
@@ -271,6 +335,4 @@ def define_flags(config: str) -> None:
     flags.DEFINE_list("seeds", ["0", "1"], "Seeds of weights, noise and the order of images.")
     flags.DEFINE_list("solvers", ["heun:5", "multistep:18", "heun:18"], "SOLVER:STEPS each.")
     flags.DEFINE_integer("samples", 2000, "Images drawn for each distance.", lower_bound=8)
-    flags.DEFINE_string("features", "classifier", "classifier, pixels, inception, MODULE:FUNCTION.")
-    flags.DEFINE_integer("classifier_steps", 1500, "Training steps of the classifier.")
     flags.DEFINE_float("minutes", 0.0, "Begin no training that would end later; 0: no limit.")

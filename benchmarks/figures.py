@@ -41,14 +41,14 @@ def _rows(path: pathlib.Path) -> list[dict]:
 def sweep(name: str):
     """Distance against ratio."""
     rows, metric = _rows(RESULTS / f"sweep_{name}.jsonl"), METRICS[name]
-    entries = comparison.summarise(rows, (metric,), bnr_sweep.GROUP)
+    entries = comparison.summarise(rows, metric, bnr_sweep.GROUP)
     return bnr_sweep.draw(entries, metric, SETS[name])
 
 
 def ablation_digits():
     """Distance of each variant."""
     rows, metric = _rows(RESULTS / "ablation_digits.jsonl"), METRICS["digits"]
-    entries = comparison.summarise(rows, (metric,), ablation.GROUP)
+    entries = comparison.summarise(rows, metric, ablation.GROUP)
     return ablation.draw(entries, metric, f"digits, {ablation.title_of(0.5)}")
 
 

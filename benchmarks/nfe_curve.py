@@ -6,8 +6,8 @@
         --first_seeds 0 1000 --calls 4 8
 
 Draws the same seeds from every network (model folder, training workdir, its checkpoints/STEP) along
-its path, or along constant ratios, and compares them with the training data, by the features of a
-classifier trained on it (judge.py; kept in OUT) or by --features. A grid is `edm` (from noise),
+its path, or along constant ratios, and compares them with the training data, in --features. `bnr`
+of a row is the ratio sampled along, `schedule` the path trained on. A grid is `edm` (from noise),
 `spectral` (from Gaussian data), or times, from Gaussian data too and for each solver, whatever
 --calls says. Rows go to OUT/nfe.json as they come; what is there is not measured again. OUT/nfe.png
 shows the mean over --first_seeds. A solver's number of calls is what it really needs: heun makes
@@ -15,9 +15,11 @@ shows the mean over --first_seeds. A solver's number of calls is what it really 
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,6 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from benchmarks import comparison
-from benchmarks.judge import Judge
 from benchmarks.train_step import machine
 from configs import default, saved
 from warm_diffusion import pretrained, samplers, schedules
@@ -36,7 +37,7 @@ from warm_diffusion.data.sources import short_name
 from warm_diffusion.runtime import devices
 
 _LINES = ("-", "--", ":", "-.")
-_KEY = ("checkpoint", "weights_sha256", "schedule", "ratio", "grid", "solver", "nfe", "seeds")
+_KEY = ("checkpoint", "weights_sha256", "schedule", "bnr", "grid", "solver", "nfe", "seeds")
 
 
 def num_steps(solver: str, calls: int) -> int:
@@ -45,7 +46,7 @@ def num_steps(solver: str, calls: int) -> int:
 
 
 def configuration(checkpoint: str, arguments: argparse.Namespace) -> ConfigDict:
-    """The checkpoint's, with the noise levels, data and Inception's weights asked for.
+    """The checkpoint's, with the noise levels, data and features asked for.
 
     Raises:
       ValueError: no checkpoint there, or a range that its path cannot have.
@@ -53,6 +54,7 @@ def configuration(checkpoint: str, arguments: argparse.Namespace) -> ConfigDict:
     folder = pretrained.split_checkpoint(checkpoint)[0]
     config = saved.get_config(str(folder / "config.json"))
     config.data.source = arguments.source or config.data.source
+    config.eval.features, config.eval.reference = arguments.features, arguments.reference
     config.eval.inception_weights = arguments.inception_weights or config.eval.inception_weights
     if arguments.noise_range:
         levels = config.schedule[config.schedule.name]
@@ -73,11 +75,11 @@ class Network:
         self.model, self._config = pretrained.load(checkpoint, config.sampling.ema), config
         self._compiled = devices.jit(self._draw, static_argnums=(4, 5))
 
-    def path(self, ratio) -> schedules.Schedule:
-        """Of a constant ratio; None: the configuration's own."""
-        if ratio is None:
+    def path(self, bnr: float | None) -> schedules.Schedule:
+        """The path of a constant ratio; None: the configuration's own."""
+        if bnr is None:
             return build.schedule(self._config, self.model.statistics)
-        return pretrained.at_ratio(build.chosen_path(self._config), ratio)
+        return pretrained.at_ratio(build.chosen_path(self._config), bnr)
 
     def times(self, grid: str, path: schedules.Schedule, solver: str, calls: int) -> jax.Array:
         """The grid of that name."""
@@ -88,8 +90,8 @@ class Network:
             return schedules.spectral_grid(path, self.model.spectrum, steps, solver)
         return jnp.asarray([float(time) for time in grid.split(",")])
 
-    def _draw(self, params, seeds, times, ratio, solver, from_noise):
-        path, noise = self.path(ratio), samplers.initial_noise(seeds, self.model.image_shape)
+    def _draw(self, params, seeds, times, path, solver, from_noise):
+        noise = samplers.initial_noise(seeds, self.model.image_shape)
         if from_noise:
             x = path.beta(times[0]) * noise
         else:
@@ -97,63 +99,65 @@ class Network:
         denoise = self.model.seed_denoiser(params, seeds)
         return samplers.solve(denoise, x, path, times, solver=solver)
 
-    def draw(self, seeds: np.ndarray, times, ratio, solver: str, from_noise: bool) -> np.ndarray:
+    def draw(self, seeds: np.ndarray, times, path, solver: str, from_noise: bool) -> np.ndarray:
         """uint8 images [N, H, W, C]."""
         size = self._config.sampling.batch_size
-        ratio = None if ratio is None else np.float32(ratio)
         images = []
         for batch in (seeds[first : first + size] for first in range(0, len(seeds), size)):
             drawn = self._compiled(
-                self.model.params, np.resize(batch, size), times, ratio, solver, from_noise
+                self.model.params, np.resize(batch, size), times, path, solver, from_noise
             )
             images.append(to_uint8(drawn)[: len(batch)])
         return np.concatenate(images)
 
 
-def cells(network: Network, arguments: argparse.Namespace) -> list[dict]:
-    """What is to be drawn, each with its times."""
-    found = []
-    for first in arguments.first_seeds:
-        for ratio in arguments.ratios or [None]:
-            path = network.path(ratio)
-            for solver in arguments.solvers:
-                for grid in arguments.grids:
-                    for calls in arguments.calls if grid in ("edm", "spectral") else [0]:
-                        times = network.times(grid, path, solver, calls)
-                        steps, clean = len(times) - 1, float(times[-1]) == 0
-                        found.append(
-                            {
-                                "ratio": ratio,
-                                "grid": grid,
-                                "solver": solver,
-                                "nfe": 2 * steps - clean if solver == "heun" else steps,
-                                "seeds": [first, first + arguments.samples - 1],
-                                "times": [float(f"{t:.5g}") for t in times],
-                            }
-                        )
-    return found
+def cells(
+    network: Network, arguments: argparse.Namespace
+) -> Iterator[tuple[schedules.Schedule, dict]]:
+    """What is to be drawn: the path, and the columns of its row that say how."""
+    for first, bnr, solver, grid in itertools.product(
+        arguments.first_seeds, arguments.ratios or [None], arguments.solvers, arguments.grids
+    ):
+        path = network.path(bnr)
+        for calls in arguments.calls if grid in ("edm", "spectral") else [0]:
+            times = network.times(grid, path, solver, calls)
+            steps, clean = len(times) - 1, float(times[-1]) == 0
+            yield (
+                path,
+                {
+                    "bnr": float(f"{float(path.bnr(path.t_max)):.4g}"),
+                    "grid": grid,
+                    "solver": solver,
+                    "nfe": 2 * steps - clean if solver == "heun" else steps,
+                    "seeds": [first, first + arguments.samples - 1],
+                    "times": [float(f"{t:.5g}") for t in times],
+                },
+            )
 
 
 def measure(
-    checkpoint: str, config: ConfigDict, judge: Judge, arguments: argparse.Namespace, report: dict
+    checkpoint: str,
+    config: ConfigDict,
+    judge: comparison.Judge,
+    arguments: argparse.Namespace,
+    report: dict,
 ) -> None:
     """Adds a row for each cell to the report that has none, and writes it each time."""
     network = Network(checkpoint, config)
-    info, path = network.model.info, network.path(None)
+    info = network.model.info
     about = {
         "checkpoint": checkpoint,
         "step": info.get("step"),
         "weights": info["weights"],
         "weights_sha256": info["weights_sha256"][:16],
         "schedule": build.chosen_path(config),
-        "bnr": float(path.bnr(path.t_max)),
     }
 
     def key(row):
         return json.dumps([row[name] for name in _KEY])
 
     known = {key(row) for row in report["rows"]}
-    for cell in cells(network, arguments):
+    for path, cell in cells(network, arguments):
         row = about | cell
         if key(row) in known:
             continue
@@ -161,12 +165,12 @@ def measure(
         began = time.monotonic()
         images = network.draw(
             np.arange(row["seeds"][0], row["seeds"][1] + 1, dtype=np.uint32),
-            np.asarray(row["times"], np.float32), row["ratio"], row["solver"], row["grid"] == "edm",
+            np.asarray(row["times"], np.float32), path, row["solver"], row["grid"] == "edm",
         )  # fmt: skip
-        row |= {"seconds": round(time.monotonic() - began, 2), **judge(images)}
+        row |= {"seconds": round(time.monotonic() - began, 2), judge.name: judge(images)}
         print(
-            f"{checkpoint[-24:]:<25}{row['ratio']!s:<6}{row['grid']:<24} {row['solver']:<10}"
-            f"{row['nfe']:>4} {row['seeds'][0]:>6} {row[judge.names[0]]:>10.4f}"
+            f"{checkpoint[-24:]:<25}{row['bnr']:<6}{row['grid']:<24} {row['solver']:<10}"
+            f"{row['nfe']:>4} {row['seeds'][0]:>6} {row[judge.name]:>10.4f}"
             f"{row['seconds']:>8.1f}",
             flush=True,
         )
@@ -179,12 +183,12 @@ def measure(
 @plots.styled
 def draw(rows: list[dict], metric: str, title: str) -> Figure:
     """A panel a checkpoint and ratio; a colour a solver, a line a grid; the mean over seeds."""
-    panels = list(dict.fromkeys((row["checkpoint"], row["ratio"]) for row in rows))
+    panels = list(dict.fromkeys((row["checkpoint"], row["bnr"]) for row in rows))
     figure = Figure(figsize=(max(6, 4.4 * len(panels)), 4.6), layout="constrained")
     grids = list(dict.fromkeys(row["grid"] for row in rows))
     every = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, panel in zip(every, panels, strict=True):
-        chosen = [row for row in rows if (row["checkpoint"], row["ratio"]) == panel]
+        chosen = [row for row in rows if (row["checkpoint"], row["bnr"]) == panel]
         for solver, grid in dict.fromkeys((row["solver"], row["grid"]) for row in chosen):
             curve = {}
             for row in chosen:
@@ -205,8 +209,7 @@ def draw(rows: list[dict], metric: str, title: str) -> Figure:
         axes.set_xticks(calls, [str(number) for number in calls])
         axes.xaxis.minorticks_off()
         plots.plain_log_ticks(axes.yaxis)
-        ratio = chosen[0]["bnr"] if panel[1] is None else panel[1]
-        axes.set_title(f"{title}, blur-to-noise ratio {ratio:g}", fontsize=10)
+        axes.set_title(f"{title}, blur-to-noise ratio {panel[1]:g}", fontsize=10)
         axes.set_xlabel("network calls per image (NFE)")
     every[0].set_ylabel(f"{metric} (lower is better)")
     every[0].legend()
@@ -228,15 +231,15 @@ def compare(arguments: argparse.Namespace) -> None:
             config.sampling.batch_size = arguments.batch_size
     settings.enable_compilation_cache(default.get_config().compilation_cache_dir)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    judge = Judge(first, build.dataset(first), arguments.out, arguments)
+    judge = comparison.Judge(first, build.dataset(first), arguments.out, arguments.samples)
     results = arguments.out / "nfe.json"
     report = json.loads(results.read_text()) if results.exists() else {"rows": []}
     report |= {"machine": machine(), "samples": arguments.samples}
-    print(f"network, ratio, grid, solver, NFE, first seed, {judge.names[0]}, seconds")
+    print(f"network, ratio, grid, solver, NFE, first seed, {judge.name}, seconds")
     for checkpoint, config in configs.items():
         measure(checkpoint, config, judge, arguments, report)
-    rows = [row for row in report["rows"] if judge.names[0] in row]
-    figure = draw(rows, judge.names[0], short_name(first.data.source))
+    rows = [row for row in report["rows"] if judge.name in row]
+    figure = draw(rows, judge.name, short_name(first.data.source))
     plots.save(arguments.out / "nfe.png", figure)
     print(f"wrote {results} and nfe.png")
 
@@ -260,10 +263,8 @@ def main() -> None:
         "--noise_range", type=float, nargs=2, metavar=("MIN", "MAX"),
         help="smallest and first noise level (default: the checkpoint's)",
     )  # fmt: skip
-    parser.add_argument(
-        "--features", default="classifier", help="classifier, pixels, inception or MODULE:FUNCTION"
-    )
-    parser.add_argument("--classifier_steps", type=int, default=1500)
+    parser.add_argument("--features", default="auto", help="as config.eval.features")
+    parser.add_argument("--reference", default="", help="as config.eval.reference")
     parser.add_argument("--inception_weights", default="", help="safetensors file")
     arguments = parser.parse_args()
     if min(arguments.calls) < 1 or arguments.samples < 8:
