@@ -25,7 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from benchmarks import train_step
-from benchmarks.accelerator import Draw
+from benchmarks.train_step import Draw
 from warm_diffusion.runtime import devices
 
 FLAGS = flags.FLAGS

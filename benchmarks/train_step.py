@@ -34,6 +34,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from warm_diffusion.app import build
+from warm_diffusion.data import Statistics
+from warm_diffusion.pretrained import Architecture
 from warm_diffusion.runtime import devices
 from warm_diffusion.training.step import Batch, TrainMetrics, abstract_arguments
 
@@ -96,6 +98,36 @@ class Step:
             "temporaries": analysis.temp_size_in_bytes,
         }
         return {name: size / 1e9 for name, size in {**parts, "total": sum(parts.values())}.items()}
+
+
+def architecture(config: ConfigDict) -> Architecture:
+    """The network of a configuration, for data that need not be there."""
+    shape = (config.data.resolution, config.data.resolution, config.data.channels)
+    return build.architecture(
+        config, shape, Statistics(np.zeros(shape, np.float32), np.ones(shape[:2], np.float32))
+    )
+
+
+class Draw:
+    """The compiled sampler of a configuration, with random weights.
+
+    Attributes:
+      num_calls: of the network for an image.
+      first_seconds: of the first batch, which compiles.
+    """
+
+    def __init__(self, config: ConfigDict, count: int):
+        built, mesh = architecture(config), devices.make_mesh()
+        self._sampler = build.sampler(config, built, mesh, batch_size=count)
+        self._params = devices.put_replicated(built.init_params(jax.random.key(0)), mesh)
+        self._seeds = np.arange(count, dtype=np.uint32)
+        self.num_calls, self.first_seconds = self._sampler.num_calls, self.seconds()
+
+    def seconds(self) -> float:
+        """Draws a batch and waits for it."""
+        began = time.perf_counter()
+        jax.block_until_ready(self._sampler.draw(self._params, self._seeds, None))
+        return time.perf_counter() - began
 
 
 def variant(config: ConfigDict, **changes) -> ConfigDict:

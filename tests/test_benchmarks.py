@@ -10,15 +10,19 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 
-from benchmarks import comparison, train_step
+from benchmarks import card, comparison, paired, train_step
 from configs import digits
+from warm_diffusion import pretrained
 from warm_diffusion.app import build
 from warm_diffusion.app.train import train
+from warm_diffusion.evaluation import features, metrics, reference
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOPOLOGIES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")  # four chips each
@@ -181,13 +185,26 @@ def test_on_a_tpu_all_convolutions_of_a_bfloat16_network_run_in_bfloat16(tpu):
 
 
 @pytest.mark.long
-def test_all_parts_run_on_a_cpu_with_tiny_networks(tmp_path):
-    command = ["-m", "benchmarks.accelerator", "--tiny", f"--out={tmp_path}/tiny", "--seconds=900"]
-    subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
-    parts = json.loads((tmp_path / "tiny.json").read_text())["parts"]
-    assert {name: part["error"] for name, part in parts.items() if "error" in part} == {}
-    lines = (tmp_path / "tiny.txt").read_text().splitlines()
-    assert all(any(line.startswith(name) for line in lines) for name in parts)
+def test_a_tiny_half_hour_does_all_parts_and_its_pieces_begin_the_next_elsewhere(tmp_path):
+    command = ["-m", "benchmarks.card", "--tiny", "--data=photos", f"--out={tmp_path}/one"]
+    subprocess.run([sys.executable, *command, "--minutes=30"], check=True, cwd=ROOT)
+    parts = json.loads((tmp_path / "one" / "card.json").read_text())
+    assert set(parts) == set(card.QUEUE) - {"edm"}
+    assert all(part["done"] and not part["error"] for part in parts.values())
+    (tmp_path / "two").mkdir()
+    for piece in (tmp_path / "one").glob("state.*"):
+        assert piece.stat().st_size < 2**24
+        (tmp_path / "two" / piece.name).write_bytes(piece.read_bytes())
+    options = types.SimpleNamespace(out=tmp_path / "two", minutes=1)
+    assert card.Card(options).done == parts
+    assert pretrained.load(tmp_path / "two" / "ship" / "model").info["images_seen"] > 0
+
+
+def test_the_plan_names_every_part_and_the_first_half_hour_ends_with_a_network_to_ship():
+    lines = card.plan(28, {}).splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == list(card.QUEUE)
+    assert [line.split()[0] for line in lines if "half hour 1" in line][-1] == "ship_0"
+    assert len(card.plan(28, {"step": {"done": True}}).splitlines()) == len(lines) - 1
 
 
 # --- comparisons ---------------------------------------------------------------------------------
@@ -206,3 +223,41 @@ def test_a_training_has_the_weights_of_the_apps_own_run(tmp_path):
     for got, leaf in zip(jax.tree.leaves(params), jax.tree.leaves(state.ema[0]), strict=True):
         np.testing.assert_allclose(got, leaf, atol=2e-5)
     assert facts["images_seen"] == 48
+
+
+# --- pairs of networks ---------------------------------------------------------------------------
+
+
+def test_pairs_are_compared_by_a_two_sided_t_test_of_their_logarithms():
+    rng = np.random.default_rng(0)
+    hot, warm = ({seed: rng.uniform(1, 2) for seed in range(4)} for _ in range(2))
+    logs = [np.log(warm[seed] / hot[seed]) for seed in range(4)]
+    expected = scipy.stats.ttest_1samp(logs, 0.0)
+    found = paired.compare(warm | {9: 1.0}, hot)  # seed 9 has no partner
+    np.testing.assert_allclose(found["mean"] / found["standard_error"], expected.statistic)
+    np.testing.assert_allclose(found["p"], expected.pvalue)
+    assert (found["seeds"], found["nearer"]) == (4, sum(log < 0 for log in logs))
+
+
+def test_drawn_images_are_judged_once_each(tmp_path):
+    rng = np.random.default_rng(0)
+    real, drawn = (rng.integers(0, 256, (40, 2, 2, 1), np.uint8) for _ in range(2))
+    extract = features.extractor("pixels")
+    facts = reference.facts(
+        extract, count=40, image_shape=(2, 2, 1), split="train", source="", data_sha256="",
+        recipe="",
+    )  # fmt: skip
+    statistics = reference.collect(extract, [real], facts)
+    (tmp_path / "run").mkdir()
+    np.save(tmp_path / "run" / "drawn_heun_18.npy", drawn)
+    config = {"seed": 4, "schedule": {"constant_bnr": {"bnr": 0.5}}}
+    config |= {"training": {"num_steps": 10, "batch_size": 8}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    for _ in range(2):
+        paired.judge(tmp_path / "rows.jsonl", tmp_path, statistics)
+    (row,) = paired.read(tmp_path / "rows.jsonl")
+    expected = metrics.compare(reference.collect(extract, [drawn], facts), statistics)
+    assert row == {
+        "seed": 4, "bnr": 0.5, "solver": "heun", "nfe": 35, "images_seen": 80,
+        "fd_pixels_40": expected["fd_pixels_40"],
+    }  # fmt: skip

@@ -210,6 +210,18 @@ def test_no_pickle_is_run(saved, tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
+def test_a_model_saved_in_bfloat16_has_rounded_weights_and_half_the_file(model, saved, tmp_path):
+    pretrained.save(model, tmp_path / "half", samples=NO_SAMPLES, dtype="bfloat16")
+    loaded = pretrained.load(tmp_path / "half")
+    for got, leaf in zip(
+        jax.tree.leaves(loaded.params), jax.tree.leaves(model.params), strict=True
+    ):
+        np.testing.assert_array_equal(got, leaf.astype(jnp.bfloat16).astype(jnp.float32))
+    np.testing.assert_array_equal(loaded.spectrum, model.spectrum)  # in full
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "half", saved)]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
 # --- its denoiser --------------------------------------------------------------------------------
 
 

@@ -524,6 +524,7 @@ def save(
     samples: np.ndarray | None = None,
     caption: str = "heun, 35 network calls",
     files: Mapping[str, bytes] = types.MappingProxyType({}),
+    dtype: str = "float32",
 ) -> None:
     """Writes a model folder that `load` reads and a model hub shows; whole or not at all.
 
@@ -534,6 +535,7 @@ def save(
         images of seeds 0 to 63.
       caption: how they were drawn.
       files: more files, by name.
+      dtype: float32, or bfloat16, which rounds the weights and halves the file.
 
     Raises:
       ValueError: the folder holds something.
@@ -542,8 +544,12 @@ def save(
     check_new(folder)
     if samples is None:
         samples = np.zeros(0) if model.schedule.needs_start else model.sample(range(64))
-    params, statistics = jax.tree.map(np.asarray, model.params), model.statistics
-    arrays = weights.flatten(params)
+    stored, statistics = (
+        jax.tree.map(lambda a: np.asarray(a, dtype), model.params),
+        model.statistics,
+    )
+    params = jax.tree.map(lambda a: a.astype(np.float32), stored)  # what `load` returns
+    arrays = weights.flatten(stored)
     if statistics is not None:
         arrays |= {_MEAN: statistics.mean, _SPECTRUM: statistics.spectrum}
     info = {"weights": "as they are", **model.info, **_checksums(params, statistics)}

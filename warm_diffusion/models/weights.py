@@ -30,8 +30,11 @@ def flatten(tree: Mapping) -> dict:
     return flax.traverse_util.flatten_dict(tree, sep=".")
 
 
+_TYPES = {"F32": np.float32, "BF16": jnp.bfloat16}
+
+
 def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """A file of arrays by name."""
+    """A file of float32 or bfloat16 arrays by name."""
     arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
     return safetensors.numpy.save(arrays)
 
@@ -39,21 +42,28 @@ def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file by name.
 
+    Numbers stored as bfloat16 are returned as float32.
+
     Raises:
-      ValueError: no such file, another kind of file, or arrays that are not finite float32 numbers.
+      ValueError: no such file, another kind of file, or arrays of other types or not finite.
     """
     try:
-        arrays = safetensors.numpy.load(storage.path(path).read_bytes())
-    # safetensors reports types that numpy lacks (bfloat16) by the latter three.
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, AttributeError) as error:
+        entries = safetensors.deserialize(storage.path(path).read_bytes())
+    except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as safetensors ({error})") from error
-    bad = [
-        f"{name} ({array.dtype})"
-        for name, array in arrays.items()
-        if array.dtype != np.float32 or not np.all(np.isfinite(array))
-    ]
+    bad = [f"{name} ({entry['dtype']})" for name, entry in entries if entry["dtype"] not in _TYPES]
+    arrays = {
+        name: np.frombuffer(entry["data"], _TYPES[entry["dtype"]])
+        .reshape(entry["shape"])
+        .astype(np.float32)
+        for name, entry in entries
+        if entry["dtype"] in _TYPES
+    }
+    bad += [f"{name} (not finite)" for name, a in arrays.items() if not np.all(np.isfinite(a))]
     if bad:
-        raise ValueError(f"{path}: expected finite float32 numbers, got others in {', '.join(bad)}")
+        raise ValueError(
+            f"{path}: expected finite numbers, float32 or bfloat16, got others in {', '.join(bad)}"
+        )
     return arrays
 
 
