@@ -3,15 +3,12 @@
     python -m benchmarks.bnr_sweep --config=configs/digits.py --out=runs/sweep_digits
     python -m benchmarks.bnr_sweep --config=configs/cifar10.py:small --out=runs/sweep_cifar10 \
         --config.data.source=folder:DIR --config.data.resolution=16 --config.training.num_steps=4000
-    python -m benchmarks.bnr_sweep --config=configs/cifar10.py --out=runs/sweep_gpu --minutes=25 \
-        --config.data.source=folder:DIR --config.model.dtype=bfloat16 \
-        --config.model.model_channels=64 --config.training.num_steps=3000
 
 Trains at BNR 0, 0.1, 0.3, 0.5, 0.65, 1, 2 and 10 from equal seeds, on the same images in the same
 order, and the any_bnr network likewise; draws the same seeds with each solver (heun:5 is 9 network
 calls, multistep:18 18, heun:18 35) and writes OUT/table.md, OUT/summary.json, OUT/summary.png and
-OUT/images after every training. The any_bnr network is sampled at --any_ratios. Start again to
-continue.
+OUT/images after every training. The any_bnr network is sampled at --any_ratios; `bnr` of a row is
+the ratio sampled along. Start again to continue. For a GPU see `card.py`.
 """
 
 from absl import flags
@@ -61,7 +58,7 @@ def draw(entries: list[dict], metric: str, title: str) -> Figure:
             axes.errorbar(
                 [e["bnr"] for e in chosen], [e[metric] for e in chosen],
                 yerr=[e[f"{metric}_std"] for e in chosen], linestyle=line,
-                label=f"{solver}, NFE {nfe}" + ", one network for all" * (network == "any"),
+                label=f"{solver}, {nfe} calls" if network == "fixed" else None,
                 **comparison.look(solvers, solver, nfe),
             )  # fmt: skip
     ratios = sorted({e["bnr"] for e in entries})
@@ -76,6 +73,8 @@ def draw(entries: list[dict], metric: str, title: str) -> Figure:
     axes.set_ylabel(f"{metric} (lower is better)")
     axes.grid(axis="y", which="both")
     axes.set_title(title)
+    if any(e["network"] == "any" for e in entries):
+        axes.plot([], [], "--", color="grey", label="dashed: one network for all ratios")
     axes.legend(handlelength=4)
     return figure
 

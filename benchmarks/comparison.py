@@ -35,6 +35,7 @@ from warm_diffusion.runtime import devices
 from warm_diffusion.training.step import TrainMetrics, choose_average, train_step
 
 SOLVERS = {"euler": "#7d6bb5", "heun": "#009e73", "multistep": "#b8860b"}  # colours
+FEWER = {"euler": "#cc79a7", "heun": "#0072b2", "multistep": "#d55e00"}  # with fewer calls
 MARKERS = {"euler": "^", "heun": "o", "multistep": "s"}
 
 
@@ -305,10 +306,10 @@ def solvers_of(entries: list[dict]) -> list[tuple[str, int]]:
 
 
 def look(solvers: list[tuple[str, int]], solver: str, nfe: int) -> dict:
-    """How a solver is drawn: paler and with another marker where it has fewer calls than most."""
+    """How a solver is drawn: in another colour where it has fewer calls than most."""
     most = nfe == max(calls for each, calls in solvers if each == solver)
-    marker, alpha = (MARKERS[solver], 1.0) if most else ("v", 0.5)
-    return {"color": SOLVERS[solver], "marker": marker, "alpha": alpha, "capsize": 3}
+    colours = SOLVERS if most else FEWER
+    return {"color": colours[solver], "marker": MARKERS[solver] if most else "v", "capsize": 3}
 
 
 def write(out: pathlib.Path, name: str, group: tuple[str, ...], draw, rows: list[dict]) -> None:

@@ -55,12 +55,7 @@ def ablation_digits():
 def nfe(name: str):
     """Distance against network calls."""
     rows = json.loads((RESULTS / f"nfe_{name}.json").read_text())["rows"]
-    metric = rows[0].get("metric", METRICS[name])
-    rows = [
-        {"ratio": None, "grid": "edm", "nfe": row.get("network_calls"),
-         metric: row.get("distance")} | row
-        for row in rows
-    ]  # fmt: skip
+    metric = next(key for key in rows[0] if key.startswith("fd_"))
     return nfe_curve.draw(rows, metric, SETS[name])
 
 
