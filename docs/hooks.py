@@ -1,14 +1,18 @@
-"""What the site needs beyond its plugins: equations without JavaScript, examples in docstrings."""
+"""What the site needs beyond its plugins: equations without JavaScript, links, examples."""
 
 import itertools
+import pathlib
 import re
 from html import unescape
+from urllib.parse import unquote
 
 import griffe
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 
 _DOLLARS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
 _VERBATIM = re.compile(r"(<(pre|script|style|code)\b.*?</\2>|<[^>]*>)", re.DOTALL)
+_LINK = re.compile(r'(?:href|src)="(?![a-z]+:|//)([^"#?]*)[^"#]*#?([^"]*)"')
 _EQUATION = re.compile(r"^```math\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
 
 
@@ -18,9 +22,10 @@ def on_page_markdown(markdown: str, **_) -> str:
 
 
 def on_page_content(html: str, page, **_) -> str:
-    """MkDocs: LaTeX between dollars in the notebook's text becomes MathML, too."""
+    """MkDocs: in the notebook LaTeX between dollars becomes MathML, and links are its folder's."""
     if not page.file.src_path.endswith(".ipynb"):
         return html
+    html = re.sub(r'<a href="(?=\w+\.html)', '<a href="../', html)
     parts = _VERBATIM.split(html)  # text, tag or code, the tag's name, text, ...
     text = [_DOLLARS.sub(_mathml, part) for part in parts[::3]]
     pairs = itertools.zip_longest(text, parts[1::3], fillvalue="")
@@ -30,6 +35,23 @@ def on_page_content(html: str, page, **_) -> str:
 def _mathml(found: re.Match) -> str:
     block, inline = found.groups()
     return convert(unescape(block or inline), display="block" if block else "inline")
+
+
+def on_post_build(config, **_) -> None:
+    """MkDocs: each link within the finished site leads to a file, and to its heading."""
+    site, broken = pathlib.Path(config["site_dir"]).resolve(), []
+    pages = {path: path.read_text() for path in site.rglob("*.html") if path.name != "404.html"}
+    for page, text in pages.items():
+        for link, anchor in _LINK.findall(re.sub(r"(?s)<(script|code)\b.*?</\1>", "", text)):
+            target = (page.parent / unquote(link)).resolve() if link else page
+            target = target / "index.html" if target.is_dir() else target
+            found = target.is_file() and (
+                not anchor or target not in pages or f'id="{unquote(anchor)}"' in pages[target]
+            )
+            if not found:
+                broken.append(f"{page.relative_to(site)}: {link}#{anchor}".rstrip("#"))
+    if broken:
+        raise PluginError("broken links: " + "; ".join(sorted(set(broken))))
 
 
 class Examples(griffe.Extension):
