@@ -117,7 +117,7 @@ def test_a_model_is_saved_whole_or_not_at_all(model, place, monkeypatch):
 )
 def test_the_lines_of_a_shipped_card_run(name, monkeypatch):
     folder = pathlib.Path(pretrained.__file__).parents[1] / "pretrained" / name
-    monkeypatch.chdir(folder.parent)  # the card names the folder as it stands beside the user
+    monkeypatch.chdir(folder.parents[1])  # the repository's root
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     if name == "cifar10_16":
         code = code.replace("range(16)", "range(2), num_steps=2")  # quicker

@@ -558,14 +558,16 @@ def save(
     if len(samples):
         content["samples.png"] = images.png(images.grid(samples, min_side=48))
         picture = f"\n![Samples](samples.png)\n\n*Seeds 0 to {len(samples) - 1}: {caption}.*\n"
-    content["README.md"] = _card(folder.name, model, info, picture).encode()
+    content["README.md"] = _card(folder, model, info, picture).encode()
     content["model.safetensors"] = weights.to_bytes(arrays)
     content["config.json"] = storage.to_json(config)  # last: without it no folder is a model
     storage.write_folder(folder, content)
 
 
-def _card(name: str, model: Model, info: dict, picture: str) -> str:
+def _card(folder: pathlib.Path, model: Model, info: dict, picture: str) -> str:
     """The README.md of a model folder: what it is, its use, training, evaluation and limits."""
+    here = pathlib.Path.cwd()  # where commands of the card run
+    name = str(folder.relative_to(here)) if folder.is_relative_to(here) else folder.name
     call, mode, task = "images = model.sample(range(16))  # uint8", "sample", "generation"
     if model.schedule.needs_start:
         call = (
@@ -594,7 +596,7 @@ library_name: warm_diffusion
 tags: [image-{task}, diffusion, jax, warm-diffusion]
 ---
 
-# {name}
+# {folder.name}
 
 A blur-noise diffusion model ([Warm Diffusion](https://arxiv.org/abs/2511.16904)) of
 {"x".join(map(str, model.image_shape))} images: {model.description["model"]["name"]}, \
@@ -605,7 +607,7 @@ A blur-noise diffusion model ([Warm Diffusion](https://arxiv.org/abs/2511.16904)
 ```python
 import numpy as np
 from warm_diffusion import pretrained
-model = pretrained.load("{name}")  # the path of this folder
+model = pretrained.load("{name}")  # this folder
 {call}
 ```
 
