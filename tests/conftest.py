@@ -79,6 +79,16 @@ def store():
         yield url
 
 
+@pytest.fixture
+def faulty_store(store, monkeypatch):
+    """A proxy before the object store, by which this test reads and writes `gs://bucket`."""
+    storage.path("gs://bucket")  # which is asked once
+    with object_store.before(store) as proxy:
+        for name, value in object_store.environment(proxy.url).items():
+            monkeypatch.setenv(name, value)
+        yield proxy
+
+
 @pytest.fixture(params=["local", "gs"])
 def place(request, tmp_path):
     """A folder that is not there yet: on disk, and on gs://."""

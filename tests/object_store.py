@@ -1,15 +1,18 @@
 """A Google Cloud Storage of our own: the server fake-gcs-server, on this machine, in memory."""
 
 import contextlib
+import http.client
 import http.server
 import importlib.util
 import json
 import pathlib
+import re
 import socket
 import subprocess
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import pytest
@@ -61,20 +64,74 @@ def _make_bucket(url, name, seconds=10):
             time.sleep(0.01)
 
 
+class Proxy(http.server.ThreadingHTTPServer):
+    """Stands before a server, and answers in its place where `answer` says so.
+
+    `answer(method, path)` returns None (the server answers), a status with a message, or whether
+    the connection is closed before (`LOST`) or after the server has worked (`LOST_AFTERWARDS`).
+    """
+
+    daemon_threads = True
+
+    def handle_error(self, *_):
+        """A client that has gone is none."""
+
+    def __init__(self, server):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.server, self.answer = urllib.parse.urlsplit(server), lambda method, path: None
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+LOST, LOST_AFTERWARDS = object(), object()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer is one packet
+
+    def _handle(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        # The name of a small object is in the body of its upload.
+        named = re.search(rb'"name": "([^"]+)"', body) if self.command == "POST" else None
+        path = urllib.parse.unquote(self.path) + (named[1].decode() if named else "")
+        answer = self.server.answer(self.command, path)
+        if answer is LOST:
+            self.close_connection = True
+        elif isinstance(answer, tuple):
+            status, message = answer
+            content = json.dumps({"error": {"code": status, "message": message}}).encode()
+            self._send(status, [], content)
+        else:
+            place = self.server.server
+            connection = http.client.HTTPConnection(place.hostname, place.port)
+            with contextlib.closing(connection):
+                connection.request(self.command, self.path, body, dict(self.headers))
+                response = connection.getresponse()
+                own = ("content-length", "transfer-encoding", "connection")
+                headers = [pair for pair in response.getheaders() if pair[0].lower() not in own]
+                content = response.read()
+            if answer is LOST_AFTERWARDS:
+                self.close_connection = True
+            else:
+                self._send(response.status, headers, content)
+
+    do_GET = do_POST = do_PATCH = do_DELETE = _handle
+
+    def _send(self, status, headers, content):
+        self.send_response(status)
+        for header in (*headers, ("Content-Length", str(len(content)))):
+            self.send_header(*header)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
 @contextlib.contextmanager
-def refusing(status):
-    """A server that answers everything with one HTTP status; yields its URL."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(b'{"error": {"message": "Anonymous caller\\ndoes not have access"}}')
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+def before(url):
+    """Yields a `Proxy` of the server."""
+    with Proxy(url) as proxy:
+        threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+        yield proxy
+        proxy.shutdown()

@@ -1,11 +1,14 @@
 """The modes of main.py with everything on gs://: what a run there does is what it does on disk."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from tests.app.conftest import assert_same_run, copy
+from tests.app.conftest import STEPS, assert_same_run, copy
+from tests.object_store import LOST
 from warm_diffusion import pretrained
-from warm_diffusion.runtime import storage
+from warm_diffusion.runtime import gcs, storage
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,50 @@ def test_a_run_on_gs_goes_back_over_a_damaged_checkpoint_bit_for_bit(app, traine
     picture = "samples/step_00000006.png"
     assert (place / picture).read_bytes() == (trained[0] / picture).read_bytes()
     assert len(list(place.glob("events.out.tfevents.*"))) == 2
+
+
+@pytest.mark.long
+def test_a_store_that_falters_changes_nothing(
+    app, uninterrupted, faulty_store, tmp_path, monkeypatch
+):
+    """Every 40th answer is lost or an error, to orbax's threads as well."""
+    monkeypatch.setattr(gcs, "_FIRST_PAUSE", 0.001)
+    requests, faults = itertools.count(1), itertools.cycle([LOST, (503, "busy"), (429, "busy")])
+    faulty_store.answer = lambda *_: None if next(requests) % 40 else next(faults)
+    place = storage.path("gs://bucket/falters")
+    _, err = app.run(f"--workdir={place}", *STEPS)
+    assert err == ""
+    assert next(requests) > 200
+    faulty_store.answer = lambda *_: None
+    assert_same_run(place, uninterrupted)
+    names = {path.name.partition(".")[0] for path in place.iterdir()}
+    assert names == {"checkpoints", "config", "events", "metrics"}
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "message"),
+    [
+        ("POST", "metrics.jsonl", "gs://bucket/refused/metrics.jsonl: permission"),
+        pytest.param(
+            "POST", "/state/", "gs://bucket/refused/checkpoints/4/state", marks=pytest.mark.long
+        ),
+        ("DELETE", "", "gs://bucket/refused/lock.json.probe: permission"),
+        ("GET", "config.json", "gs://bucket/refused/config.json: permission"),
+    ],
+)
+def test_what_may_not_be_written_is_one_line_that_names_object_and_permission(
+    app, faulty_store, method, part, message
+):
+    refusal = f"Permission 'storage.objects.{method.lower()}' denied on resource"
+    faulty_store.answer = lambda verb, path: (
+        (403, refusal) if verb == method and part in path else None
+    )
+    _, err = app.run("--workdir=gs://bucket/refused", *STEPS, status=2)
+    assert message in err
+    assert f"storage.objects.{method.lower()}" in err
+    assert len(err.splitlines()) == 1
+    faulty_store.answer = lambda *_: None
+    storage.remove(storage.path("gs://bucket/refused"))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import errno
 import json
 import os
 import pathlib
+import secrets
 import socket
 import threading
 import time
@@ -75,7 +76,8 @@ def hold(workdir: str | os.PathLike) -> Iterator[Callable[[], None]]:
 
 def _who() -> bytes:
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode()
+    who = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+    return json.dumps(who | {"id": secrets.token_hex(4)}).encode()
 
 
 def _refusal(place: pathlib.Path) -> ValueError:
@@ -114,13 +116,17 @@ class _Lease:
 
     def take(self) -> None:
         """Waits for one that is left to become stale; raises ValueError where it is renewed."""
-        first, since = None, time.monotonic()
+        self._check_permission()
+        first, since, own = None, time.monotonic(), _who()
         while True:
             with contextlib.suppress(FileExistsError):
-                self._store.pipe_file(str(self._place), _who(), mode="create")
+                self._store.pipe_file(str(self._place), own, mode="create")
                 break
             if (found := self._found()) is None:
                 continue
+            with contextlib.suppress(FileNotFoundError):
+                if self._place.read_bytes() == own:
+                    break  # it was made by a call whose answer was lost
             if _has_ended(self._place):
                 self._delete(found["generation"])
                 continue
@@ -149,6 +155,11 @@ class _Lease:
         self._thread.join()
         self._delete(self._generation)
 
+    def _check_permission(self) -> None:
+        """Raises PermissionError for a role that may not delete, before anything is written."""
+        with contextlib.suppress(FileNotFoundError):
+            self._store.call("DELETE", "b/{}/o/{}", self._bucket, f"{self._key}.probe")
+
     def _found(self) -> dict | None:
         with contextlib.suppress(FileNotFoundError):
             return self._store.info(str(self._place))
@@ -175,6 +186,5 @@ class _Lease:
                 self._lost = renewed["generation"] != self._generation
             except (FileNotFoundError, FileExistsError):  # 404, 412
                 self._lost = True
-            # No network, credentials that run out: their types are many, and the next try may do.
-            except Exception as error:
+            except OSError as error:  # no network, credentials that run out: the next try may do
                 say(f"note     {self._place} could not be renewed ({error})")

@@ -86,13 +86,10 @@ def default_cache_dir() -> pathlib.Path:
 
 @functools.cache
 def object_store():
-    """gcsfs's file system, made once, told first what it must know before it is used."""
-    import fsspec
+    """gcsfs's file system, made once, see `gcs`; ImportError without gcsfs."""
+    from warm_diffusion.runtime import gcs
 
-    os.environ.setdefault("EPATH_USE_TF", "false")  # where TensorFlow is there epath prefers it
-    # Listings are kept for ever otherwise: what other processes write would not be seen.
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-    return fsspec.filesystem("gcs")
+    return gcs.connect()
 
 
 @functools.cache
@@ -109,8 +106,11 @@ def _check_bucket(bucket: str) -> None:
             f"there is no bucket gs://{bucket}: correct the path, or make it by gcloud storage "
             f"buckets create gs://{bucket}"
         ) from error
-    # No credentials, the wrong ones, no network: google.auth, aiohttp and gcsfs have a type each.
+    # Credentials that are missing, wrong, or a file that cannot be read, for which google.auth has
+    # many types.
     except Exception as error:
+        if getattr(error, "errno", None) == errno.EIO:
+            raise
         told = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
             f"gs://{bucket} cannot be read ({told}): it needs credentials, such as by gcloud auth "
@@ -132,8 +132,19 @@ def write_files(files: Mapping[pathlib.Path, bytes]) -> None:
         # Not open("wb"): an exception inside it publishes the part that is written.
         object_store().pipe(remote)
     for place in filter(is_local, files):
-        with _whole(place) as partial:
+        with _whole(place) as partial, naming(place):
             partial.write_bytes(files[place])
+
+
+@contextlib.contextmanager
+def naming(where: str | os.PathLike) -> Iterator[None]:
+    """Names the file in an OSError that does not, such as of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = os.fspath(where)
+        raise
 
 
 @contextlib.contextmanager
@@ -160,12 +171,12 @@ def to_json(content: Any) -> bytes:
 
 
 def read_json(where: str | os.PathLike) -> Any:
-    """What a JSON file says; FileNotFoundError, or ValueError where it cannot be read as JSON."""
+    """What a JSON file says; OSError, or ValueError where it is no JSON."""
+    with naming(where):
+        content = path(where).read_bytes()
     try:
-        return json.loads(path(where).read_bytes())
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} cannot be read as JSON ({error})") from error
 
 
@@ -202,7 +213,7 @@ class Lines:
             return
         if is_local(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
+            with naming(self._path), self._path.open("a") as file:
                 file.write(line + "\n")
             return
         self._text, self._is_put = self._text + line + "\n", False
@@ -297,8 +308,14 @@ def fetch(where: str | os.PathLike, cache_dir: pathlib.Path | None = None) -> pa
 # A path that cannot be is a mistake in the command; all else is the machine's state.
 _MISTAKES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM,
              errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)  # fmt: skip
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-_IN_TEXT = re.compile(r"os_error_code='(\d+)'")  # TensorStore's, which orbax writes with
+# These count even where a library, or a ValueError with a place in its message, has wrapped them.
+_STATE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE,
+          errno.EBUSY, errno.ENOTEMPTY, errno.EMFILE, errno.ENFILE)  # fmt: skip
+# TensorStore, which orbax writes with, reports in texts; the store's passing troubles as well, when
+# it has tried for fifteen minutes.
+_ON_DISK = re.compile(r"os_error_code='(\d+)'")
+_ON_STORE = re.compile(r"http_response_code='(\d+)'|curl_code='")
+_REFUSED = {"401": errno.EACCES, "403": errno.EACCES, "404": errno.ENOENT}
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:
@@ -311,18 +328,33 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         chain.append(error)
         error = error.__cause__ or error.__context__
     for error in chain:
-        found = _IN_TEXT.search(str(error))
-        number = int(found[1]) if found else error.errno if isinstance(error, OSError) else None
-        if not number or (error is not top and number not in _FULL):
+        number = _number(error)
+        if not number or (error is not top and number not in _STATE):
             continue
         named = re.search(r'"(/[^"]*)"', str(error))
-        where = getattr(error, "filename", None) or (named[1] if named else "a file")
-        told = f"{os.fspath(where)}: {os.strerror(number)}"
+        where = getattr(error, "filename", None) or (named and named[1])
+        if where:
+            told = f"{os.fspath(where)}: {getattr(error, 'strerror', None) or os.strerror(number)}"
+        elif isinstance(error, OSError) and error.errno:
+            told = str(top) if error is not top else f"a file: {os.strerror(number)}"
+        else:
+            told = str(error).partition(" [")[0]
         if number in _MISTAKES:
             return 2, told
         sound = "What was written before is sound; when this has passed, the same command goes on"
         return 74, f"{told}. {sound}"  # EX_IOERR of sysexits.h
     return None
+
+
+def _number(error: BaseException) -> int | None:
+    """The number of an error of the file system's; None for others."""
+    if found := _ON_DISK.search(str(error)):
+        return int(found[1])
+    if found := _ON_STORE.search(str(error)):
+        return _REFUSED.get(found[1], errno.EIO)
+    if isinstance(error, FileNotFoundError):
+        return errno.ENOENT  # fsspec gives none
+    return error.errno if isinstance(error, OSError) else None
 
 
 def digest(tree: Any) -> str:
