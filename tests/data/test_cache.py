@@ -1,7 +1,9 @@
 """The cache: the recipe to the bit, tiles, bad images by name, nothing half-written or damaged."""
 
+import errno
 import hashlib
 import resource
+import tempfile
 
 import numpy as np
 import pytest
@@ -242,6 +244,26 @@ def test_a_cache_folder_that_cannot_be_made_is_named_with_its_key(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ValueError, match=r"file/c: Not a directory; set data\.cache_dir"):
         cache.load_dataset("digits", cache_dir=str(tmp_path / "file" / "c"))
+
+
+def test_a_cache_folder_that_may_not_be_written_is_named_with_its_key(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(ValueError, match=r"Permission denied; set data\.cache_dir"):
+        cache.load_dataset("digits", cache_dir=str(tmp_path / "c"))
+
+
+def test_a_cache_that_cannot_be_read_now_is_not_called_damaged(load, tree, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error", "images.npy")
+
+    load(f"folder:{tree}")
+    cache._open.cache_clear()
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(OSError, match=r"Input/output error: 'images\.npy'"):
+        load(f"folder:{tree}")
 
 
 def test_a_full_disk_ends_preparing_by_an_error_and_leaves_nothing(tmp_path, images, load):

@@ -3,6 +3,8 @@
 import errno
 import os
 import pathlib
+import pwd
+import tempfile
 import urllib.request
 
 import numpy as np
@@ -22,6 +24,42 @@ def test_a_local_place_is_absolute_and_knows_the_home_folder(monkeypatch, tmp_pa
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert storage.path("~/runs") == storage.path("runs") == tmp_path / "runs"
+
+
+@pytest.fixture
+def homeless(monkeypatch, tmp_path):
+    """No HOME and a user id without a name, as in containers; returns the folder of temporaries."""
+
+    def nobody(_):
+        raise KeyError("uid not found")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    storage._home.cache_clear()
+    yield tmp_path
+    storage._home.cache_clear()
+
+
+def test_without_a_home_folder_caches_are_temporary_and_a_line_says_so(homeless, capsys):
+    folder = homeless / f"warm_diffusion-{os.getuid()}"
+    assert storage.default_cache_dir() == folder / ".cache" / "warm_diffusion"
+    assert storage.path("~/x") == folder / "x"
+    assert folder.stat().st_mode & 0o077 == 0
+    assert capsys.readouterr().out.count(f"caches are kept in {folder}") == 1
+
+
+def test_a_temporary_home_that_somebody_else_has_made_is_refused(homeless):
+    (homeless / f"warm_diffusion-{os.getuid()}").symlink_to(homeless)
+    with pytest.raises(ValueError, match="is another user's: set HOME"):
+        storage.default_cache_dir()
+
+
+def test_the_home_folder_of_nobody_is_a_mistake(monkeypatch):
+    for call in (storage.path, lambda where: storage.local(where, "--input")):
+        with pytest.raises(ValueError, match=r"there is no user nosuchuser, got ~nosuchuser/x"):
+            call("~nosuchuser/x")
 
 
 def test_a_place_on_gs_keeps_its_url(store):

@@ -113,16 +113,19 @@ def load_dataset(
     if not path.exists():
         try:
             root.mkdir(parents=True, exist_ok=True)
+            partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{path.name}.partial-", dir=root))
         except OSError as error:
             raise ValueError(f"{root}: {error.strerror}; set data.cache_dir") from error
-        _prepare(opened, recipe, None if tiles else _FILTERS[resize], path)
+        with storage.naming(path):
+            _prepare(opened, recipe, None if tiles else _FILTERS[resize], partial, path)
     return _open(path)
 
 
 @functools.lru_cache(maxsize=8)  # the hash of a set is checked once per process
 def _open(path: pathlib.Path) -> Dataset:
     try:
-        info = json.loads((path / "dataset.json").read_text())
+        with storage.naming(path):
+            info = json.loads((path / "dataset.json").read_text())
         images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
         labels = np.load(path / "labels.npy", allow_pickle=False) if info["class_names"] else None
         if list(images.shape) != info["shape"]:
@@ -131,7 +134,10 @@ def _open(path: pathlib.Path) -> Dataset:
             raise ValueError("images.npy is not what was written")
         if labels is not None and hashlib.sha256(labels).hexdigest() != info["labels_sha256"]:
             raise ValueError("labels.npy is not what was written")
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (
+        FileNotFoundError, NotADirectoryError, IsADirectoryError,
+        ValueError, KeyError, TypeError, EOFError,
+    ) as error:  # fmt: skip
         raise ValueError(
             f"the data cache {path} is damaged ({error}); delete that folder"
         ) from error
@@ -139,10 +145,13 @@ def _open(path: pathlib.Path) -> Dataset:
 
 
 def _prepare(
-    source: Source, recipe: dict, resample: Image.Resampling | None, path: pathlib.Path
+    source: Source,
+    recipe: dict,
+    resample: Image.Resampling | None,
+    partial: pathlib.Path,
+    path: pathlib.Path,
 ) -> None:
-    """Writes the cache under a temporary name and renames it when it is whole."""
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{path.name}.partial-", dir=path.parent))
+    """Writes the cache into the folder `partial`, which is renamed when it is whole."""
     try:
         digest, labels = hashlib.sha256(), []
         # Not a memory-mapped array: where the disk is full, that ends Python by SIGBUS.

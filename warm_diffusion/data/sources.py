@@ -8,6 +8,7 @@ twice. Nothing here touches the network unless `download` asks for it.
 
 import functools
 import importlib.metadata
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -97,7 +98,7 @@ def open_source(
 
 def _hint(spec: str) -> str:
     """What a bare path or a bare name may have meant."""
-    path = pathlib.Path(spec).expanduser()
+    path = pathlib.Path(os.path.expanduser(spec))  # pathlib's raises where there is no such user
     kind = "folder" if path.is_dir() else path.suffix[1:]
     if path.exists() and kind in _LOCAL:
         return f": did you mean {kind}:{spec}?"

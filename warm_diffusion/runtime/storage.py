@@ -17,6 +17,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +41,7 @@ def path(where: str | os.PathLike) -> pathlib.Path:
     """
     text = os.fspath(where)
     if not _SCHEME.match(text):
-        return pathlib.Path(text).expanduser().absolute()
+        return _expanded(text)
     bucket, _, inside = text.removeprefix("gs://").partition("/")
     if text.startswith("gs:/") and not text.startswith("gs://"):
         raise ValueError(
@@ -59,7 +60,35 @@ def local(where: str | os.PathLike, name: str) -> pathlib.Path:
     """An absolute local path of what cannot lie elsewhere, which a ValueError calls `name`."""
     if _SCHEME.match(os.fspath(where)):
         raise ValueError(f"{name} must be a local path, got {os.fspath(where)}: copy it here first")
-    return pathlib.Path(where).expanduser().absolute()
+    return _expanded(os.fspath(where))
+
+
+def _expanded(text: str) -> pathlib.Path:
+    """A local path, absolute, with ~ and ~USER replaced."""
+    first, *rest = pathlib.Path(text).parts or ("",)
+    if first == "~":
+        return _home().joinpath(*rest)
+    try:
+        return pathlib.Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"there is no user {first[1:]}, got {text}: give the folder") from error
+
+
+@functools.cache
+def _home() -> pathlib.Path:
+    """The user's home folder, or where a container's user has none, a temporary one.
+
+    Compiled programs are kept there, so it must be nobody else's.
+    """
+    with contextlib.suppress(RuntimeError):
+        return pathlib.Path.home()
+    folder = pathlib.Path(tempfile.gettempdir()) / f"warm_diffusion-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid() or not stat.S_ISDIR(folder.lstat().st_mode):
+        raise ValueError(f"{folder} is another user's: set HOME to a folder")
+    say(f"note     there is no home folder (HOME is not set): caches are kept in {folder}")
+    os.environ["HOME"] = str(folder)  # matplotlib and others would complain at length
+    return folder
 
 
 def is_local(place: pathlib.Path) -> bool:
@@ -80,7 +109,7 @@ def check_for_checkpoints(workdir: pathlib.Path) -> None:
 
 def default_cache_dir() -> pathlib.Path:
     """The user's cache folder for this project ($XDG_CACHE_HOME or ~/.cache)."""
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or _home() / ".cache"
     return pathlib.Path(base) / "warm_diffusion"
 
 
