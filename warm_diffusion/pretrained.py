@@ -476,23 +476,27 @@ def _load_edm(path: pathlib.Path) -> Model:
 
 def _load_checkpoint(workdir: pathlib.Path, step: int | None, ema: int) -> Model:
     try:
-        from warm_diffusion.training.checkpoints import Checkpoints, Damaged
+        from warm_diffusion.training.checkpoints import Checkpoints, Damaged, finished_steps
     except ImportError as error:
         raise ValueError(
             f"{workdir} is a training workdir, which orbax reads: pip install '.[app]' in a "
             f"checkout of warm_diffusion ({error})"
         ) from error
-    with Checkpoints(workdir, read_only=True) as saved:
-        steps = saved.steps()
-        if not steps:
-            raise ValueError(f"there is no finished checkpoint in {workdir / 'checkpoints'}")
-        for candidate in reversed(steps) if step is None else [step]:
-            try:
-                return _read_checkpoint(workdir, saved, candidate, ema)
-            except Damaged as error:
-                if step is not None or candidate == steps[0]:
-                    raise
-                say(f"note     {error}: the one before is used")
+    while True:
+        with Checkpoints(workdir, read_only=True) as saved:
+            steps = saved.steps()
+            if not steps:
+                raise ValueError(f"there is no finished checkpoint in {workdir / 'checkpoints'}")
+            for candidate in reversed(steps) if step is None else [step]:
+                try:
+                    return _read_checkpoint(workdir, saved, candidate, ema)
+                except ValueError as error:
+                    if step is None and finished_steps(workdir)[-1:] > steps[-1:]:
+                        break  # training has saved another, and may have removed this one
+                    last = step is not None or candidate == steps[0]
+                    if last or not isinstance(error, Damaged):
+                        raise
+                    say(f"note     {error}: the one before is used")
 
 
 def _read_checkpoint(workdir: pathlib.Path, saved, step: int, ema: int) -> Model:

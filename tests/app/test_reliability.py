@@ -7,6 +7,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.app.conftest import STEPS, assert_same_run, rows
 from warm_diffusion import pretrained
 from warm_diffusion.app import build, sample
 from warm_diffusion.runtime import lock
+from warm_diffusion.training.checkpoints import Checkpoints
 
 MORE = "--config.training.num_steps=7"
 
@@ -184,6 +186,32 @@ def test_where_no_checkpoint_is_sound_the_status_is_4(app, run, tmp_path, mode):
     common += [MORE] if mode == "train" else []
     _, err = app.run(*common, tiny=mode == "train", status=4)
     one_line(err)
+
+
+@pytest.mark.parametrize(("mode", "moment"), [("load", "about"), ("eval", "__init__")])
+def test_a_checkpoint_that_training_removes_is_passed_over_for_the_next(
+    app, run, tmp_path, monkeypatch, mode, moment
+):
+    """As with training.keep_latest=1: while it is read, or once it is chosen."""
+    (run / "checkpoints" / "6").rename(tmp_path / "6")
+    method = getattr(Checkpoints, moment)
+
+    def meanwhile(*arguments, **options):
+        if (tmp_path / "6").exists():
+            (tmp_path / "6").rename(run / "checkpoints" / "6")
+            shutil.rmtree(run / "checkpoints" / "3")
+        return method(*arguments, **options)
+
+    monkeypatch.setattr(Checkpoints, moment, meanwhile)
+    if mode == "load":
+        assert pretrained.load(run).info["step"] == 6
+    else:
+        out, err = app.run(
+            "--mode=eval", f"--checkpoint={run}", f"--workdir={tmp_path}",
+            "--config.eval.num_samples=8", tiny=False,
+        )  # fmt: skip
+        assert err == ""
+        assert f"step 6 of {run}" in out
 
 
 # --- the disk ------------------------------------------------------------------------------------

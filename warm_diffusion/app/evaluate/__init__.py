@@ -31,7 +31,6 @@ from warm_diffusion.evaluation import metrics, reference
 from warm_diffusion.pretrained import NUM_SEEDS, Model
 from warm_diffusion.runtime import devices, processes, storage
 from warm_diffusion.runtime.console import say
-from warm_diffusion.training.checkpoints import Damaged
 from warm_diffusion.training.signals import stop_requests
 from warm_diffusion.training.writer import Writer
 
@@ -70,7 +69,7 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str, wait: float = 0.
         try:
             model = build.trained(config, training / "checkpoints" / str(step))
         except ValueError as error:
-            if which == "latest" and isinstance(error, Damaged):
+            if which == "latest":  # it is damaged, or training has removed it meanwhile
                 model = build.trained(config, training)  # the newest sound one
             elif which == "every":
                 skipped.append(step)
