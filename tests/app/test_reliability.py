@@ -4,6 +4,7 @@ import builtins
 import contextlib
 import errno
 import io
+import itertools
 import json
 import os
 import resource
@@ -17,8 +18,10 @@ from PIL import Image
 from tests.app.conftest import STEPS, assert_same_run, rows
 from warm_diffusion import pretrained
 from warm_diffusion.app import build, sample
-from warm_diffusion.runtime import lock
+from warm_diffusion.app.train import loop
+from warm_diffusion.runtime import lock, storage
 from warm_diffusion.training.checkpoints import Checkpoints
+from warm_diffusion.training.writer import Writer
 
 MORE = "--config.training.num_steps=7"
 
@@ -234,6 +237,65 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_space_is_back(
     # Only now: orbax's threads may still have written after the save that failed.
     assert not list(tmp_path.rglob("*tmp*"))
     assert_same_run(tmp_path, uninterrupted)
+
+
+def full_at(call, patch, module, name):
+    """Makes the given call, from 1, of a function fail as on a full disk."""
+    function, calls = getattr(module, name), itertools.count(1)
+
+    def fails(*arguments, **options):
+        if next(calls) == call:
+            raise OSError(errno.ENOSPC, "No space left on device", "there")
+        return function(*arguments, **options)
+
+    patch.setattr(module, name, fails)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "call"),
+    [
+        (loop, "save_png", 1),
+        pytest.param(Writer, "scalars", 6, marks=pytest.mark.long),
+        pytest.param(Writer, "flush", 2, marks=pytest.mark.long),
+    ],
+)
+def test_what_fails_at_the_very_end_of_training_is_made_by_the_same_command(
+    app, trained, tmp_path, monkeypatch, module, name, call
+):
+    """The grid, the numbers and TensorBoard's events of the last step."""
+    command = (
+        f"--workdir={tmp_path}", "--config.training.num_steps=6",
+        "--config.training.checkpoint_every=3", "--config.training.sample_every=6",
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        full_at(call, patch, module, name)
+        _, err = app.run(*command, status=74)
+    assert "there: No space left on device" in one_line(err)
+    out, _ = app.run(*command)
+    assert "continues at step 3" in out
+    assert_same_run(tmp_path, trained[0], step=6)
+    picture = "samples/step_00000006.png"
+    assert (tmp_path / picture).read_bytes() == (trained[0] / picture).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "call"), [(Writer, "scalars", 1), (storage, "write_json", 2)]
+)
+def test_what_fails_at_the_very_end_of_an_evaluation_is_made_by_the_same_command(
+    app, run, tmp_path, monkeypatch, module, name, call
+):
+    """The line of its numbers, and the report, after the one round."""
+    command = ("--mode=eval", f"--checkpoint={run}", f"--workdir={tmp_path}",
+               "--config.eval.num_samples=8", "--config.eval.seed_ranges=1")  # fmt: skip
+    with monkeypatch.context() as patch:
+        full_at(call, patch, module, name)
+        _, err = app.run(*command, tiny=False, status=74)
+    assert "there: No space left on device" in one_line(err)
+    for _ in range(2):
+        app.run(*command, tiny=False)
+    report = json.loads((tmp_path / "eval" / "step_00000006.json").read_text())
+    (row,) = rows(tmp_path / "eval")
+    assert row["fd_pixels_8"] == report["fd_pixels_8"]
 
 
 @pytest.mark.parametrize("where", ["run", "run/checkpoints", "run/metrics.jsonl/x"])

@@ -184,8 +184,10 @@ def _whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         yield partial
         partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def write_json(where: str | os.PathLike, content: Any) -> None:

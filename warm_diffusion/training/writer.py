@@ -5,6 +5,8 @@ tensorboardX's SummaryWriter another thread writes: an error ends that one alone
 later is lost, or the run waits for it for ever.
 """
 
+import contextlib
+import functools
 import importlib.util
 import json
 import math
@@ -44,13 +46,19 @@ class Writer:
     ):
         """Opens the files; lines of later steps than `first_step` (a run cut off) are dropped.
 
-        With None all lines stay: evaluations come in any order. `writers` (tensorboard, wandb) are
-        told besides metrics.jsonl, and the run's configuration where they show it.
+        With None all lines stay, and none is written twice: evaluations come in any order, and one
+        that is cut off comes again. `writers` (tensorboard, wandb) are told besides metrics.jsonl,
+        and the run's configuration where they show it.
         """
-        last = math.inf if first_step is None else first_step
-        self._lines = storage.Lines(
-            workdir / "metrics.jsonl", keep=lambda line: _step_of(line) <= last
-        )
+        self._found = set()
+
+        def keep(line: str) -> bool:
+            if first_step is not None:
+                return _step_of(line) <= first_step
+            self._found.add(line)
+            return True
+
+        self._lines = storage.Lines(workdir / "metrics.jsonl", keep)
         self._others = []
         if "tensorboard" in writers:
             self._others.append(_TensorBoard(workdir, first_step))
@@ -62,7 +70,9 @@ class Writer:
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for other in self._others:
             other.scalars(step, finite)
-        self._lines.append(json.dumps({"step": step} | {n: finite.get(n) for n in values}))
+        line = json.dumps({"step": step} | {n: finite.get(n) for n in values})
+        if line not in self._found:
+            self._lines.append(line)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """A uint8 image [H, W, C]."""
@@ -70,16 +80,17 @@ class Writer:
             other.image(step, name, image)
 
     def flush(self) -> None:
-        """Writes out the lines so far, which a checkpoint of their step must find."""
+        """Writes out all so far: where a checkpoint of its step is, none of it is written again."""
         self._lines.flush()
+        for other in self._others:
+            other.flush()
 
     def close(self) -> None:
         """Writes out what is buffered."""
-        try:
-            self._lines.flush()
-        finally:
+        with contextlib.ExitStack() as last:  # whatever of it fails, the rest is done
             for other in self._others:
-                other.close()
+                last.callback(other.close)
+            self.flush()
 
 
 class _TensorBoard:
@@ -87,6 +98,7 @@ class _TensorBoard:
 
     def __init__(self, workdir: pathlib.Path, first_step: int | None):
         self._workdir, self._put_at = workdir, time.monotonic()
+        self._naming = functools.partial(storage.naming, workdir / "events.out.tfevents")
         self._local = None if storage.is_local(workdir) else tempfile.TemporaryDirectory()
         folder = pathlib.Path(self._local.name if self._local else workdir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,28 +110,30 @@ class _TensorBoard:
             self._events.flush()
 
     def _event(self, step: int, **content) -> None:
-        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+        with self._naming():
+            self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._event(step, summary=summary.scalar(name, value))
         if time.monotonic() - self._put_at > _EVENTS_SECONDS:
-            self._put()
+            self.flush()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         self._event(step, summary=summary.image(name, image, dataformats="HWC"))
 
-    def _put(self) -> None:
+    def flush(self) -> None:
         self._put_at = time.monotonic()
-        self._events.flush()
+        with self._naming():
+            self._events.flush()
         for file in pathlib.Path(self._local.name).iterdir() if self._local else ():
             storage.write_bytes(self._workdir / file.name, file.read_bytes())
 
     def close(self) -> None:
         try:
-            self._put()
+            with self._naming():
+                self._events.close()
         finally:
-            self._events.close()
             if self._local:
                 self._local.cleanup()
 
@@ -156,6 +170,9 @@ class _Wandb:
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         picture = image[..., 0] if image.shape[-1] == 1 else image
         self._run.log({"training_step": step, name: self._wandb.Image(picture)})
+
+    def flush(self) -> None:
+        """Nothing: wandb sends in a process of its own."""
 
     def close(self) -> None:
         self._run.finish()

@@ -11,6 +11,7 @@ more rounds uses those there are. A report of another protocol in the same place
 overwritten.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -256,6 +257,10 @@ class _Evaluator:
         return bits_per_dim.measure(self._config, model, data, split, self._mesh)
 
     def _store(self, path: pathlib.Path, report: dict, earlier: dict) -> None:
+        numbers = metrics.summarise(report["ranges"]) | _bits(report)
+        writer = Writer(self.folder, first_step=None)
+        with contextlib.closing(writer):
+            writer.scalars(report["step"], {k: v for k, v in numbers.items() if v is not None})
         # The same protocol with other rounds, which are kept, or now with a likelihood as well:
         # nothing is lost by writing over it.
         same = earlier.get("identity") == report["identity"]
@@ -265,11 +270,7 @@ class _Evaluator:
                 aside = aside.with_suffix(".again.json")
             storage.move(path, aside)
             say(f"note     the report of another protocol is now {aside}")
-        storage.write_json(path, report)
-        numbers = metrics.summarise(report["ranges"]) | _bits(report)
-        writer = Writer(self.folder, first_step=None)
-        writer.scalars(report["step"], {k: v for k, v in numbers.items() if v is not None})
-        writer.close()
+        storage.write_json(path, report)  # last: where it is, nothing is done again
 
 
 def _say(report: dict, path: pathlib.Path) -> None:

@@ -163,10 +163,10 @@ class Loop:
             if save or draw:
                 jax.block_until_ready(state)
                 with clock.paused():
-                    if save:
-                        self._save(step, state)
                     if draw:
                         self._draw(step, state)
+                    if save:  # last, for what is before a checkpoint is not done again
+                        self._save(step, state)
             if stop:
                 raise Interrupted(
                     f"{stop}: stopped after step {step:,} and saved in {self.workdir}; the same "
