@@ -13,7 +13,7 @@
 #
 # A diffusion model learns to undo damage. *Hot* diffusion damages images with noise, *cold* diffusion with
 # blur, and *warm* diffusion ([Hsueh et al., ICLR 2025](https://arxiv.org/abs/2511.16904)) with both at once.
-# This notebook shows why that is a good idea, and does all of it: the forward process, the spectrum behind
+# This notebook shows why that is a good idea: the forward process, the spectrum behind
 # it, the exact solution, a small network trained from nothing, samples, and a restored photograph.
 #
 # It runs in about a minute on one CPU core and downloads nothing. Run it in a checkout of the repository,
@@ -46,16 +46,15 @@ from warm_diffusion.app import plots
 
 STEPS = 1500  # of training below
 REPOSITORY = next(p for p in map(pathlib.Path, (".", "..")) if (p / "pretrained").is_dir())
-plt.rcParams.update({"figure.dpi": 80, "figure.constrained_layout.use": True})
+plt.rcParams.update({"figure.dpi": 140, "figure.constrained_layout.use": True, "font.size": 12})
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 
 
-def show(rows, row_labels, column_labels=(), side=0.95):
-    """Images in [-1, 1], a list of lists, with labels."""
-    _, axes = plt.subplots(
-        len(rows), len(rows[0]), squeeze=False,
-        figsize=(side * len(rows[0]) + 1, side * len(rows) + 0.3),
-    )  # fmt: skip
+def show(rows, row_labels, titles=()):
+    """Images in [-1, 1], a list of lists, with labels at the left and titles above."""
+    side = (4 if any(row_labels) else 5) / len(rows[0])
+    figsize = (5, side * len(rows) + 0.35)
+    _, axes = plt.subplots(len(rows), len(rows[0]), squeeze=False, figsize=figsize)
     for row, line in zip(axes, rows):
         for cell, image in zip(row, line):
             pixels = np.clip(np.asarray(image) / 2 + 0.5, 0, 1)
@@ -63,10 +62,10 @@ def show(rows, row_labels, column_labels=(), side=0.95):
             cell.set(xticks=[], yticks=[])
             for spine in cell.spines.values():
                 spine.set_visible(False)
-    for cell, label in zip(axes[0], column_labels):
-        cell.set_title(label, fontsize=9)
+    for cell, label in zip(axes.flat, titles):
+        cell.set_title(label, fontsize=12)
     for row, label in zip(axes, row_labels):
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center")
     plt.show()
 
 
@@ -79,7 +78,7 @@ def show(rows, row_labels, column_labels=(), side=0.95):
 #
 # $B(\alpha)$ is a Gaussian blur of $\alpha$ pixels, $\beta$ the strength of the noise. Their quotient
 # $\alpha / \beta$ is the **blur-to-noise ratio** (BNR). It is 0 for hot diffusion and infinite for cold
-# diffusion; in between diffusion is warm. Each row below has one ratio, each column one noise level.
+# diffusion; in between diffusion is warm. Each row below has one ratio, each column one noise level β.
 
 # %%
 china, flower = load_sample_images().images  # two photographs that come with scikit-learn
@@ -90,13 +89,13 @@ photos = [
 photo = jnp.asarray(photos[0][14:78, 71:135], jnp.float32)[None]  # [1, 64, 64, 3]
 
 ratios = {"hot: 0": 0.0, "warm: 0.5": 0.5, "colder: 5": 5.0}
-betas = [0.0, 0.1, 0.25, 0.5, 1.0, 2.0]
+betas = [0.0, 0.25, 0.5, 1.0]
 noise = samplers.initial_noise([0], photo.shape[1:])
 states = [
     [process.perturb(photo, noise, ratio * beta, beta)[0] / np.sqrt(1 + beta**2) for beta in betas]
     for ratio in ratios.values()
 ]
-show(states, ratios, [f"noise β {beta:g}" for beta in betas])
+show(states, ratios, [f"β {beta:g}" for beta in betas])
 
 # %% [markdown]
 # (Divided by $\sqrt{1 + \beta^2}$, so that the pictures stay visible.) The first two rows look alike: in the
@@ -120,7 +119,7 @@ spectrum = spectra.power_spectrum(tiles)  # variance of each DCT coefficient [16
 frequency, power = spectra.radial_mean(spectrum)
 
 beta = 0.3
-plt.figure(figsize=(7, 4))
+plt.figure(figsize=(5, 3.6))
 plt.loglog(frequency[1:], power[1:], color=plots.INK, linewidth=3, label="photographs")
 for label, ratio in ratios.items():
     m = dct.transfer(ratio * beta, 16, 16)[..., 0]  # what the blur leaves of each coefficient
@@ -134,8 +133,8 @@ plt.ylim(1e-4)
 plots.plain_log_ticks(plt.gca().xaxis)
 plt.xlabel("frequency (cycles per pixel)")
 plt.ylabel("variance of a DCT coefficient")
-plt.title(f"16x16 pieces of two photographs, noise {beta}")
-plt.legend()
+plt.title("16x16 pieces of two photographs")
+plt.legend(fontsize=10)
 plt.show()
 
 # %% [markdown]
@@ -163,13 +162,13 @@ print(f"recommended for these photographs: {recommended:.2f}")
 # For a handful of images both heads can be computed exactly: every image is weighted by how well it explains
 # $x$ (`oracle.mixture`). It shows what a perfect network would do. Here it knows ten digits and sees one of them,
 # damaged more and more. With little damage it is sure; with much it answers with an average: the
-# mean of all images that are still possible.
+# mean of all images that are still possible. (D is the denoiser's estimate, R the deblurrer's; α is half of β.)
 
 # %%
 digits = jnp.asarray(load_digits().images[..., None] / 8 - 1, jnp.float32)  # [1797, 8, 8, 1]
 ten = digits[:10]
 exact = oracle.mixture(ten)
-levels = [0.2, 0.5, 1.0, 2.0, 4.0]
+levels = [0.2, 0.5, 1.0, 2.0]
 noise = samplers.initial_noise([5], ten.shape[1:])
 damaged = [process.perturb(ten[3:4], noise, 0.5 * b, b) for b in levels]
 heads = [exact(x, 0.5 * b, b) for x, b in zip(damaged, levels)]
@@ -180,8 +179,8 @@ show(
         [head.residual[0] for head in heads],
         [head.clean[0] for head in heads],
     ],
-    ["state x", "denoiser D", "deblurrer R", "clean D + R"],
-    [f"α {0.5 * b:g}, β {b:g}" for b in levels],
+    ["state x", "D", "R", "D + R"],
+    [f"β {b:g}" for b in levels],
 )
 
 # %% [markdown]
@@ -198,7 +197,7 @@ print(
     f"largest difference of a pixel from the nearest of the ten digits: {float(nearest.max()):.4f}"
 )
 times = schedules.time_grid(path, 18)
-shown = [0, 5, 8, 10, 12, 14, 18]
+shown = [8, 10, 12, 14, 18]
 show(
     [[way[i][seed] / np.sqrt(1 + times[i] ** 2) for i in shown] for seed in range(3)],
     [f"seed {seed}" for seed in range(3)],
@@ -208,8 +207,8 @@ show(
 # %% [markdown]
 # ## 4. A network with two heads
 #
-# Any function of the image and two numbers (one for each level) will do. This one has three layers and knows
-# nothing of images. `denoiser.precondition` wraps it, so that it sees and gives numbers of size one, and
+# Any function of the image and two numbers will do: `c_noise` is ln(β) / 4, `c_blur` is ln(1 + α) / 4. This one has three layers and knows
+# nothing of images. `denoiser.precondition` wraps it, so that its inputs and outputs have unit size, and
 # `losses.score_matching_loss` damages a batch at random levels and compares both heads with the truth.
 # It is trained at all ratios from 0 to 4 (`any_bnr`), so that it can follow any path later.
 
@@ -254,7 +253,7 @@ train = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys))
 
 width = max(1, STEPS // 50)
 smooth = history[: STEPS // width * width].reshape(-1, width, 2).mean(axis=1)
-plt.figure(figsize=(7, 3))
+plt.figure(figsize=(5, 3))
 for i, (name, colour) in enumerate({"denoiser": plots.NOISE, "deblurrer": plots.BLUR}.items()):
     plt.semilogy(np.arange(len(smooth)) * width, smooth[:, i], color=colour, label=name)
 plt.xlabel("step")
@@ -272,14 +271,13 @@ plt.show()
 # is best: see the results page.)
 
 # %%
-start = samplers.initial_noise(jnp.arange(10), (8, 8, 1))
+start = samplers.initial_noise(jnp.arange(6), (8, 8, 1))
 draw = jax.jit(lambda z, ratio: samplers.sample(heads_of(params), z, schedules.constant_bnr(ratio)))
 drawn = {ratio: draw(start, jnp.float32(ratio)) for ratio in (0.0, 0.5, 2.0)}
 show(
     list(drawn.values()),
     ["hot: 0", "warm: 0.5", "ratio 2"],
-    [f"seed {seed}" for seed in range(10)],
-    side=0.75,
+    [f"seed {seed}" for seed in range(6)],
 )
 
 # %% [markdown]
@@ -307,8 +305,9 @@ def psnr(x):
 
 
 versions = {"input": y, "noise undone": without_blur, "both undone": with_blur}
-labels = [f"{name}\n{psnr(x):.1f} dB" for name, x in versions.items()] + ["clean\n"]
-show([[x[0] for x in versions.values()] + [photo[0]]], [""], labels, side=2)
+labels = [f"{name}: {psnr(x):.1f} dB" for name, x in versions.items()] + ["clean"]
+panels = [x[0] for x in versions.values()] + [photo[0]]
+show([panels[:2], panels[2:]], [], labels)
 
 # %% [markdown]
 # ## What to take along

@@ -6,6 +6,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 import warm_diffusion
 
 PACKAGE = Path(warm_diffusion.__file__).parent
@@ -75,3 +77,19 @@ def test_requirements_txt_is_what_the_package_and_the_app_need():
     lines = (root / "requirements.txt").read_text().splitlines()
     listed = [line for line in lines if not line.startswith("#")]
     assert listed == project["dependencies"] + project["optional-dependencies"]["app"]
+
+
+def test_constraints_pin_what_the_tests_install():
+    root = PACKAGE.parent
+    lines = (root / "constraints.txt").read_text().splitlines()
+    pins = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    tested = ("app", "features", "gcs", "photos", "export", "docs", "dev")
+    wanted = [Requirement(line) for name in tested for line in extras[name]]
+    wanted += [Requirement(line) for line in project["dependencies"]]
+    for need in wanted:
+        if need.name != project["name"]:
+            name = need.name.lower()
+            pin = pins.get(name) or pins[name.replace("_", "-")]
+            assert need.specifier.contains(pin), need
