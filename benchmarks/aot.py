@@ -105,7 +105,9 @@ def abstract_architecture(config: ConfigDict) -> Architecture:
     if 0 in shape:
         raise ValueError("set config.data.resolution and config.data.channels: no data are read")
     if config.schedule.constant_bnr.bnr == "auto":
-        config.schedule.constant_bnr.bnr = 0.5  # a number in the program, whatever it is
+        config.schedule.constant_bnr.bnr = (
+            0.5  # a number in the program; any value gives the same program
+        )
     statistics = Statistics(np.zeros(shape, np.float32), np.ones(shape[:2], np.float32))
     return build.architecture(config, shape, statistics)
 
@@ -268,6 +270,6 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", "configs/cifar10.py", "Any configuration.")
     flags.DEFINE_list("topology", [], "Of TPUs, as v5e:4x4; empty: the devices that are here.")
     flags.DEFINE_list("programs", list(PROGRAMS), f"Which of {', '.join(PROGRAMS)}.")
-    flags.DEFINE_integer("images", 50_000, "Of the data, which stay on the chips if they fit.")
+    flags.DEFINE_integer("images", 50_000, "Number of images; they stay on the chips if they fit.")
     flags.DEFINE_string("out", "", "JSON file to write.")
     run(main)

@@ -61,16 +61,16 @@ def nfe(name: str):
 
 def departure(name: str, bnr: str):
     """How far a sampler is from the forward process."""
-    told = json.loads((RESULTS / f"analysis_{name}_bnr{bnr}.json").read_text())
+    report = json.loads((RESULTS / f"analysis_{name}_bnr{bnr}.json").read_text())
     title = (
-        f"{SETS[name]}, step {told['step']:,}: blur-to-noise ratio {bnr}, "
-        f"{told['sampling']['solver']}, {told['network_calls']} network calls"
+        f"{SETS[name]}, step {report['step']:,}: blur-to-noise ratio {bnr}, "
+        f"{report['sampling']['solver']}, {report['network_calls']} network calls"
     )
-    return plots.departure(np.asarray(told["frequency"]), told["steps"], title)
+    return plots.departure(np.asarray(report["frequency"]), report["steps"], title)
 
 
 def spectrum():
-    """Of the training data of the network for CIFAR-10, blurred and noisy along ratio 0.5."""
+    """Power of CIFAR-10's frequencies, blurred and noisy along ratio 0.5."""
     data = pretrained.load(ROOT / "pretrained" / "cifar10_16").spectrum
     frequency, power = (np.asarray(a) for a in spectra.radial_mean(data))
     levels = []

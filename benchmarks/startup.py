@@ -31,8 +31,8 @@ def app_seconds(cache: pathlib.Path, flags: list[str], line: str) -> float:
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         begin = time.perf_counter()
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as run:
-            for said in run.stdout:
-                if re.match(line, said):
+            for printed in run.stdout:
+                if re.match(line, printed):
                     elapsed = time.perf_counter() - begin
         if run.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {run.returncode}")

@@ -159,7 +159,7 @@ def gigaflop(config: ConfigDict, shape: tuple[int, int, int], params, batch: Bat
     image = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), batch)
     gradient = jax.grad(lambda params, keys, image: loss(params, keys, image).total.mean())
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    # Of a GPU's program, whatever is here; the host counts, for only its compiler does.
+    # Counts a GPU's program on any device, by the host's compiler, the only one that counts.
     try:
         host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     except RuntimeError as error:

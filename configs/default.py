@@ -129,7 +129,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sampling = sampling = ml_collections.ConfigDict()
     sampling.solver = "heun"  # euler | heun | multistep
     sampling.num_steps = 18  # network calls: heun 2 n - 1, the others n
-    # Times: edm (found by hand, sampling starts from noise) | spectral (from the training data's
+    # Times: edm (EDM's formula, sampling starts from noise) | spectral (from the training data's
     # spectrum, it starts from Gaussian data: for few calls, on a path whose noise falls)
     sampling.grid = "edm"
     sampling.rho = 7.0  # edm: spacing of the time grid

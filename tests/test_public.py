@@ -61,7 +61,7 @@ def server(monkeypatch):
 
 
 def held(folder):
-    """Files of a folder, but for locks."""
+    """Files of a folder, except locks."""
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 

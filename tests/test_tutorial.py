@@ -1,4 +1,4 @@
-"""docs/tutorial.py runs from top to bottom, and the notebook beside it is of the same text."""
+"""docs/tutorial.py runs from top to bottom, and the notebook beside it has the same text."""
 
 import json
 import pathlib
@@ -43,7 +43,7 @@ def test_the_tutorial_runs_and_what_it_says_holds(monkeypatch):
     assert abs(float(names["beta"][0]) - 0.1) < 0.01
 
 
-def test_the_notebook_is_of_this_text():
+def test_the_notebook_has_this_text():
     """`make tutorial` makes it; what it shows was computed by the cells that it shows."""
     notebook = json.loads((DOCS / "tutorial.ipynb").read_text())["cells"]
     found = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook]

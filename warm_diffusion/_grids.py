@@ -26,7 +26,7 @@ error) and the 0.1 were chosen by samples of two trained networks (docs/results.
 A step's cost depends on its two ends and the level before, so the best grid is found by dynamic
 programming over a table of levels, refined between its entries. A network is not the Gaussian
 denoiser, whose flow one step may follow however far, so no step goes further than a decade of
-noise, or three times as far as the one before, but for the last: that goes to a clean image, or,
+noise, or three times as far as the one before, except the last, which goes to a clean image, or,
 extrapolated, over a factor of 200. Multistep, which extrapolates, goes to t_min and stays there if
 the noise left is below half a grey level, and saves the call that would remove it; the other
 solvers end at 0. Known for noise alone, by other criteria: Benita et al. 2025 (arXiv 2502.00180);

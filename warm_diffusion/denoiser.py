@@ -33,7 +33,7 @@ from jax.typing import ArrayLike
 
 from warm_diffusion import dct as _dct
 
-# Of each parameterization, how many images the network puts out per image.
+# Images that the network returns per image, by parameterization.
 PARAMETERIZATIONS = {"divide": 2, "clean": 1, "score": 1}
 _MIN_TRANSFER = 1e-3  # the floor for undoing the blur, eq. (5)
 

@@ -49,7 +49,7 @@ def _pair(x: ArrayLike, other: ArrayLike) -> tuple[jax.Array, jax.Array]:
 def _image_keys(key: jax.Array, batch_size: int) -> jax.Array:
     """One stream of random numbers per image [batch_size], so that the batch does not matter.
 
-    Of one key image i gets fold_in(key, i); one key per image stays as it is.
+    One key gives image i fold_in(key, i); one key per image stays as it is.
     """
     if not isinstance(key, jax.Array | np.ndarray):
         raise ValueError(f"key must be a JAX PRNG key, such as jax.random.key(0), got {key!r}")
@@ -113,7 +113,7 @@ def transition(x: ArrayLike, noise: ArrayLike, start: Level, end: Level) -> jax.
       x: states at `start`, [B, *spatial, C].
       noise: standard normal, same shape.
       start: (alpha, beta), each a scalar or [B].
-      end: (alpha, beta), neither below `start`'s but for rounding: going back is the samplers'
+      end: (alpha, beta), neither below `start`'s, up to rounding: going back is the samplers'
         work, and gives NaN.
 
     Raises:

@@ -5,8 +5,8 @@
 
 A file is looked for in the cache folder, then, only where `download` allows it, fetched from
 WARM_DIFFUSION_MIRROR (a folder or a URL that holds the same file names), else from its origin. It
-appears under its name when its SHA-256 is right, and not before. Of several processes one fetches
-it while the others wait.
+appears under its name when its SHA-256 is right, and not before. If several processes want a file,
+one fetches it while the others wait.
 
 Absent are those files of EDM's whose hash nobody has published (FFHQ, AFHQv2, ImageNet): fetch them
 yourself, and give their path.

@@ -6,7 +6,7 @@ the step and D = B(alpha) (D + R) all along it (the integral of process.py's eq.
     (1)  x' = x + [B(alpha') - B(alpha)] (D + R) + (beta' - beta) (x - D) / beta
 
 euler      (1). At BNR 0 it is EDM's and DDIM's step, at constant beta Cold Diffusion's Algorithm 2
-           (Bansal et al. 2022, arXiv 2208.09392) but for the last step. n calls of the denoiser.
+           (Bansal et al. 2022, arXiv 2208.09392) except for the last step. n calls of the denoiser.
 heun       averages the increments of (1) at both ends (EDM, Algorithm 1); 2 n - 1 calls.
 multistep  DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095) carried over to the blur-noise path
            (ours). With h = ln(beta / beta'), r = h_prev / h, x0_bar - x0 = (x0 - x0_prev) / (2 r):

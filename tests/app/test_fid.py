@@ -109,7 +109,7 @@ def test_inceptions_distance_to_mu_and_sigma_of_another_project(
     assert numbers == {"fid6_train": pytest.approx(expected, rel=1e-4)}
     status, _, _, err = run(capsys, tmp_path / "other.npz", tmp_path / "other.npz")
     assert status == 2
-    assert "is of an unknown number of images" in err
+    assert "holds statistics of an unknown number of images" in err
 
 
 def _other_size(folder):

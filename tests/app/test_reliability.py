@@ -44,7 +44,7 @@ def one_line(err):
 
 @contextlib.contextmanager
 def files_up_to(size):
-    """No file of this process can grow beyond `size` bytes: as a full disk, but for EFBIG."""
+    """No file of this process can grow beyond `size` bytes: like a full disk, but with EFBIG."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

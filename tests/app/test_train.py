@@ -48,7 +48,7 @@ def test_a_run_writes_config_metrics_events_grids_and_checkpoints(trained):
     "place", ["local", pytest.param("gs", marks=pytest.mark.long)], indirect=True
 )
 def test_killed_and_restarted_equals_never_interrupted_bit_for_bit(app, uninterrupted, place):
-    """On gs:// in the middle of a save, whose objects are there already, but for the marker."""
+    """A save to gs:// is interrupted when all its objects but the marker are there."""
     process = app.start(f"--workdir={place}", *STEPS)
     folder = place / "checkpoints"
     sign = folder / "4" / "commit_success.txt" if storage.is_local(place) else folder / "8"

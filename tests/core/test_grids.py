@@ -51,7 +51,7 @@ def end_over_start(solver, levels):
 
 
 def deviation(level):
-    """Of the forward states, [H, W, C]."""
+    """Standard deviation of the forward states, [H, W, C]."""
     return np.sqrt(DATA.marginal(*level)[1])
 
 

@@ -189,7 +189,7 @@ def test_gradients_equal_finite_differences():
 
 @jax.jit
 def gradients(weights, residual_weight):
-    """Of each term's mean, with respect to the parameters."""
+    """The gradient of each term's mean with respect to the parameters."""
     return jax.jacrev(
         lambda p: jax.tree.map(jnp.mean, losses_of(p, images(4), residual_weight=residual_weight))
     )(weights)

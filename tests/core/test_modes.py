@@ -1,7 +1,7 @@
 """The same numbers in every mode of JAX, for every kind of public function on arrays.
 
 What one program in float32 under plain settings returns is the reference; a mode may change neither
-its numbers, but for rounding, nor, where they are data, their type. All functions are one program,
+its numbers, up to rounding, nor, where they are data, their type. All functions are one program,
 so that a mode is one compilation.
 """
 

@@ -134,13 +134,13 @@ def test_drift_and_diffusion_move_mean_and_variance_of_the_marginal(path, t):
 
 
 def log_density(x, alpha, beta):
-    """Of states of Gaussian data, up to a constant: N(m mu, m^2 S + beta^2) per frequency."""
+    """Log-density of N(m mu, m^2 S + beta^2) per frequency, up to a constant."""
     mean, variance = DATA.marginal(alpha, beta)
     return -np.sum((dct(x) - mean) ** 2 / variance) / 2
 
 
 def test_score_is_the_gradient_of_the_log_density():
-    # Central differences of a quadratic, exact but for rounding.
+    # Central differences of a quadratic, exact up to rounding.
     x, alpha, beta = normal(2), np.array([0.5, 1.5]), np.array([0.3, 2.0])
     found = np.asarray(score(x, DATA.posterior_means(x, alpha, beta)[0], beta))
     for index in [(0, 0, 0, 0), (0, 3, 2, 1), (1, 5, 4, 0)]:

@@ -52,7 +52,7 @@ def test_a_shift_costs_its_square_and_precision():
 
 
 def test_a_reference_without_examples_has_no_metric_that_needs_them():
-    """Of equal covariances: |m1 - m2|^2 = 9 + 16."""
+    """Equal covariances leave |m1 - m2|^2 = 9 + 16."""
     values = np.random.default_rng(0).standard_normal((200, 3))
     real = statistics(values - np.array([3.0, 0, 4.0]), "inception")
     bare = dataclasses.replace(real, kept=np.zeros((0, 3), np.float32))

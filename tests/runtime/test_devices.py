@@ -1,4 +1,4 @@
-"""Meshes and batches: what does not fit the devices is refused, and how it would fit is said."""
+"""Meshes and batches: what does not fit the devices is refused with a size that would fit."""
 
 import itertools
 from types import SimpleNamespace

@@ -1,6 +1,6 @@
 """Images by seed: the sampler of an architecture, compiled once, over any number of devices.
 
-An image depends on its seed alone: neither the batch nor the number of devices matters, but for
+An image depends on its seed alone: neither the batch nor the number of devices matters, except for
 rounding.
 """
 

@@ -68,8 +68,8 @@ def compare(generated: str, real: str, name: str = "auto", weights: str = "") ->
     count = one.provenance["count"]
     if count is None:
         raise ValueError(
-            f"{generated} is of an unknown number of images, which a metric's name states: give "
-            "the folder of images, or the .npz of --mode=fid_stats"
+            f"{generated} holds statistics of an unknown number of images, which a metric's name "
+            "states: give the folder of images, or the .npz of --mode=fid_stats"
         )
     same = ["features", "weights_hash"]
     same += ["image_shape"] if one.provenance["features"] == "pixels" else []

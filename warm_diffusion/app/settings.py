@@ -362,7 +362,7 @@ def explain_unknown_key(keys: Iterable[str], default: ml_collections.ConfigDict)
 
 
 def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[str]:
-    """Makes `--config` a Python file whatever the user gave: that, a run's JSON file, or nothing.
+    """Makes `--config` a Python file; the user gave one, a run's JSON file, or nothing.
 
     A JSON file, given as such or beside the checkpoint that another mode than train reads, becomes
     saved.py:FILE of the folder `configs`. Without one it is digits.py there, or for EDM's public
@@ -435,7 +435,7 @@ def _agree(given: flags.FlagValues) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide what comes out."""
+    """Returns the versions of the packages that determine the numbers."""
     others = ("jax", "flax", "optax", "orbax-checkpoint")
     found = {package: importlib.metadata.version(package) for package in others}
     return {"warm-diffusion": warm_diffusion.__version__, **found}

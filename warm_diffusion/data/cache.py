@@ -238,16 +238,16 @@ def _prepared(
         )
     if small:
         name, (width, height) = small[0]
-        told = (
+        problem = (
             f"{len(small):,} of {count:,} images are smaller than data.resolution="
             f"{recipe['resolution']}, the first is {name}, {width}x{height} (width x height)"
         )
         if "too_small" not in recipe:
             raise ValueError(
-                f"{told}; lower the resolution, or set data.too_small=skip (leaves them out) or "
+                f"{problem}; lower the resolution, or set data.too_small=skip (leaves them out) or "
                 "enlarge"
             )
-        say(f"data     {told}: left out")
+        say(f"data     {problem}: left out")
 
 
 def _fit(source: Source, recipe: dict, resample: Image.Resampling | None, index: int) -> _Fitted:

@@ -133,8 +133,8 @@ def _array(path: pathlib.Path, kind: str) -> Source:
             images = images[first]
     # A damaged header is reported by many types: Python evaluates its text.
     except Exception as error:
-        told = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{where}: not a readable .{kind} file ({told})") from error
+        problem = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{where}: not a readable .{kind} file ({problem})") from error
     if not isinstance(images, np.ndarray):
         raise ValueError(f"{where}: an .npz archive: name it as npz:{path}")
     if images.ndim == 3:

@@ -95,17 +95,17 @@ def tfds(argument: str, data_dir: str, download: bool) -> Source:
     except tensorflow_datasets.core.DatasetNotFoundError as error:
         raise ValueError(f"{where}: no data set is called {name!r}") from error
     except NotImplementedError as error:
-        told = f"{where}: not prepared in array_record format in {builder.data_dir}"
+        problem = f"{where}: not prepared in array_record format in {builder.data_dir}"
         if not download:
             raise ValueError(
-                f"{told}; set data.data_dir to where it is, or prepare it once with --download"
+                f"{problem}; set data.data_dir to where it is, or prepare it once with --download"
             ) from error
         if importlib.util.find_spec("tensorflow") is None:
             raise ValueError(
-                f"{told}, and preparing needs TensorFlow: pip install tensorflow-cpu, here or in "
-                "another environment, and give the same command there once"
+                f"{problem}, and preparing needs TensorFlow: pip install tensorflow-cpu, here or "
+                "in another environment, and give the same command there once"
             ) from error
-        say(f"data     {told}: TensorFlow Datasets downloads and prepares it")
+        say(f"data     {problem}: TensorFlow Datasets downloads and prepares it")
         builder = tensorflow_datasets.builder(
             name, **options, file_format="array_record", try_gcs=False
         )

@@ -144,7 +144,7 @@ def _network(
     def extract(images: np.ndarray) -> np.ndarray:
         if images.shape[3] != 3:
             raise ValueError(
-                f"features={name} are of RGB images [B, H, W, 3], got grey ones "
+                f"features={name} need RGB images [B, H, W, 3], got grey ones "
                 f"{images.shape[1:]}: use features=pixels, or data with data.channels=3"
             )
         return np.asarray(jitted(params, devices.put_split(images, mesh)))

@@ -23,7 +23,7 @@ wiped out. Nothing is approximated but the integral, and div v if estimated:
 
     (3)  bits per dimension = -(ln p(y + u) / d + ln(2 / 255)) / ln 2, u uniform in a grey level's
          cell of side 2 / 255: on average over u an upper bound for the 8-bit image (Theis et al.
-         2016, arXiv 1511.01844, sec. 3.1), whatever p is
+         2016, arXiv 1511.01844, sec. 3.1), for any p
 
 Time is ln t, in which the flow is smooth at every level. Deliberately absent: gradients through the
 solver, and variational dequantization.

@@ -91,7 +91,7 @@ def hyperparameters(arrays: Mapping[str, np.ndarray]) -> dict:
       arrays: EDM's parameters under its own names, as for `from_edm`.
 
     Returns:
-      `name` (ddpmpp or ncsnpp) and that function's keyword arguments, but for those that leave no
+      `name` (ddpmpp or ncsnpp) and that function's keyword arguments, except those that leave no
       trace in the weights: dropout, dtype, heads.
 
     Raises:

@@ -25,7 +25,7 @@ _SHUTDOWN_SECONDS = 86_400  # process 0 may still evaluate when the others are d
 _LEAVING_SECONDS = 5.0  # for the others, to end for the same reason
 _BLOCK = 4096  # bytes; messages are padded to multiples, so that few programs are compiled
 _LOST = 75  # as after a signal: the same command continues from the last checkpoint
-# How JAX's runtime reports, in whatever class, that a collective or its coordinator has failed.
+# How JAX's runtime reports, in various classes, that a collective or its coordinator has failed.
 _OF_THE_OTHERS = re.compile(
     r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): "
     ".*(gloo|connection|coordination|heartbeat|peer|remote|task)",
@@ -103,11 +103,11 @@ def agree(**facts) -> None:
     if jax.process_count() == 1:
         return
     first, *others = _exchange(facts)
-    for process, told in enumerate(others, 1):
+    for process, other in enumerate(others, 1):
         differences = [
-            f"{name} is {told.get(name)!r}, not {first.get(name)!r}"
-            for name in sorted(first.keys() | told.keys())
-            if told.get(name) != first.get(name)
+            f"{name} is {other.get(name)!r}, not {first.get(name)!r}"
+            for name in sorted(first.keys() | other.keys())
+            if other.get(name) != first.get(name)
         ]
         if differences:
             raise ValueError(f"process {process} differs from process 0: {'; '.join(differences)}")

@@ -138,7 +138,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save."""
-        with contextlib.ExitStack() as last:  # whatever of it fails, the rest is done
+        with contextlib.ExitStack() as last:  # if a part fails, the rest is still done
             last.callback(self._remove_leftovers)
             last.callback(self._manager.close)
             self._manager.wait_until_finished()

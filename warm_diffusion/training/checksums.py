@@ -6,9 +6,9 @@ With u_i the bits of element i as an unsigned number (64 bits as two of 32), and
     (1)  a = sum_i mix(u_i xor p_i),    b = sum_i (p_i or 1) mix(u_i xor p_i)    mod 2^32
          p_i = mix(i + 1)
 
-Each device adds up what it holds, so that nothing is gathered and two words travel. What is
-promised: a change of one element is always found, any other damage but for a chance of 2^-64. They
-are no protection against somebody who means to deceive.
+Each device adds up what it holds, so that nothing is gathered and two words travel. A change of one
+element is always found; any other damage is missed with a chance of 2^-64. Checksums do not protect
+against somebody who means to deceive.
 """
 
 import hashlib
@@ -31,11 +31,11 @@ def checksum(tree: Any) -> str:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]
     found = jax.device_get([_words(leaf) for _, leaf in leaves])
-    told = [
+    described = [
         [name, str(leaf.dtype), list(leaf.shape), [int(word) for word in words]]
         for (name, leaf), words in zip(leaves, found, strict=True)
     ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
 def _words(array: Any) -> Any:

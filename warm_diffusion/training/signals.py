@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
-# Of all questions since the start: JAX wants consecutive numbers, the same in all processes.
+# Questions since the start: JAX wants consecutive numbers, the same in all processes.
 _questions = itertools.count()
 
 

@@ -47,7 +47,7 @@ class Options:
     ema_rampup: float = 0.0  # see eq. (1)
     grad_accumulation: int = 1  # slices that a batch is divided into, one after the other
     # Steps that one call of the devices takes; the batch then has one more axis in front, of this
-    # size, and the numbers are those of as many calls but for rounding.
+    # size, and the numbers equal those of as many calls, up to rounding.
     steps_per_call: int = 1
     sharding: str = "replicated"  # of the state over the devices, `devices.state_shardings`
 
@@ -114,7 +114,7 @@ class Largest(clu_metrics.Metric):
 
     @classmethod
     def from_model_output(cls, count: jax.Array, **_) -> "Largest":
-        """The largest of an array, whatever the mask."""
+        """The largest of an array, masked or not."""
         return cls(count.max())
 
     def merge(self, other: "Largest") -> "Largest":

@@ -47,8 +47,8 @@ class Writer:
         """Opens the files; lines of later steps than `first_step` (a run cut off) are dropped.
 
         With None all lines stay, and none is written twice: evaluations come in any order, and one
-        that is cut off comes again. `writers` (tensorboard, wandb) are told besides metrics.jsonl,
-        and the run's configuration where they show it.
+        that is cut off comes again. `writers` (tensorboard, wandb) get the values that go to
+        metrics.jsonl, and the run's configuration if they show it.
         """
         self._found = set()
 

@@ -302,7 +302,7 @@ def _bits(report: dict) -> dict[str, float]:
 
 
 def _label(model: Model) -> str:
-    """Of a checkpoint, or of a model that does not know its step."""
+    """The name of a checkpoint by its step, or of a model that does not know its step."""
     return f"step {model.info['step']:,}" if "step" in model.info else "the model"
 
 

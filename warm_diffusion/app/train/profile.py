@@ -34,7 +34,7 @@ class Profile:
         """Ends the trace, if one goes on, and writes it to the workdir."""
         if not self._local:
             return
-        local, self._local, self._window = self._local, None, ()  # whatever fails, it has ended
+        local, self._local, self._window = self._local, None, ()  # it has ended, even if this fails
         with local as name:
             jax.profiler.stop_trace()
             folder = pathlib.Path(name)
