@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import pickle
 import re
@@ -112,6 +113,19 @@ def test_a_model_is_saved_whole_or_not_at_all(model, place, monkeypatch):
     assert list(place.glob("*")) == []
 
 
+def test_a_card_shows_names_and_nothing_of_markup(model, tmp_path):
+    tag = "<img src=x onerror=alert(1)>`\n"
+    report = {key: tag for key in ("solver", "network_calls", "bnr", "seeds")}
+    info = model.info | {"configuration": {"data": {"source": tag}}, "origin": tag, "weights": tag}
+    info["evaluation"] = [{"metric": tag, tag: 1.5, **report}]
+    folder = tmp_path / tag
+    pretrained.save(dataclasses.replace(model, info=info), folder, samples=NO_SAMPLES)
+    card = (folder / "README.md").read_text()
+    assert "# _img src=x onerror=alert(1)___\n" in card
+    assert "<" not in card
+    assert card.count("`") % 2 == 0
+
+
 @pytest.mark.parametrize(
     "name", ["digits", *(pytest.param(n, marks=pytest.mark.long) for n in ("photos", "cifar10_16"))]
 )
@@ -164,6 +178,14 @@ def as_text(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def a_pipe(name):
+    def damage(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return damage
+
+
 NAME = "enc_8x8_block0.conv0.bias"
 DAMAGE = [
     (lambda f: (f / "model.safetensors").unlink(), "no trained network"),
@@ -179,6 +201,18 @@ DAMAGE = [
     (in_config("schedule", "constant_bnr", "speed", to=1), "speed"),
     (as_text("model.safetensors", b"\x08" + b"\0" * 7), "safetensors"),
     (in_arrays(NAME, lambda a: None), f"missing {NAME}"),
+    (as_text("config.json", b" " * 2**24 + b"{}"), "more than the 16,777,216 bytes"),
+    (as_text("config.json", b"[]"), "an object that has info"),
+    (a_pipe("config.json"), "is not a regular file: take it away"),
+    (a_pipe("model.safetensors"), "is not a regular file: take it away"),
+    (in_config("info", "step", to=[3]), r"info.step .* a whole number of at least 0, got \[3\]"),
+    (in_config("info", "step", to=-1), "info.step"),
+    (in_config("info", "images_seen", to="7"), "info.images_seen"),
+    (in_config("info", "weights", to="a" * 10**6), "info.weights .* one line of text, got 'aaa"),
+    (in_config("info", "weights", to="a\nb"), "info.weights"),
+    (in_config("info", "configuration", to={"data": []}), "goes with data, step and images_seen"),
+    (in_config("info", "evaluation", to=[{"metric": ["fid"]}]), "info.evaluation must have"),
+    (in_config("model", "c" * 10**6, to=1), "no argument ccc"),
     (in_arrays("x", lambda a: np.zeros(1, np.float32)), "unknown x"),
     (in_arrays(NAME, lambda a: a[:3]), rf"{NAME} has shape \(3,\), expected \(8,\)"),
     (in_arrays(NAME, lambda a: a.astype(np.float16)), rf"{NAME} \(float16\)"),
@@ -196,6 +230,7 @@ def test_a_folder_that_is_not_sound_gets_one_clear_error(saved, tmp_path, damage
         pretrained.load(tmp_path / "copy")
     assert str(tmp_path / "copy") in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) <= 300
 
 
 def test_no_pickle_is_run(saved, tmp_path):

@@ -25,6 +25,8 @@ import json
 import math
 import os
 import pathlib
+import re
+import reprlib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -41,7 +43,7 @@ from warm_diffusion.data.statistics import Statistics
 from warm_diffusion.denoiser import Denoiser, Prediction
 from warm_diffusion.models import weights
 from warm_diffusion.runtime import storage
-from warm_diffusion.runtime.console import say
+from warm_diffusion.runtime.console import say, shorten
 
 FORMAT, VERSION = "warm_diffusion model", 2
 NUM_SEEDS = 2**32
@@ -405,7 +407,8 @@ def load(path: str | os.PathLike, ema: int = 0) -> Model:
         return _load_folder(path) if path.is_dir() else _load_edm(path)
     except Exception as error:  # a crafted file may hold any type anywhere
         message = str(error) if isinstance(error, ValueError | OSError) else repr(error)
-        raise ValueError(message if str(path) in message else f"{path}: {message}") from error
+        known = message if str(path) in message else f"{path}: {message}"
+        raise ValueError(shorten(known)) from error
 
 
 def is_model(path: str | os.PathLike) -> bool:
@@ -424,9 +427,12 @@ def split_checkpoint(checkpoint: str | os.PathLike) -> tuple[pathlib.Path, int |
 
 def _load_folder(folder: pathlib.Path) -> Model:
     config = storage.read_json(folder / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("info"), dict):
+        raise ValueError("config.json must be an object that has info, an object")
     found = config.get("format"), config.get("version")
     if found != (FORMAT, VERSION):
         raise ValueError(f"expected {FORMAT} of version {VERSION} in config.json, got {found}")
+    _check_info(config["info"])
     arrays = weights.load(folder / "model.safetensors")
     found = [arrays.pop(name, None) for name in (_MEAN, _SPECTRUM)]
     statistics = None if all(array is None for array in found) else Statistics(*found)
@@ -440,6 +446,37 @@ def _load_folder(folder: pathlib.Path) -> Model:
     if _checksums(params, statistics) != recorded:
         raise ValueError("model.safetensors is damaged: its checksum does not fit")
     return _model(built, params, config["info"])
+
+
+_KINDS = {
+    int: "a whole number of at least 0", str: "one line of text", dict: "an object", list: "a list"
+}  # fmt: skip
+_INFO = {
+    "step": int, "images_seen": int, "weights": str, "origin": str, "data_sha256": str,
+    "versions": dict, "configuration": dict, "evaluation": list,
+}  # fmt: skip
+_REPORTED = ("metric", "solver", "network_calls", "bnr", "seeds")
+
+
+def _check_info(info: dict) -> None:
+    """Raises ValueError unless what a folder says of where it comes from can be told."""
+    for key, kind in _INFO.items():
+        value = info.get(key, kind())
+        fits = type(value) is kind and (kind is not int or 0 <= value < 2**53)
+        if not fits or (kind is str and not (len(value) <= 300 and value.isprintable())):
+            got = reprlib.repr(value)
+            raise ValueError(f"info.{key} in config.json must be {_KINDS[kind]}, got {got}")
+    data = info.get("configuration", {}).get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    complete = isinstance(source, str) and {"step", "images_seen"} <= info.keys()
+    if "configuration" in info and not complete:
+        raise ValueError("info.configuration in config.json goes with data, step and images_seen")
+    for report in info.get("evaluation", ()):
+        named = isinstance(report, dict) and report.keys() >= set(_REPORTED)
+        if not named or type(report.get(str(report["metric"]))) not in (int, float):
+            raise ValueError(
+                f"info.evaluation must have the metric's value, {', '.join(_REPORTED)}"
+            )
 
 
 def _model(built: Architecture, params: dict, info: dict) -> Model:
@@ -568,10 +605,19 @@ def save(
     storage.write_folder(folder, content)
 
 
+def _harmless(text: Any, also: str = "") -> str:
+    """Letters, digits and what paths and sources are written with; _ for the rest."""
+    return re.sub(rf"[^\w .,:;/=+@~()#?{re.escape(also)}-]", "_", str(text))[:300]
+
+
 def _card(folder: pathlib.Path, model: Model, info: dict, picture: str) -> str:
-    """The README.md of a model folder: what it is, its use, training, evaluation and limits."""
+    """The README.md of a model folder: what it is, its use, training, evaluation and limits.
+
+    Names, which a stranger may have given, lose what Markdown, HTML or a shell might act on.
+    """
     here = pathlib.Path.cwd()  # where commands of the card run
-    name = str(folder.relative_to(here)) if folder.is_relative_to(here) else folder.name
+    name = folder.relative_to(here) if folder.is_relative_to(here) else folder.name
+    name = _harmless(name)
     call, mode, task = "images = model.sample(range(16))  # uint8", "sample", "generation"
     if model.schedule.needs_start:
         call = (
@@ -580,19 +626,23 @@ def _card(folder: pathlib.Path, model: Model, info: dict, picture: str) -> str:
         )
         if model.description["schedule"]["name"] == "any_bnr":  # others know one ratio alone
             mode, task = "restore --input=PHOTOS", "restoration"
-    training = info.get("origin", "Not known.")
+    training = _harmless(info.get("origin", "Not known."), "`'")
     if "configuration" in info:
+        source = _harmless(info["configuration"]["data"]["source"])
         training = (
-            f"On `{info['configuration']['data']['source']}`, {info['images_seen']:,} images in "
-            f"{info['step']:,} steps; weights: {info['weights']}, SHA-256 "
+            f"On `{source}`, {info['images_seen']:,} images in {info['step']:,} steps; weights: "
+            f"{_harmless(info['weights'])}, SHA-256 "
             f"`{info['weights_sha256'][:16]}`. Every setting is in "
             f"`config.json`; this trains it again:\n\n```sh\npython main.py --config={name}/"
             f"config.json --workdir=RUN --config.training.num_steps={info['step']}\n```"
         )
     evaluation = "\n".join(
-        f"- `{report['metric']}`: {report[report['metric']]:.4g} ({report['solver']}, "
-        f"{report['network_calls']} network calls, BNR {report['bnr']}, seeds {report['seeds']})"
-        for report in info.get("evaluation", [])
+        "- `{}`: {:.4g} ({}, {} network calls, BNR {}, seeds {})".format(
+            _harmless(report["metric"]),
+            report[report["metric"]],
+            *(_harmless(report[key], "[]") for key in _REPORTED[1:]),
+        )
+        for report in info.get("evaluation", ())
     )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     return f"""---

@@ -243,6 +243,13 @@ def sample(config, params, built, seeds):
     return np.asarray(sampler.draw(params, np.asarray(seeds, np.uint32), None)), sampler.num_calls
 
 
+def test_a_batch_is_not_larger_than_the_images_that_are_asked_for():
+    config, mesh = make_config(**{"sampling.batch_size": 4}), make_mesh()
+    built = build.architecture(config, SHAPE)
+    sizes = [build.sampler(config, built, mesh, num_images=n).batch_size for n in (0, 3, 40)]
+    assert sizes == [4 * mesh.size, min(4, -(-3 // mesh.size)) * mesh.size, 4 * mesh.size]
+
+
 def test_a_sampler_is_traced_once_by_its_checks_and_all_its_calls(monkeypatch):
     traced, draw = [], Architecture.draw
     monkeypatch.setattr(Architecture, "draw", lambda *a, **k: traced.append(0) or draw(*a, **k))

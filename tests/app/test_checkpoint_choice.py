@@ -1,6 +1,7 @@
 """Which checkpoints are evaluated, and waiting for those to come: folders and a clock alone."""
 
 import json
+import types
 
 import pytest
 
@@ -67,15 +68,35 @@ def test_a_training_run_that_dies_leaves_the_evaluation_incomplete(tmp_path, mon
         next(steps)
 
 
-def test_the_best_is_the_smallest_of_the_metric_most_reports_have(tmp_path):
+def test_the_best_is_the_least_of_the_protocol_that_most_steps_have_and_of_this_run(
+    tmp_path, monkeypatch, capsys
+):
+    def load(place, ema):
+        return types.SimpleNamespace(info={"weights_sha256": f"{place.name} {ema}"})
+
+    monkeypatch.setattr(checkpoint_choice.pretrained, "load", load)
     save(tmp_path, 1, 2, 3)
     folder = tmp_path / "eval"
     folder.mkdir()
-    for step, metric, value in (
-        (1, "fid5k_train", 9.0), (2, "fid5k_train", 7.0), (3, "fid5k_train", 8.0),
-        (4, "fid5k_train", 1.0),  # its checkpoint is gone
-        (3, "fid50k_train", 5.0),
-    ):  # fmt: skip
-        report = {"step": step, "metric": metric, metric: value}
-        (folder / f"step_{step}.{metric}.json").write_text(json.dumps(report))
+    sampling = {"ema": 0, "solver": "heun", "num_steps": 18, "bnr": -1.0}
+    common = dict.fromkeys(checkpoint_choice._PROTOCOL, "as all") | {"metric": "fid5k_train"}
+    for number, (step, value, change) in enumerate([
+        (1, 9.0, {}), (2, 7.0, {}), (3, 8.0, {}),
+        (4, 1.0, {}),  # its checkpoint is gone
+        (3, 1.0, {"metric": "fid50k_train"}),
+        *((3, 1.0, {"sampling": {**sampling, key: other}})
+          for key, other in [("solver", "euler"), ("num_steps", 9), ("bnr", 0.0), ("ema", 1)]),
+        (3, 1.0, {"reference": "of other images"}),
+        (3, 1.0, {"weights_sha256": "of another run"}),
+    ]):  # fmt: skip
+        report = {**common, "sampling": sampling, "step": step, "weights_sha256": f"{step} 0"}
+        report |= change
+        report[report["metric"]] = value
+        (folder / f"step_{step}.{number}.json").write_text(json.dumps(report))
+    (folder / "step_3.damaged.json").write_text("{")
+    (folder / "step_3.foreign.json").write_text("[7]")
+    (folder / "step_3.null.json").write_text(json.dumps({**report, "fid5k_train": None}))
     assert list(choose("best", tmp_path)) == [2]
+    notes = [line for line in capsys.readouterr().out.splitlines() if "passed over" in line]
+    assert len(notes) == 4
+    assert "step_3.10.json is passed over: it is of other weights" in notes[-1]

@@ -76,12 +76,19 @@ def test_differences_in_reporting_and_length_are_told():
     assert changes == ["sampling.solver: 'heun' -> 'euler'", "training.num_steps: 8 -> 9"]
 
 
-@pytest.mark.parametrize("text", ["{", '{"modle": {}}', '{"model": {"name": 3, "nam": 1}}'])
+DEEP = '{"a":' * 900 + "0" + "}" * 900
+LONG = json.dumps({"a" * 10**6: 1})
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"modle": {}}', '{"model": {"name": 3, "nam": 1}}', DEEP, LONG]
+)
 def test_a_file_that_is_no_config_is_refused_by_name(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"config\.json: not a configuration"):
+    with pytest.raises(ValueError, match=r"config\.json: not a configuration") as caught:
         saved.get_config(str(path))
+    assert len(str(caught.value)) < 600
 
 
 def arguments(*given):
@@ -188,6 +195,8 @@ def test_every_check_is_the_first_that_fits_some_key():
         ("schedule.constant_bnr.bnr", "atuo", "at most 1,000,000 or auto, got 'atuo'"),
         ("schedule.constant_bnr.bnr", 1e30, "at most 1,000,000 or auto, got 1e.30"),
         ("sampling.bnr", 1e30, "sampling.bnr must be a number of at most 1,000,000"),
+        ("sampling.num_steps", 1_001, "num_steps must be .* at most 1,000, got 1001"),
+        ("sampling.batch_size", 2**31 - 1, "batch_size must be .* at most 65,536, got 2147483647"),
         ("sampling.label", -2, "sampling.label must be a whole number of at least -1, got -2"),
         ("model.model_channels", 7, "model_channels must be a multiple of 2 of at least 4"),
         ("training.profile_steps", (25, 20), "profile_steps must be first and last step"),

@@ -176,6 +176,14 @@ def test_what_another_process_writes_is_seen(store):
 # --- lines ---------------------------------------------------------------------------------------
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for read in (storage.read_json, storage.open_npz, storage.Lines):
+        with pytest.raises(ValueError, match="pipe is not a regular file: take it away"):
+            read(pipe)
+
+
 def test_flushed_lines_are_all_there(place):
     for part in (range(0, 5), range(5, 7)):  # the second continues the first
         lines = storage.Lines(place / "x.jsonl")

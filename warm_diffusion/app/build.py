@@ -275,13 +275,16 @@ def sampler(
     mesh: Mesh,
     *,
     batch_size: int = 0,
+    num_images: int = 0,
     return_trajectory: bool = False,
 ) -> drawing.Sampler:
-    """The sampler of `config.sampling`; `batch_size` over all devices, 0: the configuration's."""
+    """The sampler of `config.sampling`; `batch_size` over all devices, 0: the configuration's, or
+    less where no more than `num_images` are drawn.
+    """
+    default = devices.global_batch(config.sampling.batch_size, mesh, num_images)
     return drawing.sampler(
         built, sampling_schedule(config, built.statistics), sampling_settings(config),
-        batch_size=batch_size or devices.global_batch(config.sampling.batch_size, mesh), mesh=mesh,
-        return_trajectory=return_trajectory,
+        batch_size=batch_size or default, mesh=mesh, return_trajectory=return_trajectory,
     )  # fmt: skip
 
 

@@ -30,7 +30,8 @@ def export(config: ConfigDict, workdir: str, checkpoint: str) -> pathlib.Path:
     folder, mesh = storage.path(workdir), devices.make_mesh()
     pretrained.check_new(folder)
     model = build.trained(config, checkpoint)
-    sampler, sampling = build.sampler(config, model, mesh), build.sampling_settings(config)
+    sampler = build.sampler(config, model, mesh, num_images=config.export.num_images)
+    sampling = build.sampling_settings(config)
     starts = sampler.schedule.needs_start
     if config.export.program and starts:
         raise ValueError("export.program: this path starts from images, not from seeds alone")

@@ -48,7 +48,7 @@ def sample(config: ConfigDict, workdir: str, checkpoint: str, seeds: str) -> pat
     numbers = parse_seeds(seeds)
     mesh, options = devices.make_mesh(), config.sampling
     model = build.trained(config, checkpoint)
-    sampler = build.sampler(config, model, mesh)
+    sampler = build.sampler(config, model, mesh, num_images=sum(map(len, numbers)))
     start = build.dataset(config).images if sampler.schedule.needs_start else None
     path = "trained" if options.bnr < 0 else f"bnr{options.bnr:g}"
     path += "" if options.grid == "edm" else f"_{options.grid}"

@@ -26,7 +26,7 @@ from warm_diffusion.app import build
 from warm_diffusion.data.augmentation import TRANSFORMS
 from warm_diffusion.models import SIZES
 from warm_diffusion.runtime import console, devices, processes, storage
-from warm_diffusion.runtime.console import say
+from warm_diffusion.runtime.console import say, shorten
 from warm_diffusion.training import WRITERS
 
 # Where things lie, which may differ between the machines of a run: a checkpoint and the processes
@@ -150,13 +150,13 @@ CHECKS: dict[str, Check] = {
     "training.device_megabytes": _whole(0),
     "training.*": _whole(1),
     "sampling.solver": _one_of(samplers.SOLVERS),
-    "sampling.num_steps": _whole(1, 100_000),
+    "sampling.num_steps": _whole(1, 1_000),
     "sampling.grid": _one_of(pretrained.GRIDS),
     "sampling.rho": _number("of at least 1 and at most 1,000", lambda v: 1 <= v <= 1_000),
     "sampling.ema": _whole(-1),
     "sampling.bnr": _number("of at most 1,000,000", lambda v: v <= 1e6),
     "sampling.label": _whole(-1),
-    "sampling.batch_size": _whole(1),
+    "sampling.batch_size": _whole(1, 65_536),
     "sampling.churn.s_max": _or(_AT_LEAST_0, (lambda v: v == math.inf, "inf")),
     "sampling.churn.*": _AT_LEAST_0,
     "sampling.*": _FINITE,
@@ -265,8 +265,11 @@ def load(path: str, default: ml_collections.ConfigDict) -> ml_collections.Config
         if unknown := explain_unknown_key(_flat(saved), default):
             raise ValueError(unknown)
         default.update(saved)
-    except (KeyError, AttributeError, TypeError, FileNotFoundError, ValueError) as error:
-        raise ValueError(f"{path}: not a configuration that can be read ({error})") from error
+    except (
+        KeyError, AttributeError, TypeError, FileNotFoundError, ValueError, RecursionError,
+    ) as error:  # fmt: skip
+        told = shorten(str(error))
+        raise ValueError(f"{path}: not a configuration that can be read ({told})") from error
     return default
 
 

@@ -130,7 +130,7 @@ def load(path: str | os.PathLike) -> FeatureStatistics:
     """
     path = storage.fetch(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with storage.open_npz(path) as file:
             if {"mu", "sigma"} <= set(file.files):
                 return _external(path, file["mu"], file["sigma"])
             arrays = {name: file[name] for name in ("mean", "covariance", "kept")}
@@ -154,8 +154,8 @@ def load(path: str | os.PathLike) -> FeatureStatistics:
 
 def _other_kind(path: pathlib.Path) -> str:
     """What a file is that people give in place of statistics; empty where nothing is known."""
-    with contextlib.suppress(OSError, zipfile.BadZipFile):
-        if path.read_bytes()[:1] == b"\x80":
+    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile):
+        if storage.read_bytes(path)[:1] == b"\x80":
             return "it is a pickle, as EDM2's references are; save its mu and sigma by numpy.savez"
         names = zipfile.ZipFile(path).namelist()
         if any(name.endswith("data.pkl") for name in names):

@@ -45,7 +45,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], float]:
             if name != "EDMPrecond":
                 raise ValueError(f"it holds a network of class {name:.60}, expected EDMPrecond")
         elif path.suffix == ".safetensors":
-            arrays = safetensors.numpy.load(path.read_bytes())
+            arrays = safetensors.numpy.load(storage.read_bytes(path))
         elif path.suffix == ".npz":
             with storage.open_npz(path) as archive:
                 arrays = {name: archive[name] for name in archive.files}

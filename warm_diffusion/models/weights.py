@@ -48,7 +48,7 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
       ValueError: no such file, another kind of file, or arrays of other types or not finite.
     """
     try:
-        entries = safetensors.deserialize(storage.path(path).read_bytes())
+        entries = safetensors.deserialize(storage.read_bytes(path))
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as safetensors ({error})") from error
     bad = [f"{name} ({entry['dtype']})" for name, entry in entries if entry["dtype"] not in _TYPES]
@@ -71,7 +71,7 @@ def unflatten(arrays: Mapping[str, np.ndarray], like: Mapping) -> dict:
     """{"a.b": array} to {"a": {"b": array}}.
 
     Raises:
-      ValueError: names or shapes are not those of the tree `like`; all are named.
+      ValueError: names or shapes are not those of the tree `like`; the first are named.
     """
     expected, found = (
         {name: tuple(leaf.shape) for name, leaf in tree.items()} for tree in (flatten(like), arrays)
@@ -84,7 +84,8 @@ def unflatten(arrays: Mapping[str, np.ndarray], like: Mapping) -> dict:
         if found[name] != expected[name]
     ]
     if problems:
-        raise ValueError(f"these are weights of another network: {'; '.join(problems)}")
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"these are weights of another network: {'; '.join(problems[:5])}{more}")
     return flax.traverse_util.unflatten_dict(dict(arrays), sep=".")
 
 

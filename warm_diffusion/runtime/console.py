@@ -16,6 +16,12 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
+def shorten(text: str, most: int = 300) -> str:
+    """One line of text; of a longer one than `most` characters the beginning and the end."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - most // 3 - 5]} ... {line[-most // 3 :]}"
+
+
 def say_weights(info: dict, checkpoint: str) -> None:
     """Prints which weights a job uses."""
     step = f", step {info['step']:,}" if "step" in info else ""

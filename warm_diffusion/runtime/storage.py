@@ -1,8 +1,8 @@
 """Every read and write of a workdir, on local disk and on gs://; files appear whole or not at all.
 
 A place is a `pathlib.Path`, or on gs:// an `etils.epath.Path`, which has the same methods:
-annotations say the former. Methods that only look (`exists`, `glob`, `iterdir`, `read_bytes`) are
-called on it; all that writes, moves or deletes is here. Of several processes the first does it,
+annotations say the former. Methods that only look (`exists`, `glob`, `iterdir`) are called
+on it; all that reads, writes, moves or deletes is here. Of several processes the first does it,
 the others do nothing. On an object store one object appears at once, but nothing is appended or
 renamed, and a folder is no more than the start of a name.
 """
@@ -30,6 +30,7 @@ from etils import epath
 from warm_diffusion.runtime.console import say
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_MOST_JSON = 2**24  # bytes: a configuration has ten thousand
 _PUT_SECONDS = 1.0  # Google's limit on how often one object is written
 
 
@@ -201,10 +202,22 @@ def to_json(content: Any) -> bytes:
     return (text + "\n").encode()
 
 
+def read_bytes(where: str | os.PathLike, most: int = -1) -> bytes:
+    """What a regular file holds; ValueError for a pipe or a device, which might never end, and for
+    more than `most` bytes, where that is given."""
+    place = path(where)
+    if is_local(place) and place.exists() and not (place.is_file() or place.is_dir()):
+        raise ValueError(f"{place} is not a regular file: take it away")
+    with naming(place), place.open("rb") as file:
+        content = file.read(most + 1 if most >= 0 else -1)
+    if 0 <= most < len(content):
+        raise ValueError(f"{place} has more than the {most:,} bytes that such a file may have")
+    return content
+
+
 def read_json(where: str | os.PathLike) -> Any:
     """What a JSON file says; OSError, or ValueError where it is no JSON."""
-    with naming(where):
-        content = path(where).read_bytes()
+    content = read_bytes(where, _MOST_JSON)
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -220,7 +233,7 @@ def write_npz(where: str | os.PathLike, **arrays: np.ndarray) -> None:
 
 def open_npz(where: str | os.PathLike) -> np.lib.npyio.NpzFile:
     """An .npz file, without pickles; damage shows as numpy shows it."""
-    return np.load(io.BytesIO(path(where).read_bytes()), allow_pickle=False)
+    return np.load(io.BytesIO(read_bytes(where)), allow_pickle=False)
 
 
 class Lines:
@@ -232,7 +245,7 @@ class Lines:
     def __init__(self, where: str | os.PathLike, keep: Callable[[str], bool] = lambda line: True):
         """Opens the file; of the lines that it has, those that `keep` does not hold of go."""
         self._path, self._put_at = path(where), -float("inf")
-        found = self._path.read_bytes() if self._path.exists() else b""
+        found = read_bytes(self._path) if self._path.exists() else b""
         lines = found.decode(errors="replace").splitlines()
         self._text = "".join(line + "\n" for line in lines if keep(line))
         self._is_put = self._text.encode() == found

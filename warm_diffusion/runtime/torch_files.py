@@ -239,7 +239,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         something else than one dictionary of tensors.
       OSError: the file cannot be read.
     """
-    data = storage.path(path).read_bytes()
+    data = storage.read_bytes(path)
     with _one_error(path):
         read = _read_zip if data.startswith(b"PK") else _read_legacy
         return _to_arrays(*read(io.BytesIO(data)))
@@ -253,7 +253,7 @@ def read_network(path: str | os.PathLike) -> Network:
         or holds no network.
       OSError: the file cannot be read.
     """
-    data = storage.path(path).read_bytes()
+    data = storage.read_bytes(path)
     with _one_error(path):
         content, _ = unpickle(io.BytesIO(data))
         if not isinstance(content, dict) or "class_name" not in content.get("ema", {}):

@@ -180,9 +180,8 @@ def analyze_sampling(
     """
     mesh, options = devices.make_mesh(), config.sampling
     data = build.dataset(config)
-    # No more images than asked for, however many devices there are.
-    batch = devices.global_batch(options.batch_size, mesh, config.analysis.num_images)
-    sampler = build.sampler(config, model, mesh, batch_size=batch, return_trajectory=True)
+    count = config.analysis.num_images
+    sampler = build.sampler(config, model, mesh, num_images=count, return_trajectory=True)
     times = model.times(sampler.schedule, build.sampling_settings(config))
     levels = levels_of(sampler.schedule, times)
     spectrum = build.data_statistics(config).spectrum

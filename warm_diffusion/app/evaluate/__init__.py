@@ -107,9 +107,10 @@ class _Evaluator:
     def run(self, model: Model) -> dict:
         """Evaluates one checkpoint, or returns its report if that is there."""
         if self._sampler is None:
-            self._sampler = build.sampler(self._config, model, self._mesh)
             self._extract = self._extract or build.extractor(self._config, model.image_shape)
             self._reference = self._find_reference(model)
+            count = self._num_samples()
+            self._sampler = build.sampler(self._config, model, self._mesh, num_images=count)
         began, options = time.monotonic(), self._options
         protocol = self._protocol(model)
         identity = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
@@ -198,15 +199,19 @@ class _Evaluator:
         reference.check(statistics.provenance, expected, given or "config.data as reference")
         return statistics
 
-    def _protocol(self, model: Model) -> dict:
-        """All that decides the numbers of a round, given its seeds."""
+    def _num_samples(self) -> int:
+        """Images of a round."""
         count = self._options.num_samples or self._reference.provenance["count"]
         if not count:
             raise ValueError(
                 f"{self._options.reference} does not say of how many images it is: set "
                 "eval.num_samples (50000 for FID)"
             )
-        sampling = self._config.sampling.to_dict()
+        return count
+
+    def _protocol(self, model: Model) -> dict:
+        """All that decides the numbers of a round, given its seeds."""
+        count, sampling = self._num_samples(), self._config.sampling.to_dict()
         sampling.pop("batch_size")
         return {
             "step": model.info.get("step", 0),

@@ -1,12 +1,15 @@
 """Which checkpoints of a training run to evaluate, and waiting for those that are still to come."""
 
+import collections
+import json
 import pathlib
 import time
 from collections.abc import Iterator
 
+from warm_diffusion import pretrained
 from warm_diffusion.app import Incomplete
 from warm_diffusion.runtime import storage
-from warm_diffusion.runtime.console import say
+from warm_diffusion.runtime.console import say, shorten
 from warm_diffusion.training.checkpoints import finished_steps
 
 _POLL_SECONDS = 1.0
@@ -37,7 +40,7 @@ def chosen_steps(
         yield from _every(training, last, wait)
         return
     if which == "best":
-        yield best_step(reports, finished_steps(training))
+        yield best_step(reports, training)
         return
     wanted = int(which) if which.isdigit() else None
     steps = _wait_for(training, wait, lambda steps: wanted in steps if which != "latest" else steps)
@@ -85,21 +88,43 @@ def _every(training: pathlib.Path, last: int, wait: float) -> Iterator[int]:
             return
 
 
-def best_step(reports: pathlib.Path, steps: list[int]) -> int:
-    """The saved step with the smallest Frechet distance of the metric that most reports have."""
-    found: dict[str, dict[int, float]] = {}
+# In which two reports must agree to be compared; what is left are the step and its weights.
+_PROTOCOL = (
+    "metric", "seeds", "training_data_sha256", "dtype", "weights", "num_samples", "network_calls",
+    "sampling", "schedule", "features", "metric_settings", "reference",
+)  # fmt: skip
+
+
+def best_step(reports: pathlib.Path, training: pathlib.Path) -> int:
+    """The saved step of least distance, under the protocol by which most steps are reported.
+
+    Reports of other weights than the step has, or that cannot be read, are passed over with a note.
+    """
+    steps, found = finished_steps(training), collections.defaultdict(list)
     for path in sorted(reports.glob("step_*.json")):
-        report = storage.read_json(path)
-        if report["step"] in steps and "metric" in report:
-            values = found.setdefault(report["metric"], {})
-            value = report[report["metric"]]
-            values[report["step"]] = min(value, values.get(report["step"], value))
-    if not found:
-        raise ValueError(
-            f"eval.checkpoint=best: no report in {reports} of a checkpoint that is there; evaluate "
-            "with --config.eval.checkpoint=every first"
-        )
-    metric, values = max(found.items(), key=lambda item: len(item[1]))
-    step = min(values, key=values.get)
-    say(f"best     step {step:,} of {len(values)}: {metric} {values[step]:.4f}")
-    return step
+        try:
+            report = storage.read_json(path)
+            protocol = json.dumps([report[key] for key in _PROTOCOL], sort_keys=True)
+            value = float(report[report["metric"]])
+        except (ValueError, KeyError, TypeError) as error:
+            say(f"note     {path} is passed over: it is no report ({shorten(repr(error))})")
+            continue
+        if report["step"] in steps:
+            found[protocol].append((value, report["step"], path, report))
+    by_number = sorted(found.values(), key=lambda group: len({g[1] for g in group}), reverse=True)
+    for group in by_number:
+        for value, step, path, report in sorted(group, key=lambda one: one[:2]):
+            try:
+                place = training / "checkpoints" / str(step)
+                weights = pretrained.load(place, report["sampling"]["ema"]).info["weights_sha256"]
+                if weights != report["weights_sha256"]:
+                    raise ValueError("it is of other weights than this checkpoint's")
+            except (ValueError, KeyError, TypeError) as error:
+                say(f"note     {path} is passed over: {shorten(str(error))}")
+                continue
+            say(f"best     step {step:,} of {len(group)}: {report['metric']} {value:.4f}")
+            return step
+    raise ValueError(
+        f"eval.checkpoint=best: no report in {reports} of a checkpoint that is there; evaluate "
+        "with --config.eval.checkpoint=every first"
+    )
