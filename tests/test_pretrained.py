@@ -215,7 +215,7 @@ DAMAGE = [
     (in_config("model", "c" * 10**6, to=1), "no argument ccc"),
     (in_arrays("x", lambda a: np.zeros(1, np.float32)), "unknown x"),
     (in_arrays(NAME, lambda a: a[:3]), rf"{NAME} has shape \(3,\), expected \(8,\)"),
-    (in_arrays(NAME, lambda a: a.astype(np.float16)), rf"{NAME} \(float16\)"),
+    (in_arrays(NAME, lambda a: a.astype(np.float16)), rf"{NAME} \(F16\)"),
     (in_arrays(NAME, lambda a: a * np.nan), f"finite .* {NAME}"),
     (in_arrays(NAME, lambda a: a + 1), "checksum"),
     (in_arrays("data.spectrum", lambda a: -a), "data.spectrum"),
