@@ -8,20 +8,24 @@ Exit status: 0 done; 1 a fault of the program; 2 a mistake in the command (one l
 by a signal and saved, or another process of the run was lost: run it again; 130, 143 stopped by
 SIGINT, SIGTERM where there was nothing to save. docs/reliability.md says more."""
 
+import os
 import signal
+import sys
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below go on
 
-import sys
 import traceback
+
+if "--debug" not in sys.argv:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's warnings
 
 from absl import app, flags
 
 from configs import default
 from warm_diffusion import app as modes
 from warm_diffusion.app import settings
-from warm_diffusion.runtime import processes
+from warm_diffusion.runtime import console, processes
 from warm_diffusion.training import signals
 
 FLAGS = flags.FLAGS
@@ -57,7 +61,8 @@ def fail(error: Exception) -> None:
     status, line = modes.explain(error)
     if status == 1 or (FLAGS.is_parsed() and FLAGS.debug):
         traceback.print_exc()
-    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    label = "" if isinstance(error, modes.Interrupted) else "error: "  # a stop is none
+    print(label + console.shorten(line, 2_000), file=sys.stderr)
     processes.exit(status)
 
 

@@ -36,7 +36,13 @@ def test_a_run_writes_config_metrics_events_grids_and_checkpoints(trained):
     assert list(workdir.glob("events.out.tfevents.*"))
     # 8 x 8 digits four times as large, 8 x 8 of them with gaps of 2
     assert Image.open(workdir / "samples" / "step_00000006.png").size == (270, 270)
-    assert "step 6/6 | 96 images | loss" in out
+    reports = [line for line in out.splitlines() if line.startswith("step ")]
+    assert "images/s" not in reports[0]  # of the first step only the compilation was timed
+    assert " images/s | ETA " in reports[1]
+    assert reports[5].startswith("step 6/6 | loss")
+    assert "ETA" not in reports[5]
+    assert all(len(line) < 100 for line in reports)
+    assert out.endswith(f"python main.py --mode=sample --workdir={workdir}\n")
     assert err == ""
     assert not (workdir / "lock.json").exists()
 
@@ -75,7 +81,7 @@ def test_stopped_by_a_signal_and_continued_equals_never_interrupted_bit_for_bit(
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "_report", signalled)
         _, err = app.run(f"--workdir={tmp_path}", *STEPS, status=75)
-    assert err.startswith("error: SIGTERM: stopped after step 4 and saved in ")
+    assert err.startswith("SIGTERM: stopped after step 4 and saved in ")
     assert err.count("\n") == 1
     out, _ = app.run(f"--workdir={tmp_path}", *STEPS)
     assert "continues at step 4 (64 images)" in out

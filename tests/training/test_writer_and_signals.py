@@ -1,14 +1,17 @@
 """metrics.jsonl and TensorBoard events; SIGTERM and SIGINT as requests."""
 
+import hashlib
 import json
 import os
 import signal
 import sys
+import threading
 
 import numpy as np
 import pytest
 
 from warm_diffusion.runtime import storage
+from warm_diffusion.training import signals
 from warm_diffusion.training import writer as writer_module
 from warm_diffusion.training.signals import stop_requests
 from warm_diffusion.training.writer import Writer
@@ -158,6 +161,38 @@ def test_the_first_signal_is_a_request_and_the_second_acts(number):
         assert signal.getsignal(number) is own
     finally:
         signal.signal(number, before)
+
+
+def test_while_a_program_compiles_the_first_signal_is_answered_and_the_second_ends(
+    monkeypatch, capsys
+):
+    """Hashing a password is as deaf as XLA: neither looks at signals before it is done."""
+    ended, said = [], []
+    monkeypatch.setattr(signals, "_PATIENCE", 0.05)
+    monkeypatch.setattr(signals.os, "_exit", ended.append)
+    monkeypatch.setattr(signals, "say", said.append)
+
+    def press(after):
+        def send():
+            told.append(capsys.readouterr().err)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        timer = threading.Timer(after, send)
+        timer.start()
+        return timer
+
+    told = []
+    with signals.stop_requests() as stop_request:
+        with signals.compiling("the step"):
+            presses = [press(0.1), press(0.2)]
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)  # a second
+        for timer in presses:
+            timer.join()
+        assert stop_request() == "SIGINT"
+    assert told == ["", "stopping after compilation; press again to end now\n"]
+    assert ended == [128 + signal.SIGINT]
+    assert said == ["compile  the step: about a minute, or several for a large network"]
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_signal_handlers_are_given_back():

@@ -4,6 +4,7 @@ An image depends on its seed alone: neither the batch nor the number of devices 
 rounding.
 """
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from warm_diffusion.data.images import from_uint8, to_uint8
 from warm_diffusion.pretrained import Architecture, Sampling
 from warm_diffusion.runtime import devices
 from warm_diffusion.schedules import Schedule
+from warm_diffusion.training.signals import compiling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Sampler:
         while part := list(itertools.islice(numbers, self.batch_size)):
             batch = np.asarray(part, np.uint32)
             padded = np.resize(batch, self.batch_size)
-            following = self.draw(params, padded, self.start(padded, images)), len(batch)
+            with contextlib.nullcontext() if drawn else compiling("the sampler"):
+                following = self.draw(params, padded, self.start(padded, images)), len(batch)
             if drawn:
                 yield to_uint8(drawn[0])[: drawn[1]]
             drawn = following

@@ -41,7 +41,8 @@ def print_info(config: ConfigDict, details: bool = False) -> None:
     prediction = jax.eval_shape(lambda p, *x: built.denoiser(p)(*x), *shapes)
     heads = denoiser.PARAMETERIZATIONS[config.denoiser.parameterization]
     parts = _parts(params, heads)
-    say("parameters " + ", ".join(f"{count:,} {name}" for name, count in parts.items() if count))
+    told = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
+    say(f"parameters {sum(parts.values()):,}: {told}")
     classes = ", ".join(data.info["class_names"]) or "none"
     say(f"data       {len(data.images):,} images {image_shape}, classes: {classes}")
     say(f"cache      {data.path}")
@@ -67,8 +68,8 @@ def _memory(config: ConfigDict, data: Dataset, built: Architecture, mesh: Mesh) 
     )
     images = data.images.nbytes if build.resident(config, data) else 0
     return (
-        f"memory     {held / 1e9:,.3f} GB a device for weights, averages and optimizer, "
-        f"{images / 1e9:,.3f} GB for images; what a step computes comes on top"
+        f"memory     at least {held / 1e9:,.3f} GB per device: weights, averages, optimizer; and "
+        f"{images / 1e9:,.3f} GB of images"
     )
 
 

@@ -340,6 +340,8 @@ def parse(argv: Sequence[str], default: types.ModuleType) -> list[str]:
     if "--version" in argv[1:]:
         print(*(f"{name} {version}" for name, version in versions().items()), sep="\n")
         sys.exit(0)
+    if "--debug" not in argv:
+        console.hide_libraries()
     try:
         folder = pathlib.Path(default.__file__).parent
         rest = flags.FLAGS(resolve_config_argument(argv, folder))
@@ -401,9 +403,7 @@ def start(given: flags.FlagValues, argv: Sequence[str]) -> ml_collections.Config
     Raises:
       ValueError: a mistake in the command, of which `argv` is what `parse` left.
     """
-    logging.set_verbosity(logging.INFO if given.debug else logging.WARNING)
-    if not given.debug:
-        console.hide_tracebacks()
+    logging.set_verbosity(logging.INFO if given.debug else logging.ERROR)
     others = given.coordinator_address, given.num_processes, given.process_id
     if given.distributed or any(value is not None for value in others):
         processes.join(*others, seconds=given.join_seconds)

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 
 import jax
 from tqdm import tqdm
@@ -40,8 +41,12 @@ def progress(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
     return tqdm(total=total, desc=description, unit=unit, initial=initial, disable=hidden)
 
 
-def hide_tracebacks() -> None:
-    """Leaves errors in libraries' threads to whoever waits for them: one line, no traceback."""
+def hide_libraries() -> None:
+    """Hides what libraries say that nobody can act on, and tracebacks of errors in their threads,
+    which whoever waits for them tells in one line; --debug shows all."""
+    warnings.simplefilter("ignore")
+    for name in ("absl", "asyncio", "fsspec", "gcsfs", "google", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for handler in logging.getLogger().handlers:
         handler.addFilter(lambda record: not record.exc_info)
     sys.excepthook = sys.unraisablehook = lambda *_: None

@@ -13,6 +13,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -34,6 +35,7 @@ _OF_THE_OTHERS = re.compile(
 
 
 _waited_in_vain = threading.Event()
+_address = ""  # of process 0, in messages, where the user gave it
 
 
 def join(
@@ -51,6 +53,8 @@ def join(
         raise ValueError(f"--coordinator_address must be HOST:PORT, got {address!r}")
     if count is not None and index is not None and not 0 <= index < count:
         raise ValueError(f"--process_id must be 0 to {count - 1} (--num_processes), got {index}")
+    global _address
+    _address = f" at {address}" if address else ""
     errors: list[Exception] = []
 
     def connect():
@@ -71,8 +75,8 @@ def join(
     if thread.is_alive():
         _waited_in_vain.set()
         raise ValueError(
-            f"not all processes of the run came in {seconds:g} s: is each started, with a "
-            f"--process_id of its own and process 0's --coordinator_address, and is its port open?"
+            f"not all processes of the run{_address} came in {seconds:g} s: is each started, with "
+            "a --process_id of its own and process 0's --coordinator_address, and is its port open?"
         )
     if errors:
         raise ValueError(
@@ -85,6 +89,25 @@ def join(
         raise ValueError(f"expected equally many devices in each process, got {dict(counts)}")
     # XLA for CPUs waits only 30 s where a group of devices meets for the first time, and without
     # limit later: they meet here, before one process can be late because it compiles or reads.
+    with _without_stdout():
+        _meet()
+
+
+@contextlib.contextmanager
+def _without_stdout() -> Iterator[None]:
+    """Hides what C++ prints there: Gloo, a line whenever devices meet."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _meet() -> None:
     agree()
     devices = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
     own = np.zeros(jax.local_device_count(), np.float32)
@@ -148,7 +171,11 @@ def explain(error: Exception) -> tuple[int, str] | None:
     """
     if not (jax.distributed.is_initialized() and _OF_THE_OTHERS.match(str(error))):
         return None
-    return _LOST, f"another process of the run ended or was lost ({str(error).splitlines()[0]})"
+    # JAX's own words name addresses that no user has given: --debug shows them.
+    return _LOST, (
+        f"another process of the run{_address} ended or was lost: see what it said last; if it was "
+        "stopped or lost, the same command in all processes continues from the last checkpoint"
+    )
 
 
 def exit(status: int) -> None:

@@ -4,14 +4,19 @@ import contextlib
 import itertools
 import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
+from warm_diffusion.runtime.console import say
+
 # Questions since the start: JAX wants consecutive numbers, the same in all processes.
 _questions = itertools.count()
+_PATIENCE = 3.0  # seconds without a word
 
 
 class Ended(BaseException):
@@ -50,6 +55,55 @@ def stop_requests() -> Iterator[Callable[[], str]]:
     else:
         with _first(lambda _: os.kill(os.getpid(), signal.SIGTERM), signal.SIGINT):
             yield _agreed
+
+
+@contextlib.contextmanager
+def compiling(what: str) -> Iterator[None]:
+    """Says after three seconds that something is being compiled, and answers signals meanwhile.
+
+    Python handles a signal when XLA, which cannot be interrupted, has finished. Until then a thread
+    says so at the first SIGINT or SIGTERM, and ends the process at the second.
+    """
+    words = f"compile  {what}: about a minute, or several for a large network"
+    note = threading.Timer(_PATIENCE, say, [words])
+    note.daemon = True
+    note.start()
+    try:
+        with _answered():
+            yield
+    finally:
+        note.cancel()
+
+
+@contextlib.contextmanager
+def _answered() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours, pythons = socket.socketpair()
+    pythons.setblocking(False)
+    # Python's handler in C writes the number of a signal there as it comes.
+    before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
+
+    def answer() -> None:
+        waiting = False
+        while numbers := ours.recv(64):
+            for number in {signal.SIGINT, signal.SIGTERM} & set(numbers):
+                if waiting or numbers.count(number) > 1:
+                    os._exit(128 + number)
+                words = "stopping after compilation; press again to end now"
+                print(words, file=sys.stderr, flush=True)
+                waiting = True
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        pythons.close()
+        thread.join()
+        ours.close()
 
 
 @contextlib.contextmanager

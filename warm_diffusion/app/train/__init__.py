@@ -2,6 +2,7 @@
 
 import copy
 import pathlib
+import shlex
 
 import clu.parameter_overview
 import jax
@@ -20,6 +21,7 @@ from warm_diffusion.runtime import devices, lock, processes, storage
 from warm_diffusion.runtime.console import say
 from warm_diffusion.training import writer
 from warm_diffusion.training.checkpoints import Checkpoints, last_checkpoint
+from warm_diffusion.training.signals import compiling
 from warm_diffusion.training.step import TrainState
 
 _GRID_IMAGES = 64
@@ -80,7 +82,8 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         ) as saved:
             state = saved.restore_latest(abstract, report=say)
             if state is None:
-                state = _start_from(make_state(), initial)
+                with compiling("the first weights"):
+                    state = _start_from(make_state(), initial)
                 say(f"run      new, in {workdir}")
             else:
                 done = int(state.step)
@@ -99,7 +102,10 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 config, workdir, step, load, saved, grids, data, statistics, origins, check_lock,
                 mesh,
             )  # fmt: skip
-            return loop.run(state)
+            state = loop.run(state)
+        say(f"done     {int(state.step):,} steps; the next command may be")
+        say(f"         python main.py --mode=sample --workdir={shlex.quote(str(workdir))}")
+        return state
 
 
 def _realised(config: ConfigDict, began: dict | None) -> ConfigDict:

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from warm_diffusion.data.images import grid, save_png
 from warm_diffusion.runtime import devices
 from warm_diffusion.runtime.console import progress, say
 from warm_diffusion.training.checkpoints import Checkpoints
-from warm_diffusion.training.signals import stop_requests
+from warm_diffusion.training.signals import compiling, stop_requests
 from warm_diffusion.training.step import Batch, TrainMetrics, TrainState, choose_average, is_finite
 from warm_diffusion.training.writer import Writer
 
@@ -73,7 +74,8 @@ class _Clock:
         return max(time.monotonic() - self._start, 1e-9)
 
     def steps_per_second(self, step: int) -> float:
-        return (step - self._step) / self.seconds()
+        """NaN where no step was counted."""
+        return (step - self._step) / self.seconds() if step > self._step else math.nan
 
     def waited(self) -> float:
         """Share of the time that the devices waited for a batch."""
@@ -108,6 +110,7 @@ class Loop:
 
     def __post_init__(self):
         self._options, self._writer, self._warned = self.config.training, None, False
+        self._skipped = 0
         self._is_finite = jax.jit(is_finite)
         everywhere = devices.replicated(self.mesh)
         self._no_metrics = jax.jit(TrainMetrics.empty, out_shardings=everywhere)
@@ -144,10 +147,12 @@ class Loop:
                 jax.block_until_ready(state)  # until then the devices have something to do
                 with clock.paused(waits=True):
                     concurrent.futures.wait([batch])
-            state, metrics = self.step(state, metrics, batch.result(), self._seed)
+            first = done == calls.start
+            with compiling("the training step") if first else contextlib.nullcontext():
+                state, metrics = self.step(state, metrics, batch.result(), self._seed)
             step = done + options.steps_per_call
             bar.update(options.steps_per_call)
-            if done == calls.start:
+            if first:
                 jax.block_until_ready(state)
                 say(f"compile  first step after {clock.seconds():.1f} s")
                 clock = _Clock(step)
@@ -180,24 +185,22 @@ class Loop:
         values.pop("longest_row")
         skipped = int(state.nonfinite_total)
         rate = clock.steps_per_second(step) * options.batch_size
-        remaining = (options.num_steps - step) * options.batch_size / rate if rate else 0.0
+        remaining = (options.num_steps - step) * options.batch_size / rate
         images, waited = step * options.batch_size, clock.waited()
         much = waited > _MUCH_WAITING
         say(
-            f"step {step:,}/{options.num_steps:,} | {images:,} images | loss {values['loss']:.4f} "
-            f"(denoise {values['denoise']:.4f}, deblur {values['deblur']:.4f}) | "
-            f"consistency {values['consistency']:.2e} | grad {values['grad_norm']:.3g} | "
-            f"{rate:,.0f} images/s | ETA {_duration(remaining)}"
-            + (f" | {skipped} steps skipped, not finite" if skipped else "")
-            + (f" | {waited:.0%} of the time waiting for images" if much else "")
+            f"step {step:,}/{options.num_steps:,} | loss {values['loss']:.4f} "
+            f"(denoise {values['denoise']:.4f}, deblur {values['deblur']:.4f})"
+            + (f" | {rate:,.0f} images/s" if rate > 0 else "")
+            + (f" | ETA {_duration(remaining)}" if remaining > 0 else "")
         )
+        if skipped > self._skipped:
+            say(f"note     {skipped:,} steps skipped so far, for gradients that were not finite")
+        self._skipped = skipped
         if much and not self._warned:
             self._warned = True
-            say(
-                "note     the devices wait for images: put the data on a faster disk, raise "
-                "training.device_megabytes so that they live on the device or, if they do, "
-                "training.steps_per_call"
-            )
+            say(f"note     the devices wait for images, {waited:.0%} of the time: use a faster")
+            say("         disk, a larger training.device_megabytes or training.steps_per_call")
         if self._writer:
             extra = {"images": images, "images_per_second": rate, "nonfinite_total": skipped}
             self._writer.scalars(step, values | extra | {"input_wait": waited})
