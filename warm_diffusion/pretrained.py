@@ -616,8 +616,7 @@ def _card(folder: pathlib.Path, model: Model, info: dict, picture: str) -> str:
     Names, which a stranger may have given, lose what Markdown, HTML or a shell might act on.
     """
     here = pathlib.Path.cwd()  # where commands of the card run
-    name = folder.relative_to(here) if folder.is_relative_to(here) else folder.name
-    name = _harmless(name)
+    name = _harmless(folder.relative_to(here) if folder.is_relative_to(here) else folder.name)
     call, mode, task = "images = model.sample(range(16))  # uint8", "sample", "generation"
     if model.schedule.needs_start:
         call = (
@@ -650,7 +649,7 @@ library_name: warm_diffusion
 tags: [image-{task}, diffusion, jax, warm-diffusion]
 ---
 
-# {folder.name}
+# {_harmless(folder.name)}
 
 A blur-noise diffusion model ([Warm Diffusion](https://arxiv.org/abs/2511.16904)) of
 {"x".join(map(str, model.image_shape))} images: {model.description["model"]["name"]}, \
