@@ -71,12 +71,11 @@ NETWORK = (
     "--config=configs/cifar10.py", "--config.model.dtype=bfloat16",
     "--config.model.model_channels=64", "--config.model.channel_mult=(1,2,2)",
     "--config.model.num_blocks=2", f"--config.training.batch_size={BATCH}",
-    "--config.eval.features=auto",
+    "--config.model.dropout=0.0", "--config.augment.transforms=()", "--config.eval.features=auto",
 )  # fmt: skip
 SWEEP = (
-    "--config.model.dropout=0.0", "--config.augment.transforms=()",
     "--config.optimizer.warmup_images=25000", "--config.training.ema_halflife_images=(25000,)",
-    "--config.training.steps_per_call=10", "--config.sampling.batch_size=2500",
+    "--config.sampling.batch_size=2500",
     "--config.schedule.any_bnr.hot_share=0.3", f"--solvers={','.join(SOLVERS)}",
 )  # fmt: skip
 SHIP = (
@@ -88,7 +87,7 @@ TINY = (
     "--config.model.model_channels=8", "--config.model.channel_mult=(1,)",
     "--config.model.num_blocks=1", "--config.model.attention_resolutions=()",
     "--config.data.resolution=8", "--config.data.tiles=True", "--config.training.batch_size=8",
-    "--config.training.steps_per_call=1", "--config.sampling.batch_size=16",
+    "--config.sampling.batch_size=16",
 )  # fmt: skip
 _PIECE = 15 * 2**20  # bytes of a piece of the state
 _SAVING = 45  # seconds kept for the last checkpoint and the model folder

@@ -22,6 +22,7 @@ from configs import digits
 from warm_diffusion import pretrained
 from warm_diffusion.app import build
 from warm_diffusion.app.train import train
+from warm_diffusion.data.images import save_png
 from warm_diffusion.evaluation import features, metrics, reference
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -186,7 +187,11 @@ def test_on_a_tpu_all_convolutions_of_a_bfloat16_network_run_in_bfloat16(tpu):
 
 @pytest.mark.long
 def test_a_tiny_half_hour_does_all_parts_and_its_pieces_begin_the_next_elsewhere(tmp_path):
-    command = ["-m", "benchmarks.card", "--tiny", "--data=photos", f"--out={tmp_path}/one"]
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3))):
+        save_png(tmp_path / "images" / f"{number}.png", image.astype(np.uint8))
+    command = ["-m", "benchmarks.card", "--tiny", f"--data=folder:{tmp_path}/images"]
+    command += [f"--out={tmp_path}/one"]
     subprocess.run([sys.executable, *command, "--minutes=30"], check=True, cwd=ROOT)
     parts = json.loads((tmp_path / "one" / "card.json").read_text())
     assert set(parts) == set(card.QUEUE) - {"edm"}
