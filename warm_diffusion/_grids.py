@@ -21,7 +21,7 @@ the latter standing for what starting from Gaussian data costs: to lowest order 
 other data departs by their third cumulants, which for each frequency add up over all pairs of
 frequencies, hence s^2. Squares are summed step by step: with a network the errors of different
 steps do not cancel as they may on Gaussian data. The weight S^3/2 (S would be the image's squared
-error) and the 0.1 were chosen by samples of two trained networks (docs/results.md).
+error) and the 0.1 were chosen by samples of two trained networks (docs/results_all.md).
 
 A step's cost depends on its two ends and the level before, so the best grid is found by dynamic
 programming over a table of levels, refined between its entries. A network is not the Gaussian
