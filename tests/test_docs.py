@@ -5,8 +5,11 @@ must parse. Commands are parsed by main.py itself: flags, configuration, keys an
 """
 
 import ast
+import collections
+import json
 import re
 import shlex
+import statistics
 import sys
 import textwrap
 
@@ -190,6 +193,58 @@ def test_every_make_target_named_is_there(target):
 def test_the_version_is_the_same_wherever_it_stands():
     assert f"\nversion: {warm_diffusion.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert warm_diffusion.__version__ in TEXT["docs/changelog.md"]
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def measured():
+    """Every distance of docs/results, and (mean, deviation) of the seeds of each setting."""
+    values, seeds = [], collections.defaultdict(list)
+
+    def read(item, name):
+        for value in item if isinstance(item, list) else item.values():
+            if isinstance(value, dict | list):
+                read(value, name)
+        if isinstance(item, dict):
+            setting = [item.get(k) for k in ("network", "variant", "bnr", "solver", "nfe")]
+            for key in (key for key in item if key.startswith("fd_") or key == "distance"):
+                values.append(item[key])
+                seeds[name, key, str(setting)].append(item[key])
+
+    for path in (ROOT / "docs/results").iterdir():
+        lines = path.read_text()
+        for part in lines.splitlines() if path.suffix == ".jsonl" else [lines]:
+            read(json.loads(part), path.name)
+    several = [given for given in seeds.values() if len(given) > 1]
+    return values, [(statistics.mean(given), statistics.stdev(given)) for given in several]
+
+
+def shown(value, like):
+    """A number with as many digits as a text."""
+    return f"{value:.{len(like.partition('.')[2])}f}"
+
+
+def test_distances_in_tables_of_results_are_those_measured():
+    values, moments = measured()
+    paper = re.findall(r"\d+\.\d+", re.search(r"\| FID .*", TEXT["docs/reproduce.md"])[0])
+    checked, wrong = 0, []
+    for table in re.findall(r"(?:^\|.*\n)+", TEXT["docs/results_all.md"], re.MULTILINE):
+        header, _, *rows = table.splitlines()
+        if not re.search("NFE|calls", header):
+            continue
+        for cell in (cell.strip(" *") for row in rows for cell in row.split("|")[2:]):
+            if found := re.fullmatch(r"(\d+\.\d+) ± (\d+\.\d+)", cell):
+                m, s = found.groups()
+                good = any(shown(mean, m) == m and shown(std, s) == s for mean, std in moments)
+            elif re.fullmatch(r"\d+\.\d+", cell):
+                good = cell in paper or any(shown(value, cell) == cell for value in values)
+            else:
+                continue
+            checked += 1
+            wrong += [] if good else [cell]
+    assert checked > 100
+    assert wrong == []
 
 
 # --- files ---------------------------------------------------------------------------------------
