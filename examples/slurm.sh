@@ -12,8 +12,13 @@
 #SBATCH --requeue --open-mode=append
 
 source .venv/bin/activate
-srun python main.py --distributed --config=configs/cifar10.py --workdir=/shared/runs/cifar10
+statuses=$(mktemp -d statuses.XXXXXX)
+srun sh -c 'python main.py --distributed --config=configs/cifar10.py --workdir=/shared/runs/cifar10
+  status=$?; echo $status > "$0/$SLURM_PROCID"; exit $status' "$statuses"
 status=$?
+# When one task fails, the others end with 75, and srun returns the highest status: look for the cause.
+cause=$(cat "$statuses"/* | grep -m1 -x '[1-4]') && status=$cause
+rm -r "$statuses"
 case $status in
   74 | 75 | 134) scontrol requeue "$SLURM_JOB_ID" ;; # storage failed, stopped and saved, lost a process
 esac

@@ -30,11 +30,25 @@ def test_the_extras_named_exist():
     assert {"app", "cuda", "tpu", "gcs"} <= named <= set(extras)
 
 
-@pytest.mark.parametrize("status", [0, *HELPLESS, *CONTINUE])
-def test_slurm_requeues_a_job_if_and_only_if_the_same_command_continues(tmp_path, status):
+@pytest.mark.parametrize(
+    ("of_tasks", "status"),
+    [
+        *(((n, n), n) for n in (0, *HELPLESS, *CONTINUE)),
+        ((75, 2), 2),
+        ((1, 134), 1),
+        ((74, 75), 75),
+    ],
+)
+def test_slurm_requeues_a_job_if_and_only_if_the_same_command_continues(tmp_path, of_tasks, status):
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").touch()
-    for name, script in {"srun": f"exit {status}", "scontrol": 'echo "$@" > requeued'}.items():
+    one, other = of_tasks
+    scripts = {
+        "srun": f'SLURM_PROCID=0 "$@"; SLURM_PROCID=1 "$@"; exit {max(of_tasks)}',
+        "python": f"[ $SLURM_PROCID = 0 ] && exit {one}; exit {other}",
+        "scontrol": 'echo "$@" > requeued',
+    }
+    for name, script in scripts.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
@@ -45,6 +59,7 @@ def test_slurm_requeues_a_job_if_and_only_if_the_same_command_continues(tmp_path
     assert run.returncode == status
     assert requeued.exists() == (status in CONTINUE)
     assert not requeued.exists() or requeued.read_text() == "requeue 17\n"
+    assert not list(tmp_path.glob("statuses.*"))
 
 
 def test_kubernetes_gives_up_on_statuses_that_a_restart_does_not_help():
