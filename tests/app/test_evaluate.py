@@ -257,15 +257,19 @@ def test_waiting_beside_a_training_run_evaluates_each_checkpoint_and_ends(
         shutil.copy(trained[0] / "config.json", run)
 
     monkeypatch.setattr(checkpoint_choice.time, "sleep", sleep)
-    out, _ = app.run(
-        "--mode=eval", f"--checkpoint={run}", f"--workdir={tmp_path}", "--wait=120",
-        "--config.training.num_steps=6", "--config.training.checkpoint_every=3",
-        "--config.training.sample_every=6", "--config.eval.checkpoint=every",
-        "--config.eval.num_samples=8",
+    common = (
+        "--mode=eval", f"--checkpoint={run}", f"--workdir={tmp_path}",
+        "--config.eval.num_samples=8", "--config.training.num_steps=6",
+        "--config.training.checkpoint_every=3", "--config.training.sample_every=6",
     )  # fmt: skip
+    out, _ = app.run(*common, "--config.eval.checkpoint=every", "--wait=120")
     assert out.startswith("wait     for a checkpoint in")
     assert [report_of(tmp_path, step)["step"] for step in (3, 6)] == [3, 6]
     assert steps == []
+    best = min((3, 6), key=lambda step: report_of(tmp_path, step)["fd_pixels_8"])
+    out, _ = app.run(*common, "--config.eval.checkpoint=best")
+    assert f"best     step {best} of 2: fd_pixels_8 " in out
+    assert f"step {best} is evaluated already" in out
 
 
 def test_a_run_of_another_configuration_is_not_evaluated_by_mistake(

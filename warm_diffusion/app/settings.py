@@ -290,6 +290,8 @@ def compare(config: ml_collections.ConfigDict, began: dict, path: pathlib.Path) 
     Raises:
       ValueError: keys that decide what is trained differ; the message lists them.
     """
+    if not isinstance(began, dict):
+        raise ValueError(f"{path} holds {type(began).__name__}, not a configuration")
     new, old = _flat(plain(config)), _flat(began)
     changes = {
         key: f"{key}: {old.get(key, '(absent)')!r} -> {new.get(key, '(absent)')!r}"
