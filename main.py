@@ -11,14 +11,13 @@ SIGINT, SIGTERM where there was nothing to save. docs/reliability.md says more."
 import os
 import signal
 import sys
+import traceback
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below go on
 
-import traceback
-
 if "--debug" not in sys.argv:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's warnings
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of XLA only what ends the process
 
 from absl import app, flags
 
