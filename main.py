@@ -43,14 +43,14 @@ MODES = {
 }
 settings.define_flags()
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
-flags.DEFINE_string("workdir", None, "Where results go; train continues what is there.")
+flags.DEFINE_string("workdir", None, "Folder for results; train continues the run in it.")
 flags.DEFINE_string("checkpoint", None, "Model folder, or training workdir [--workdir].")
 flags.DEFINE_string("seeds", "0-63", "sample: such as 0-63 or 3,5,8-11.")
-flags.DEFINE_float("wait", 0.0, "eval: seconds to wait for a checkpoint still to come.")
+flags.DEFINE_float("wait", 0.0, "eval: seconds to wait for a checkpoint.")
 flags.DEFINE_string("input", None, "restore: photograph, or folder of them (docs/restoration.md).")
 flags.DEFINE_float("blur", None, "restore: standard deviation in pixels [read off each image].")
 flags.DEFINE_float("noise", None, "restore: in grey levels of 0..255 [read off each image].")
-flags.DEFINE_integer("samples", 0, "restore: samples of the posterior besides its mean.")
+flags.DEFINE_integer("samples", 0, "restore: number of posterior samples, besides the mean.")
 flags.DEFINE_string("reference", None, "restore: clean images of the same names, for PSNR, SSIM.")
 flags.DEFINE_bool("details", False, "info: also every key and the table of parameters.")
 

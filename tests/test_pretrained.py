@@ -288,7 +288,7 @@ def test_a_class_is_told_to_the_network():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((np.zeros((2, 8, 8, 1), np.uint8), 0.0, 1.0), "of uint8 images take x / 127.5 - 1"),
+        ((np.zeros((2, 8, 8, 1), np.uint8), 0.0, 1.0), "scale uint8 images by x / 127.5 - 1"),
         ((np.zeros((2, 8, 8, 1), np.float32), 0.0, 1.0, [0, 7]), "from -1 .none. to below 0"),
         ((np.zeros((2, 8, 8, 1), np.float32), 0.0, 1.0, [0, -2]), "from -1"),
     ],

@@ -237,8 +237,8 @@ def check_images(images: ArrayLike, name: str = "images") -> jax.Array:
     _, rows, columns, channels = images.shape
     if rows <= 4 < min(columns, channels):
         raise ValueError(
-            f"{name} {images.shape} look like channels first: x.transpose(0, 2, 3, 1) makes "
-            "[B, H, W, C] of [B, C, H, W]"
+            f"{name} {images.shape} look like channels first: x.transpose(0, 2, 3, 1) turns "
+            "them into [B, H, W, C]"
         )
     if not isinstance(images, jax.core.Tracer) and images.size:
         # Both ends instead of |x|: no copy of a large data set.

@@ -314,7 +314,7 @@ class Model(Architecture):
         if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 f"expected float images [B, H, W, C] in [-1, 1] before noise, got {x.dtype} "
-                f"{x.shape}: of uint8 images take x / 127.5 - 1"
+                f"{x.shape}: scale uint8 images by x / 127.5 - 1"
             )
         if labels is not None:
             labels, classes = jnp.asarray(labels), self.network.num_classes
@@ -497,7 +497,7 @@ def _load_edm(path: pathlib.Path) -> Model:
     size, channels = network.pop("resolution"), network.pop("channels")
     augmented = network.pop("augment_dim")
     if augmented not in (0, augmentation.NUM_LABELS):
-        raise ValueError(f"it takes {augmented} numbers of how images are augmented, not 0 or 9")
+        raise ValueError(f"it takes {augmented} augmentation parameters, expected 0 or 9")
     built = build({
         "image_shape": [size, size, channels],
         "model": {**network, "dropout": 0.0},

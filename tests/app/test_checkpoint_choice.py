@@ -99,4 +99,4 @@ def test_the_best_is_the_least_of_the_protocol_that_most_steps_have_and_of_this_
     assert list(choose("best", tmp_path)) == [2]
     notes = [line for line in capsys.readouterr().out.splitlines() if "passed over" in line]
     assert len(notes) == 4
-    assert "step_3.10.json is passed over: it is of other weights" in notes[-1]
+    assert "step_3.10.json is passed over: it reports on other weights" in notes[-1]

@@ -81,7 +81,7 @@ def test_another_network_than_was_trained_is_refused(app, exported, tmp_path):
         "--mode=sample", f"--checkpoint={exported}", f"--workdir={tmp_path}",
         "--config.model.num_blocks=2", tiny=False, status=2,
     )  # fmt: skip
-    assert "the network was trained otherwise: model.num_blocks is 1, not 2" in err
+    assert "the network was trained with other settings: model.num_blocks is 1, not 2" in err
     assert not list(tmp_path.iterdir())
 
 

@@ -142,7 +142,7 @@ def test_a_workdir_whose_checkpoints_could_not_be_read_is_refused_before_the_fir
     app, tmp_path
 ):
     _, err = app.run(f"--workdir={tmp_path / 'run[1]'}", MORE, status=2)
-    assert "--workdir must be without * ? [ ]" in one_line(err)
+    assert "--workdir must be UTF-8 without * ? [ ]" in one_line(err)
     assert not (tmp_path / "run[1]").exists()
 
 

@@ -83,7 +83,7 @@ def test_a_process_that_waits_in_vain_ends_with_one_line():
     for process in [start(program, stderr=subprocess.PIPE) for program in programs]:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 2, err
-        assert re.match(r"not all processes of the run at localhost:\d+ came in 2 s", err)
+        assert re.match(r"not all processes of the run at localhost:\d+ joined within 2 s", err)
         assert err.count("\n") == 1
 
 

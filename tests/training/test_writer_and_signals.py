@@ -137,7 +137,7 @@ def test_wandb_that_does_not_start_says_what_to_do(tmp_path, monkeypatch):
 
 def test_a_writer_that_is_not_installed_is_refused_before_training(monkeypatch):
     monkeypatch.setattr(writer_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="names wandb, which is not there: pip install wandb"):
+    with pytest.raises(ValueError, match="names wandb, which is not installed: pip install wandb"):
         writer_module.check(("tensorboard", "wandb"))
     writer_module.check(("tensorboard",))
 

@@ -176,7 +176,8 @@ def trained(config: ConfigDict, checkpoint: str | os.PathLike) -> Model:
     ]
     if differences:
         raise ValueError(
-            f"the network was trained otherwise: {'; '.join(differences)}. Leave these keys out"
+            f"the network was trained with other settings: {'; '.join(differences)}. Leave these "
+            "keys out"
         )
     description = {**was, "model": {**was["model"], "dtype": config.model.dtype}}
     built = pretrained.build(description, model.statistics, remat=config.model.remat)

@@ -323,13 +323,13 @@ def define_flags() -> None:
     flags.DEFINE_integer("steps", None, "sample, eval: steps of the solver.")
     flags.DEFINE_string("grid", None, "sample, eval: time grid, edm or spectral.")
     flags.DEFINE_bool("download", False, "Fetch public data, weights and networks if missing.")
-    flags.DEFINE_bool("distributed", False, "Join the other processes of a cluster JAX knows.")
-    flags.DEFINE_string("coordinator_address", None, "On any other: HOST:PORT of process 0.")
-    flags.DEFINE_integer("num_processes", None, "On any other: how many processes there are.")
-    flags.DEFINE_integer("process_id", None, "On any other: which of them this is, from 0.")
-    flags.DEFINE_float("join_seconds", 300.0, "How long to wait for the other processes.")
+    flags.DEFINE_bool("distributed", False, "Detect the cluster automatically (Slurm, Cloud TPU).")
+    flags.DEFINE_string("coordinator_address", None, "Other clusters: HOST:PORT of process 0.")
+    flags.DEFINE_integer("num_processes", None, "Other clusters: number of processes.")
+    flags.DEFINE_integer("process_id", None, "Other clusters: number of this process, from 0.")
+    flags.DEFINE_float("join_seconds", 300.0, "Seconds to wait for the other processes.")
     flags.DEFINE_bool("version", False, "Print versions and exit.")
-    flags.DEFINE_bool("debug", False, "Show the libraries' logs, and a traceback for every error.")
+    flags.DEFINE_bool("debug", False, "Show libraries' logs, and a traceback for every error.")
 
 
 def parse(argv: Sequence[str], default: types.ModuleType) -> list[str]:

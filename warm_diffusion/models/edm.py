@@ -101,7 +101,7 @@ def hyperparameters(arrays: Mapping[str, np.ndarray]) -> dict:
     sizes = [int(match[1]) for match in outputs if match]
     if len(sizes) != 1:
         raise ValueError(
-            "these are no weights of EDM's DDPM++ or NCSN++: expected one array "
+            "these are not the weights of EDM's DDPM++ or NCSN++: expected one array "
             f"dec.NxN_aux_conv.weight, got {len(sizes)} (its ADM network for ImageNet is another)"
         )
 

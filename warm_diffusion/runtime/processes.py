@@ -75,8 +75,8 @@ def join(
     if thread.is_alive():
         _waited_in_vain.set()
         raise ValueError(
-            f"not all processes of the run{_address} came in {seconds:g} s: is each started, with "
-            "a --process_id of its own and process 0's --coordinator_address, and is its port open?"
+            f"not all processes of the run{_address} joined within {seconds:g} s: start each with "
+            "its own --process_id and process 0's --coordinator_address, and open that port"
         )
     if errors:
         raise ValueError(

@@ -103,8 +103,8 @@ def check_for_checkpoints(workdir: pathlib.Path) -> None:
         if set("*?[]\\") & set(text) or text != text.encode(errors="ignore").decode():
             shown = text.encode(errors="backslashreplace").decode()
             raise ValueError(
-                "--workdir must be without * ? [ ] \\ and bytes that are no UTF-8, for its "
-                f"checkpoints could not be read, got {shown}"
+                "--workdir must be UTF-8 without * ? [ ] \\, else its checkpoints could not be "
+                f"read, got {shown}"
             )
 
 

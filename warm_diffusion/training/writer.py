@@ -31,7 +31,7 @@ _EVENTS_SECONDS = 120  # between writes of events, on gs:// of the whole file
 def check(writers: Sequence[str]) -> None:
     """Raises ValueError if a package of the writers is not there."""
     if "wandb" in writers and importlib.util.find_spec("wandb") is None:
-        raise ValueError("training.writers names wandb, which is not there: pip install wandb")
+        raise ValueError("training.writers names wandb, which is not installed: pip install wandb")
 
 
 class Writer:

@@ -204,7 +204,7 @@ class _Evaluator:
         count = self._options.num_samples or self._reference.provenance["count"]
         if not count:
             raise ValueError(
-                f"{self._options.reference} does not say of how many images it is: set "
+                f"{self._options.reference} does not state its number of images: set "
                 "eval.num_samples (50000 for FID)"
             )
         return count

@@ -98,7 +98,7 @@ _PROTOCOL = (
 def best_step(reports: pathlib.Path, training: pathlib.Path) -> int:
     """The saved step of least distance, under the protocol by which most steps are reported.
 
-    Reports of other weights than the step has, or that cannot be read, are passed over with a note.
+    Reports on other weights than the step has, and unreadable ones, are skipped with a note.
     """
     steps, found = finished_steps(training), collections.defaultdict(list)
     for path in sorted(reports.glob("step_*.json")):
@@ -118,7 +118,7 @@ def best_step(reports: pathlib.Path, training: pathlib.Path) -> int:
                 place = training / "checkpoints" / str(step)
                 weights = pretrained.load(place, report["sampling"]["ema"]).info["weights_sha256"]
                 if weights != report["weights_sha256"]:
-                    raise ValueError("it is of other weights than this checkpoint's")
+                    raise ValueError("it reports on other weights than this checkpoint's")
             except (ValueError, KeyError, TypeError) as error:
                 say(f"note     {path} is passed over: {shorten(str(error))}")
                 continue

@@ -48,7 +48,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     path = workdir / "config.json"
     began = about.get("configuration") or _written(path)
     if steps and began is None:
-        raise ValueError(f"nothing in {workdir} says what was trained there: give a new --workdir")
+        raise ValueError(f"{workdir} has no record of what was trained there: give a new --workdir")
     _check_calls(config, steps[-1] if steps else 0)
     config = _realised(config, began)
     mesh = devices.make_mesh()
@@ -160,7 +160,7 @@ def _written(path: pathlib.Path) -> dict | None:
         return found
     except ValueError as error:
         raise ValueError(
-            f"{error}; no checkpoint says what this run began with: delete that file to begin anew"
+            f"{error}; no checkpoint has the configuration either: delete that file to begin anew"
         ) from error
 
 
