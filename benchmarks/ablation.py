@@ -55,7 +55,7 @@ def ablate(options) -> None:
 
 
 def title_of(ratio) -> str:
-    """What a title says about the ratio."""
+    """Returns a title's part about the ratio."""
     return f"blur-to-noise ratio {ratio} where a variant has one"
 
 

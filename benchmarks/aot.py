@@ -57,7 +57,7 @@ _MEMORY = {
 
 
 def make_mesh(topology: str) -> Mesh:
-    """The chips of a named topology along the axis `data`; of "" the devices that are there.
+    """The chips of a named topology along the axis `data`; for "" the devices of this machine.
 
     Raises:
       ValueError: a name that the compiler does not know, or no compiler.
@@ -150,7 +150,7 @@ def num_bytes(type_text: str) -> int:
 
 
 def read(text: str) -> dict:
-    """What XLA's text of a compiled program says: traffic, precision, calls to the host."""
+    """Reads XLA's text of a compiled program: traffic, precision, calls to the host."""
     partitions = re.search(r"num_partitions=(\d+)", text)
     travels, convolutions = {}, collections.Counter()
     types, computation, callbacks, doubles = {}, "", 0, 0

@@ -197,7 +197,7 @@ def gradient(options) -> dict:
 
 
 def _loss_and_gradient(config, dtype: str, precision: str | None) -> tuple[float, np.ndarray]:
-    """Of a batch of noise, at weights that are the same for all types; the gradient flattened."""
+    """Returns loss and flat gradient on a batch of noise, at the same weights for all types."""
     config = train_step.variant(config, model__dtype=dtype, model__dropout=0.0)
     built = architecture(config)
     loss, batch = build.loss(config, built), train_step.random_batch(config, built.image_shape)

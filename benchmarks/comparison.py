@@ -69,7 +69,7 @@ class Trainer:
         self._structure = jax.tree.structure(state)  # its optimizer is the one that is compiled
 
     def fits(self, config: ConfigDict) -> bool:
-        """Whether it trains this configuration."""
+        """Returns whether it trains this configuration."""
         one, other = config.to_dict(), self._config.to_dict()
         for each in (one, other):
             del each["schedule"], each["training"]["num_steps"]
@@ -208,7 +208,7 @@ class Results:
         return [row for line in complete for row in json.loads(line)]
 
     def has(self, **key) -> bool:
-        """Whether the training with this key is there."""
+        """Returns whether the training with this key is finished."""
         return any(all(row.get(name) == value for name, value in key.items()) for row in self.rows)
 
     def add(self, rows: list[dict]) -> None:
@@ -306,7 +306,7 @@ def solvers_of(entries: list[dict]) -> list[tuple[str, int]]:
 
 
 def look(solvers: list[tuple[str, int]], solver: str, nfe: int) -> dict:
-    """How a solver is drawn: in another colour where it has fewer calls than most."""
+    """Returns the style of a solver's curve: another colour where it has fewer calls than most."""
     most = nfe == max(calls for each, calls in solvers if each == solver)
     colours = SOLVERS if most else FEWER
     return {"color": colours[solver], "marker": MARKERS[solver] if most else "v", "capsize": 3}

@@ -32,7 +32,7 @@ FLAGS = flags.FLAGS
 
 
 def rows(config: ConfigDict, edm_path: str) -> dict[str, dict[str, Callable[[], float]]]:
-    """What is timed, by what it does and by row.
+    """Returns the timed functions by task and row.
 
     Raises:
       ValueError: not on a CPU; XLA_FLAGS names the option.

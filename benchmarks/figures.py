@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/images anew, from docs/results and the networks in pretrained/.
+"""Draws the pictures of docs/images from docs/results and the networks in pretrained/.
 
     python -m benchmarks.figures                     # all; a minute on a CPU
     python -m benchmarks.figures sweep_digits.png    # some
@@ -60,7 +60,7 @@ def nfe(name: str):
 
 
 def departure(name: str, bnr: str):
-    """How far a sampler is from the forward process."""
+    """Draws the departure of a sampler from the forward process."""
     report = json.loads((RESULTS / f"analysis_{name}_bnr{bnr}.json").read_text())
     title = (
         f"{SETS[name]}, step {report['step']:,}: blur-to-noise ratio {bnr}, "

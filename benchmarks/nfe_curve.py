@@ -114,7 +114,7 @@ class Network:
 def cells(
     network: Network, arguments: argparse.Namespace
 ) -> Iterator[tuple[schedules.Schedule, dict]]:
-    """What is to be drawn: the path, and the columns of its row that say how."""
+    """Returns what to draw: the path, and the columns of its row that say how."""
     for first, bnr, solver, grid in itertools.product(
         arguments.first_seeds, arguments.ratios or [None], arguments.solvers, arguments.grids
     ):

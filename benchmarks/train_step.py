@@ -169,7 +169,7 @@ def gigaflop(config: ConfigDict, shape: tuple[int, int, int], params, batch: Bat
 
 
 def machine() -> dict:
-    """What the figures hold for."""
+    """Returns the machine and versions of the figures."""
     device = jax.devices()[0]
     return {
         "device": f"{len(jax.devices())} x {device.device_kind}",

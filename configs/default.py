@@ -45,7 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.dropout = 0.0  # EDM: 0.13 on CIFAR-10, 0.05 on FFHQ
     model.num_classes = 0  # class labels given to the network, as many as the data have; 0: none
     model.label_dropout = 0.0  # share of training without the class, for guidance (0.1 is usual)
-    model.remat = False  # compute blocks anew for their gradient: less memory, a third more work
+    model.remat = False  # recompute blocks for their gradient: less memory, a third more work
     model.dtype = "float32"  # of the convolutions: float32 | bfloat16; the rest stays float32
 
     config.denoiser = denoiser = ml_collections.ConfigDict()

@@ -166,7 +166,7 @@ def eigenvalues(*sizes: int) -> jax.Array:
 
 
 def transfer(alpha: ArrayLike, *sizes: int) -> jax.Array:
-    """What a blur leaves of each DCT coefficient: m(alpha), eq. (3).
+    """Returns the factor m(alpha) by which a blur multiplies each DCT coefficient, eq. (3).
 
     Args:
       alpha: blur standard deviation in pixels, >= 0, any shape [...].

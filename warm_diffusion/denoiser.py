@@ -1,4 +1,4 @@
-"""From a network to a denoiser: preconditioning and parameterizations.
+"""Makes a network a denoiser: preconditioning and parameterizations.
 
 A denoiser maps (x, alpha, beta) to the posterior means of the blurry clean image and of the
 residual that the blur removed (Warm Diffusion's divide and conquer, sec. 3.2):
@@ -61,7 +61,7 @@ Network = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (x, c_noise,
 
 
 def _predict(denoise: Denoiser, x: jax.Array, alpha: ArrayLike, beta: ArrayLike) -> Prediction:
-    """What a denoiser says, in the type of x; ValueError if that is no Prediction."""
+    """Returns a denoiser's prediction in the type of x; ValueError if it is no Prediction."""
     return _checked(denoise(x, alpha, beta), x)
 
 

@@ -61,7 +61,7 @@ _TILE, _OVERLAP = 128, 32
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How images are drawn.
+    """Settings for drawing images.
 
     The grid is edm (`schedules.time_grid`, from noise) or spectral (`schedules.spectral_grid`, from
     Gaussian data with the mean and spectrum of the training data).
@@ -266,7 +266,7 @@ def at_ratio(section: Mapping, bnr: ArrayLike) -> schedules.Schedule:
 
 
 def takes_spectrum(name: str) -> bool:
-    """Whether the path of a name is made from the spectrum of the data."""
+    """Returns whether the path of a name is made from the spectrum of the data."""
     return "spectrum" in inspect.signature(schedules.PATHS[name]).parameters
 
 
@@ -412,7 +412,7 @@ def load(path: str | os.PathLike, ema: int = 0) -> Model:
 
 
 def is_model(path: str | os.PathLike) -> bool:
-    """Whether a path is a model folder or a file, and not a training workdir."""
+    """Returns whether a path is a model folder or a file, and not a training workdir."""
     path = storage.path(path)
     return path.is_file() or (path / "model.safetensors").exists()
 
@@ -484,7 +484,7 @@ def _model(built: Architecture, params: dict, info: dict) -> Model:
 
 
 def _checksums(params: dict, statistics: Statistics | None) -> dict[str, str]:
-    """What info says of the arrays."""
+    """Returns the checksums that info has of the arrays."""
     found = {"weights_sha256": storage.digest(params)}
     if statistics is not None:
         found["statistics_sha256"] = storage.digest(statistics._asdict())

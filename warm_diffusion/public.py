@@ -83,7 +83,7 @@ FILES: dict[str, Public] = {
 
 
 def default_folder() -> pathlib.Path:
-    """Where files are kept unless a folder is named."""
+    """Returns the folder where files are kept by default."""
     return storage.default_cache_dir() / "public"
 
 

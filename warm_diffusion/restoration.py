@@ -170,7 +170,7 @@ def _check_levels(alpha: jax.Array, beta: jax.Array) -> None:
 
 
 class _Statistics(NamedTuple):
-    """What eq. (2) needs of one image, each [K] over frequencies."""
+    """Statistics of one image for eq. (2), each [K] over frequencies."""
 
     power: jax.Array  # mean over channels of y^2
     cross: jax.Array  # of y mu

@@ -57,7 +57,7 @@ def _eager():
 
 
 def _known(function: Callable[..., ArrayLike], *arguments: Any) -> np.ndarray | None:
-    """What a function returns, as numpy; None if that is traced and cannot be looked at."""
+    """Returns the value of a function as numpy, or None if it is traced."""
     # Formulas may divide by t = 0: the rules tell it, not numpy's warnings.
     with _eager(), np.errstate(all="ignore"):
         value = function(*arguments)
@@ -422,7 +422,7 @@ class _Spectral(_ConstantBnr):
 
 
 def spectral(spectrum: ArrayLike, attenuation: float = 0.05, **levels: float) -> Schedule:
-    """As much blur at each noise level as the data's spectrum allows there, eq. (5).
+    """The path with as much blur at each noise level as the data's spectrum allows, eq. (5).
 
     Args:
       spectrum: variance S of each DCT coefficient [*spatial], `spectra.power_spectrum`; not traced.

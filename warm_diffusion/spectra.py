@@ -124,7 +124,7 @@ def _checked(spectrum: ArrayLike, attenuation: float = 0.5) -> np.ndarray:
 
 
 def least_kept(spectrum: ArrayLike, bnr: float) -> float:
-    """What blur has left of the worst ring of frequencies when noise takes over, eq. (2).
+    """Returns what blur leaves of the worst ring of frequencies when noise reaches it, eq. (2).
 
     Args:
       spectrum: S_k [*spatial], concrete (not traced).
@@ -231,7 +231,7 @@ def spectrum_at(spectrum: ArrayLike, *sizes: int) -> jax.Array:
 def spectral_departure(
     x: ArrayLike, spectrum: ArrayLike, alpha: ArrayLike, beta: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
-    """How far states at one level are, in power, from where the forward process would have them.
+    """Returns the departure of states at one level, in power, from the forward process.
 
     Args:
       x: states [B, *spatial, C] of a sampler at level (alpha, beta).

@@ -1,4 +1,4 @@
-"""What `main.py` does, one file or folder for each mode and nothing else.
+"""The modes of `main.py`, one file or folder each.
 
 Each is loaded when it is first used: `info` needs no matplotlib, sampling no TensorBoard.
 """

@@ -235,7 +235,7 @@ def initial_state(
 
 
 def step_options(config: ConfigDict) -> step.Options:
-    """How `config.training` computes a step."""
+    """Returns the options by which `config.training` computes a step."""
     names = [field.name for field in dataclasses.fields(step.Options)]
     return step.Options(**{name: config.training[name] for name in names})
 
@@ -254,7 +254,7 @@ def step_arguments(config: ConfigDict, data: Dataset, state: step.TrainState, me
 
 
 def resident(config: ConfigDict, data: Dataset) -> bool:
-    """Whether training keeps the images on the devices."""
+    """Returns whether training keeps the images on the devices."""
     return data.images.nbytes <= config.training.device_megabytes * 2**20
 
 
@@ -299,7 +299,7 @@ def extractor(config: ConfigDict, image_shape: tuple[int, int, int]) -> features
 
 
 def split_name(config: ConfigDict) -> str:
-    """Which part of the data `config.data` is: `eval.split`, or what the source says, or train."""
+    """Returns the part of the data: `eval.split`, the source's own split, or train."""
     if config.eval.split:
         return config.eval.split
     kind, _, argument = config.data.source.partition(":")
@@ -308,7 +308,7 @@ def split_name(config: ConfigDict) -> str:
 
 
 def provenance(config: ConfigDict, data: Dataset, extract: features.Extractor) -> dict:
-    """Where statistics of these images in these features come from (`reference.facts`)."""
+    """Returns the origin of statistics of these images in these features (`reference.facts`)."""
     return reference.facts(
         extract,
         count=len(data.images),

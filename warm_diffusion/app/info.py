@@ -1,4 +1,4 @@
-"""What a configuration means: parameters and shapes of the network, data, what training needs."""
+"""Prints what a configuration means: parameters and shapes of the network, data, memory."""
 
 import math
 
@@ -60,7 +60,7 @@ def print_info(config: ConfigDict, details: bool = False) -> None:
 
 
 def _memory(config: ConfigDict, data: Dataset, built: Architecture, mesh: Mesh) -> str:
-    """What a device holds for certain all the time; what a step computes comes on top."""
+    """Returns what a device certainly holds all the time, without the temporaries of a step."""
     _, state = build.initial_state(config, built, mesh)
     held = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

@@ -146,7 +146,7 @@ def _by_ring(figure: Figure, axes, frequency: np.ndarray, values: np.ndarray, **
 
 @styled
 def departure(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figure:
-    """How far a sampler's states are from the forward process, step by step.
+    """Draws the departure of a sampler's states from the forward process, step by step.
 
     Each of `steps` has alpha, beta, spectral_departure [K], sliced_wasserstein, and the same with
     `_of_forward` for other forward states.
@@ -177,7 +177,7 @@ def departure(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figur
 
 @styled
 def heads(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figure:
-    """What each head contributes to each step, and how consistent they are.
+    """Draws the contribution of each head to each step, and their consistency.
 
     Each of `steps` has alpha, beta, denoiser [K], deblurrer [K] (mean squares), consistency.
     """

@@ -396,7 +396,7 @@ def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[
 
 
 def start(given: flags.FlagValues, argv: Sequence[str]) -> ml_collections.ConfigDict:
-    """What comes before every mode: the other processes, the compilation cache, short flags.
+    """Prepares every mode: joins the other processes, sets the compilation cache and short flags.
 
     Returns:
       The configuration, with --bnr, --solver, --steps, --grid and --download in it, and with paths

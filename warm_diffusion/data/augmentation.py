@@ -51,7 +51,7 @@ _PRECISION = jax.lax.Precision.HIGHEST
 
 
 class Parameters(NamedTuple):
-    """What is done to each image, all [B] float32; zeros leave an image as it is."""
+    """Parameters of each image's transformation, all [B] float32; zeros change nothing."""
 
     x_flip: jax.Array  # 0 or 1: left and right change places
     y_flip: jax.Array  # 0 or 1: top and bottom change places
@@ -120,7 +120,7 @@ def labels(parameters: Parameters) -> jax.Array:
 
 
 def inverse_map(parameters: Parameters, height: int, width: int) -> jax.Array:
-    """Where each output pixel comes from, eq. (2): [B, 2, 3], flips left out.
+    """Returns the map from output to input pixels, eq. (2): [B, 2, 3], flips left out.
 
     Columns 0 and 1 multiply the output position (y, x) in pixels from the centre; column 2, in
     pixels, is added; rows are the input position's (y, x).

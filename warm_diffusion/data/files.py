@@ -89,7 +89,7 @@ _Labels = tuple[Sequence[int], tuple[str, ...]]
 
 
 def _listed(where: str, paths: Sequence[str], content: bytes) -> _Labels:
-    """What EDM's and StyleGAN's {"labels": [[PATH, CLASS], ...]} says; null: there are none."""
+    """Reads EDM's and StyleGAN's {"labels": [[PATH, CLASS], ...]}; null means no labels."""
     try:
         listed = json.loads(content)["labels"]
         if listed is None:

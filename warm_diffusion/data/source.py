@@ -1,4 +1,4 @@
-"""What a source of images is."""
+"""The interface of a source of images."""
 
 import dataclasses
 import functools

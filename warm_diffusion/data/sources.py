@@ -1,4 +1,4 @@
-"""Where images come from, by name: digits, photos, cifar10, files, arrays, tables, joined sources.
+"""Sources of images by name: digits, photos, cifar10, files, arrays, tables, joined sources.
 
 A source (`source.Source`) is a numbered set of images that can be decoded one by one, and a
 fingerprint of what is in it, so that a cache made from it is not used after it changes. Sources
@@ -97,7 +97,7 @@ def open_source(
 
 
 def _hint(spec: str) -> str:
-    """What a bare path or a bare name may have meant."""
+    """Returns a suggestion for a path or a name without a kind."""
     path = pathlib.Path(os.path.expanduser(spec))  # pathlib's raises where there is no such user
     kind = "folder" if path.is_dir() else path.suffix[1:]
     if path.exists() and kind in _LOCAL:

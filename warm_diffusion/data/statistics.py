@@ -16,7 +16,7 @@ _CHUNK = 2048
 
 
 class Statistics(NamedTuple):
-    """What a trained network knows of its data, float32."""
+    """Statistics of the training data that a network carries, float32."""
 
     mean: np.ndarray  # image [H, W, C] in [-1, 1]
     spectrum: np.ndarray  # variance of each DCT coefficient over images and channels [H, W]

@@ -68,7 +68,7 @@ def compare(generated: FeatureStatistics, reference: FeatureStatistics) -> dict[
 
 
 def settings(count: int, reference: FeatureStatistics) -> dict:
-    """What else decides the numbers of `compare`; None for metrics that need more examples."""
+    """Returns what decides `compare`'s numbers; None where a metric needs more examples."""
     real = len(reference.kept)
     smaller = min(count, real)
     if smaller < _LEAST:
@@ -82,7 +82,7 @@ def settings(count: int, reference: FeatureStatistics) -> dict:
 
 
 def warnings(count: int, reference: FeatureStatistics) -> str:
-    """What to say beside distances of `count` images; empty where there is nothing to say."""
+    """Returns warnings about distances of `count` images, possibly none."""
     few = f"{count:,} samples are few: compare only with distances of as many samples"
     return "; ".join(filter(None, [few * (count < _FEW), warning(reference.provenance)]))
 

@@ -1,4 +1,4 @@
-"""How near a restored image is to the clean one: PSNR and SSIM, for images in [-1, 1].
+"""Measures a restored image against the clean one: PSNR and SSIM, for images in [-1, 1].
 
     (1)  PSNR = 10 log10(2^2 / mean square error), in dB; the range of pixels is 2
     (2)  SSIM = mean of (2 mu nu + c1)(2 s + c2) / ((mu^2 + nu^2 + c1)(v + w + c2))

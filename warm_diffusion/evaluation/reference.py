@@ -69,7 +69,7 @@ def facts(
     data_sha256: str,
     recipe: str,
 ) -> dict:
-    """Where statistics come from: `split` is the part of the data, `data_sha256` of its pixels."""
+    """Returns the origin of statistics: `split` of the data, `data_sha256` of its pixels."""
     return {
         "format": FORMAT,
         "count": count,
@@ -153,7 +153,7 @@ def load(path: str | os.PathLike) -> FeatureStatistics:
 
 
 def _other_kind(path: pathlib.Path) -> str:
-    """What a file is that people give in place of statistics; empty where nothing is known."""
+    """Returns the kind of a file that was given in place of statistics; empty if unknown."""
     with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile):
         if storage.read_bytes(path)[:1] == b"\x80":
             return "it is a pickle, as EDM2's references are; save its mu and sigma by numpy.savez"
@@ -193,7 +193,7 @@ def _external(path: pathlib.Path, mean: np.ndarray, covariance: np.ndarray) -> F
 
 
 def warning(provenance: Mapping) -> str:
-    """What to say of another project's statistics that are not known; empty for all others."""
+    """Returns a warning for another project's unknown statistics; empty for all others."""
     if provenance.get("origin") != "external" or provenance["sha256"] in _EDM:
         return ""
     return (

@@ -85,7 +85,7 @@ def _from_edm_layout(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
 
 
 def hyperparameters(arrays: Mapping[str, np.ndarray]) -> dict:
-    """What EDM's names and shapes tell about the network that they belong to.
+    """Returns the hyperparameters that the names and shapes of EDM's weights imply.
 
     Args:
       arrays: EDM's parameters under its own names, as for `from_edm`.

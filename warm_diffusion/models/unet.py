@@ -117,7 +117,7 @@ class UNet(nn.Module):
 
     @property
     def factor(self) -> int:
-        """What height and width must be divisible by: 2^(levels - 1)."""
+        """The number 2^(levels - 1) that must divide height and width."""
         return 2 ** (len(self.channel_mult) - 1)
 
     def check_size(self, height: int, width: int) -> None:

@@ -1,4 +1,4 @@
-"""What jobs say to a person: one line at a time, beside any progress bar."""
+"""Prints messages of jobs: one line at a time, beside any progress bar."""
 
 import logging
 import sys

@@ -146,7 +146,7 @@ def _passes(error: Exception) -> bool:
 
 
 def _as_of_a_disk(error: Exception, words: str, where: str) -> Exception:
-    """What a disk would raise; the error itself where it is not the store's."""
+    """Returns the error that a disk would raise; the same error if it is not the store's."""
     code = str(getattr(error, "code", ""))
     forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden")
     if forbidden or code == "401" or isinstance(error, auth.GoogleAuthError):

@@ -93,7 +93,7 @@ def _refusal(place: pathlib.Path) -> ValueError:
 
 
 def _has_ended(place: pathlib.Path) -> bool:
-    """Whether the holder was a process of this machine that is no more."""
+    """Returns whether the holder was a process of this machine that has ended."""
     try:
         who = storage.read_json(place)
         if who["host"] == socket.gethostname():

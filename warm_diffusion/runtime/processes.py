@@ -151,7 +151,7 @@ def _exchange(value) -> list:
 
 
 def check_shared(folder: pathlib.Path) -> None:
-    """Raises ValueError unless what process 0 writes to a folder is there for all processes."""
+    """Raises ValueError unless all processes see what process 0 writes to a folder."""
     if jax.process_count() == 1:
         return
     probe = folder / "probe-of-a-start.json"
@@ -200,7 +200,7 @@ def exit(status: int) -> None:
 
 
 def unused_devices() -> str:
-    """What to say where Slurm gives a node more GPUs than tasks, each of which takes one."""
+    """Returns a warning if Slurm gives a node more GPUs than tasks, each of which takes one."""
     gpus, tasks = (
         os.environ.get(f"SLURM_{name}", "").partition("(")[0]
         for name in ("GPUS_ON_NODE", "TASKS_PER_NODE")

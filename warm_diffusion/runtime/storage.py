@@ -93,7 +93,7 @@ def _home() -> pathlib.Path:
 
 
 def is_local(place: pathlib.Path) -> bool:
-    """Whether a place is on this machine's file system."""
+    """Returns whether a place is on this machine's file system."""
     return isinstance(place, pathlib.Path)
 
 
@@ -216,7 +216,7 @@ def read_bytes(where: str | os.PathLike, most: int = -1) -> bytes:
 
 
 def read_json(where: str | os.PathLike) -> Any:
-    """What a JSON file says; OSError, or ValueError where it is no JSON."""
+    """Returns the content of a JSON file; OSError, or ValueError if it is not JSON."""
     content = read_bytes(where, _MOST_JSON)
     try:
         return json.loads(content)
@@ -317,7 +317,7 @@ def move(source: pathlib.Path, target: pathlib.Path, marker: str = "") -> None:
 
 
 def remove(place: pathlib.Path) -> None:
-    """Deletes a file or a folder, if it is there; on disk as much of a folder as can be."""
+    """Deletes a file or a folder, if it exists; on disk as much of a folder as possible."""
     if jax.process_index():
         return
     if not is_local(place):
@@ -385,7 +385,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
             told = str(error).partition(" [")[0]
         if number in _MISTAKES:
             return 2, told
-        sound = "What was written before is sound; when this has passed, the same command goes on"
+        sound = "What was written before is sound; when this has passed, the same command continues"
         return 74, f"{told}. {sound}"  # EX_IOERR of sysexits.h
     return None
 

@@ -65,7 +65,7 @@ def _checksums(arrays: dict) -> dict:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether an error in reading a file says something of the file, or of this moment."""
+    """Returns whether an error in reading is about the file, and not about this moment."""
     if isinstance(error, OSError):
         return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
     return not isinstance(error, MemoryError) and not _PASSING.search(str(error))
@@ -144,7 +144,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def _remove_leftovers(self) -> None:
-        """What a save that failed has left, and what could not be deleted before."""
+        """Removes the leftovers of failed saves and deletions."""
         if not self._cleans or jax.process_index():
             return
         limit = time.monotonic() + _REMOVE_SECONDS

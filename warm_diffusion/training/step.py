@@ -40,7 +40,7 @@ LossFn = Callable[[dict, jax.Array, Batch], LossTerms]  # (params, keys [B], bat
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a step is computed; `config.training` has keys of the same names."""
+    """Options of a step; `config.training` has keys with the same names."""
 
     batch_size: int  # images per step, over all devices
     ema_halflife_images: tuple[float, ...] = ()  # one for each set of averaged weights
@@ -96,7 +96,7 @@ def choose_average(state: TrainState, index: int) -> dict:
 
 
 def is_finite(state: TrainState) -> jax.Array:
-    """Whether weights, averages and optimizer hold finite numbers only."""
+    """Returns whether weights, averages and optimizer are finite."""
     tree = (state.params, state.ema, state.opt_state)
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 

@@ -1,4 +1,4 @@
-"""What a run reports: `metrics.jsonl`, and the same numbers and grids to TensorBoard or wandb.
+"""Writes the reports of a run to `metrics.jsonl`, and with grids to TensorBoard or wandb.
 
 TensorBoard's events are written by this thread, so that an error ends the run with its line. In
 tensorboardX's SummaryWriter another thread writes: an error ends that one alone, and what comes
@@ -139,7 +139,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run at Weights & Biases, one for each workdir, that goes on when training does."""
+    """A run at Weights & Biases, one per workdir, which continues when training does."""
 
     def __init__(self, workdir: pathlib.Path, configuration: Mapping[str, Any] | None):
         import wandb
@@ -172,7 +172,7 @@ class _Wandb:
         self._run.log({"training_step": step, name: self._wandb.Image(picture)})
 
     def flush(self) -> None:
-        """Nothing: wandb sends in a process of its own."""
+        """Does nothing: wandb sends from its own process."""
 
     def close(self) -> None:
         self._run.finish()

@@ -237,7 +237,7 @@ def path_name(config: ConfigDict, schedule: Schedule) -> str:
 
 
 def _title(config: ConfigDict, model: pretrained.Model, sampler: Sampler) -> str:
-    """What the figures show: data, step, path, solver."""
+    """Returns the title of the figures: data, step, path, solver."""
     step = f", step {model.info['step']:,}" if "step" in model.info else ""
     path, solver = path_name(config, sampler.schedule), config.sampling.solver
     data = short_name(config.data.source)

@@ -105,7 +105,7 @@ class _Evaluator:
             self._extract = build.extractor(config, ())
 
     def run(self, model: Model) -> dict:
-        """Evaluates one checkpoint, or returns its report if that is there."""
+        """Evaluates one checkpoint, or returns its report if it exists."""
         if self._sampler is None:
             self._extract = self._extract or build.extractor(self._config, model.image_shape)
             self._reference = self._find_reference(model)
@@ -312,7 +312,7 @@ def _label(model: Model) -> str:
 
 
 def _read(path: pathlib.Path) -> dict:
-    """What a JSON file says; {} if there is none."""
+    """Returns the content of a JSON file, or {} if there is none."""
     try:
         return storage.read_json(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Which checkpoints of a training run to evaluate, and waiting for those that are still to come."""
+"""Chooses the checkpoints of a training run to evaluate, and waits for future ones."""
 
 import collections
 import json
@@ -78,7 +78,7 @@ def _every(training: pathlib.Path, last: int, wait: float) -> Iterator[int]:
         if not steps:
             raise Incomplete(
                 f"no checkpoint of {training} came within {wait:g} s after step {max(done)}; "
-                f"training ends at step {last}. The same command goes on"
+                f"training ends at step {last}. The same command continues"
             )
         # One at a time: training may save, and remove, others meanwhile.
         step = min(set(steps) - done)

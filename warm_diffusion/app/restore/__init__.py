@@ -31,7 +31,7 @@ _TILE = 512
 
 
 class Request(NamedTuple):
-    """What the command line asks for: --input, --blur, --noise, --samples, --reference."""
+    """The request on the command line: --input, --blur, --noise, --samples, --reference."""
 
     input: str
     blur: float | None = None  # pixels

@@ -83,7 +83,7 @@ class _Clock:
 
     @contextlib.contextmanager
     def paused(self, *, waits: bool = False) -> Iterator[None]:
-        """What goes on does not count, or with `waits` it counts as waiting for a batch."""
+        """Excludes the enclosed time from the rate; with `waits` it counts as waiting instead."""
         begin = time.monotonic()
         yield
         if waits:

@@ -1,4 +1,4 @@
-"""What the devices do in some steps of a run, for TensorBoard (`config.training.profile_steps`)."""
+"""Profiles some steps of a run for TensorBoard (`config.training.profile_steps`)."""
 
 import pathlib
 import tempfile
@@ -31,7 +31,7 @@ class Profile:
             jax.profiler.start_trace(self._local.name)
 
     def close(self) -> None:
-        """Ends the trace, if one goes on, and writes it to the workdir."""
+        """Ends the trace, if one is running, and writes it to the workdir."""
         if not self._local:
             return
         local, self._local, self._window = self._local, None, ()  # it has ended, even if this fails
