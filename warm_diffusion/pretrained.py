@@ -480,7 +480,7 @@ def _check_info(info: dict) -> None:
 
 
 def _model(built: Architecture, params: dict, info: dict) -> Model:
-    return Model(**vars(built), params=jax.tree.map(jnp.asarray, params), info=info)
+    return Model(**vars(built), params=jax.device_put(params), info=info)
 
 
 def _checksums(params: dict, statistics: Statistics | None) -> dict[str, str]:

@@ -140,17 +140,28 @@ def _difference(
 
 
 def _heun(denoise: Denoiser, x: jax.Array, start: Level, end: Level) -> jax.Array:
-    first = _difference(x, _predict(denoise, x, *start), start[1], start, end)
     # There is no second call at the clean image: the step to it is Euler's.
     noisy = end[1] > 0
-    alpha, beta = (jnp.where(noisy, level, other) for level, other in zip(end, start, strict=True))
+    wanted = jnp.stack([jnp.ones_like(noisy), noisy])
+    levels = (
+        jnp.stack([first, jnp.where(noisy, second, first)])
+        for first, second in zip(start, end, strict=True)
+    )
 
-    def second() -> jax.Array:
-        moved = x + first
-        change = _difference(moved, _predict(denoise, moved, alpha, beta), beta, start, end)
-        return jnp.where(_dct._level(noisy, x) > 0, change, first)
+    def call(change, inputs):
+        wanted, alpha, beta = inputs
 
-    return x + (first + jax.lax.cond(jnp.any(noisy), second, lambda: first)) / 2
+        def anew() -> jax.Array:
+            moved = x + change
+            new = _difference(moved, _predict(denoise, moved, alpha, beta), beta, start, end)
+            return jnp.where(_dct._level(wanted, x) > 0, new, change)
+
+        change = jax.lax.cond(jnp.any(wanted), anew, lambda: change)
+        return change, change
+
+    # In a loop, so that one network is compiled, not two.
+    _, (first, second) = jax.lax.scan(call, jnp.zeros_like(x), (wanted, *levels))
+    return x + (first + second) / 2
 
 
 def _weights(beta: jax.Array) -> jax.Array:

@@ -81,11 +81,23 @@ def test_other_devices_have_no_options(monkeypatch):
         assert devices.jit(None, mesh, once=once) == {"compiler_options": None}
 
 
-def test_only_what_runs_once_is_not_optimised(options, monkeypatch):
+@pytest.mark.parametrize(
+    ("disabled", "levels"), [(False, [0, 2]), (True, [None, None])], ids=["users", "tests"]
+)
+def test_what_runs_once_is_not_optimised_and_the_rest_below_llvms_last_level(
+    options, monkeypatch, disabled, levels
+):
+    # Where JAX_DISABLE_MOST_OPTIMIZATIONS is set, it is JAX that chooses the level.
     assert options("cpu")
     monkeypatch.setattr(jax, "jit", lambda function, **given: given["compiler_options"])
-    not_optimised = {"xla_backend_optimization_level": 0}
-    assert devices.jit(None, once=True) == {**devices.jit(None), **not_optimised}
+    set_before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", disabled)
+    try:
+        found = [devices.jit(None, once=once) for once in (True, False)]
+    finally:
+        jax.config.update("jax_disable_most_optimizations", set_before)
+    assert [given.get("xla_backend_optimization_level") for given in found] == levels
+    assert all(given.items() >= options("cpu").items() for given in found)
 
 
 def test_what_the_user_says_in_xla_flags_counts(options, monkeypatch):
