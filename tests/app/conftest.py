@@ -87,9 +87,11 @@ class App:
 
     def start(self, *arguments, tiny=True, before=(), environment=()):
         command = [sys.executable, *(before or (str(REPOSITORY / "main.py"),))]
+        # JAX has set the level of XLA's logs in this process; main.py would keep to it.
+        mine = {k: value for k, value in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
         process = subprocess.Popen(
             [*command, *(TINY if tiny else ()), *map(str, arguments)],
-            env={**os.environ, **self.environment, **dict(environment)},
+            env={**mine, **self.environment, **dict(environment)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

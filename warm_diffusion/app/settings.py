@@ -168,9 +168,9 @@ CHECKS: dict[str, Check] = {
     "eval.likelihood_images": _ALL_OR_2,
     "eval.likelihood_trace": _one_of(("hutchinson", "exact")),
     "eval.*": _text(),
-    "analysis.num_images": _whole(1),
+    "analysis.num_images": _whole(1, 100_000),
     "analysis.held_out": _text(),
-    "export.num_images": _whole(0),
+    "export.num_images": _whole(0, 4_096),
     "export.evaluation": _text(),
     "export.program": _FLAG,
 }

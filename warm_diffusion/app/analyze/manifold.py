@@ -269,9 +269,9 @@ def _say(steps: list[dict], about: dict, folder: pathlib.Path) -> None:
         worst = np.unravel_index(np.abs(values).argmax(), values.shape)
         distance = np.array([step[f"sliced_wasserstein{of}"] for step in steps])
         say(
-            f"{name}  spectral departure {np.sqrt(np.mean(values**2)):.3f} (root mean square), "
-            f"{values[worst]:+.3f} at the worst (step {worst[0]}, band {worst[1]}); sliced "
-            f"Wasserstein distance of the images {distance[-1]:.4f}"
+            f"{name}  spectral departure {np.sqrt(np.mean(values**2)):.3f} rms, "
+            f"{values[worst]:+.3f} at worst (step {worst[0]}, band {worst[1]}); "
+            f"sliced Wasserstein {distance[-1]:.4f}"
         )
     say(f"sampling {about['count'] // 2} images against forward states of {kind} images")
     say(f"sampling sampling.json, departure.png, heads.png and film.png in {folder}")

@@ -287,11 +287,9 @@ def _say(report: dict, path: pathlib.Path) -> None:
         )
     if "warning" in report:
         say(f"warning  {report['warning']}")
-    say(
-        f"eval     {name} = {report[name]:.4f}{spread} ({report['solver']}, "
-        f"{report['network_calls']} network calls, {report['weights']}, "
-        f"{report['seconds']:.1f} s), in {path}"
-    )
+    say(f"eval     {name} = {report[name]:.4f}{spread}")
+    how = f"{report['solver']}, {report['network_calls']} network calls, {report['weights']}"
+    say(f"         {how}, {report['seconds']:.1f} s, in {path}")
     for name, value in _bits(report).items():
         say(f"eval     {name} = {value:.4f}")
 
