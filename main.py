@@ -62,7 +62,8 @@ def fail(error: Exception) -> None:
         traceback.print_exc()
     label = "" if isinstance(error, modes.Interrupted) else "error: "  # a stop is none
     print(label + console.shorten(line, 2_000), file=sys.stderr)
-    processes.exit(status)
+    # Orbax's threads, which a failed save leaves, would be waited for: five minutes.
+    processes.exit(status, at_once=status == 74 and __name__ == "__main__")
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -178,12 +178,12 @@ def explain(error: Exception) -> tuple[int, str] | None:
     )
 
 
-def exit(status: int) -> None:
-    """Ends this process after an error, and with it the run.
+def exit(status: int, at_once: bool = False) -> None:
+    """Ends this process after an error, and with it the run; `at_once` waits for no thread.
 
     By `sys.exit` alone it would wait for the others, which may wait for it in a collective.
     """
-    if not jax.distributed.is_initialized():
+    if not jax.distributed.is_initialized() and not at_once:
         sys.exit(status)
 
     def leave():

@@ -23,13 +23,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from warm_diffusion.runtime import processes, storage
+from warm_diffusion.runtime.console import say
 from warm_diffusion.training.checksums import checksum
 from warm_diffusion.training.step import TrainState
 
 _REMOVE_SECONDS = 5.0
-# Orbax moves old checkpoints there. Deleting one fails where another process has it open on NFS,
-# which must not end a run; so it is done here, as far as it goes.
+# Old checkpoints are deleted here and not by orbax, for that must not end a run: it fails where
+# another process has one open on NFS. They are moved there first: none is seen half deleted.
 _TRASH = "trash"
+_MARKER = "commit_success.txt"  # on gs:// a checkpoint is whole where it has this
 # Not damage: another try, or another user, reads what is there.
 _PASSING = re.compile(
     "ABORTED|CANCELLED|DEADLINE_EXCEEDED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|"
@@ -86,15 +88,11 @@ class Checkpoints:
         self._path, self._writes = storage.path(workdir) / "checkpoints", not read_only
         self._cleans = self._writes and storage.is_local(self._path)  # on gs:// orbax does
         self._remove_leftovers()
-        managers = ocp.checkpoint_managers
-        policies = [managers.LatestN(keep_latest)]
-        if keep_every:
-            policies.append(managers.EveryNSteps(keep_every))
+        self._keep_latest, self._keep_every = keep_latest, keep_every
+        self._removes_old = False  # not before the newest one is known to be sound
         self._manager = ocp.CheckpointManager(
             self._path,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=managers.AnyPreservationPolicy(policies),
-                todelete_subdir=_TRASH if self._cleans else None,
                 # A reader may look on while the training run writes, and makes nothing.
                 create=self._writes,
                 cleanup_tmp_directories=self._writes,
@@ -119,29 +117,50 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
-        storage.remove(self._path / _TRASH)
+        self._remove_old()
         arrays, statistics = _arrays(state), dict(statistics)
         digests = {**_checksums(arrays), "statistics": checksum(statistics)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(arrays),
-                statistics=ocp.args.StandardSave(statistics),
-                about=ocp.args.JsonSave({**about, "step": step, "digests": digests}),
-            ),
-            force=True,
+        parts = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays),
+            statistics=ocp.args.StandardSave(statistics),
+            about=ocp.args.JsonSave({**about, "step": step, "digests": digests}),
         )
+        with storage.naming(self._path):
+            self._manager.save(step, args=parts, force=True)
+        self._removes_old = True
 
     def check(self) -> None:
         """Raises the error of a save that failed in the background, if one did."""
-        self._manager.check_for_errors()
+        with storage.naming(self._path):
+            self._manager.check_for_errors()
 
     def close(self) -> None:
         """Waits for the last save."""
         with contextlib.ExitStack() as last:  # if a part fails, the rest is still done
             last.callback(self._remove_leftovers)
+            last.callback(self._remove_old)
+            last.enter_context(storage.naming(self._path))
             last.callback(self._manager.close)
             self._manager.wait_until_finished()
+
+    def _remove_old(self) -> None:
+        """Deletes what need not be kept; where that fails it is tried again at the next save."""
+        if not self._removes_old or jax.process_index():
+            return
+        storage.remove(self._path / _TRASH)
+        for step in finished_steps(self._path.parent)[: -self._keep_latest]:
+            if self._keep_every and step % self._keep_every == 0:
+                continue
+            folder = self._path / str(step)
+            try:
+                if storage.is_local(folder):
+                    storage.move(folder, self._path / _TRASH / f"{step}-{time.time_ns()}")
+                else:
+                    (folder / _MARKER).unlink(missing_ok=True)
+                    storage.remove(folder)
+            except OSError as error:
+                say(f"note     {folder} cannot be deleted now ({error})")
+        storage.remove(self._path / _TRASH)
 
     def _remove_leftovers(self) -> None:
         """Removes the leftovers of failed saves and deletions."""
@@ -180,6 +199,7 @@ class Checkpoints:
             processes.agree(**{f"whether checkpoint {step} is sound": state is not None})
             if state is not None:
                 self._move_aside(damaged)
+                self._removes_old = True
                 return state
         if steps:
             raise Damaged(f"no checkpoint in {self._path} can be restored: tried {steps}")
@@ -256,7 +276,7 @@ class Checkpoints:
             target = folder / str(step)
             while target.exists():
                 target = target.with_name(target.name + "+")
-            storage.move(self._path / str(step), target, marker="commit_success.txt")
+            storage.move(self._path / str(step), target, marker=_MARKER)
         if steps:
             # No process may list the steps anew before process 0 has moved them: it would wait for
             # a save of a step that it thinks is there.
