@@ -164,7 +164,7 @@ def test_what_only_tracing_the_step_finds_is_refused_before_anything_is_written(
 
 def test_sampling_at_an_infinite_ratio_is_refused(app, run):
     _, err = app.run("--mode=sample", f"--workdir={run}", "--bnr=inf", tiny=False, status=2)
-    assert "sampling.bnr must be a number that is finite, got inf" in one_line(err)
+    assert "sampling.bnr must be a number of at most 1,000,000, got inf" in one_line(err)
 
 
 # --- damaged checkpoints -------------------------------------------------------------------------
