@@ -64,7 +64,7 @@ def draw(entries: list[dict], metric: str, title: str) -> Figure:
     """A row per variant, a colour per solver."""
     solvers = comparison.solvers_of(entries)
     names = list(dict.fromkeys(entry["variant"] for entry in entries))
-    figure = Figure(figsize=(8, 1.6 + 0.4 * len(names)), layout="constrained")
+    figure = Figure(figsize=(6.5, 1.9 + 0.4 * len(names)), layout="constrained")
     axes = figure.subplots()
     for i, (solver, nfe) in enumerate(solvers):
         chosen = [e for e in entries if (e["solver"], e["nfe"]) == (solver, nfe)]
@@ -79,8 +79,8 @@ def draw(entries: list[dict], metric: str, title: str) -> Figure:
     axes.set_xscale("log")
     plots.plain_log_ticks(axes.xaxis)
     axes.set_xlabel(f"{metric} (lower is better)")
-    axes.set_title(title)
-    axes.legend()
+    figure.suptitle(title)
+    figure.legend(loc="outside lower center", ncols=3, columnspacing=1, handletextpad=0.4)
     return figure
 
 

@@ -184,7 +184,7 @@ def measure(
 def draw(rows: list[dict], metric: str, title: str) -> Figure:
     """A panel a checkpoint and ratio; a colour a solver, a line a grid; the mean over seeds."""
     panels = list(dict.fromkeys((row["checkpoint"], row["bnr"]) for row in rows))
-    figure = Figure(figsize=(max(6, 4.4 * len(panels)), 4.6), layout="constrained")
+    figure = Figure(figsize=(max(6, 3.4 * len(panels)), 4.6), layout="constrained")
     grids = list(dict.fromkeys(row["grid"] for row in rows))
     every = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, panel in zip(every, panels, strict=True):
@@ -209,8 +209,8 @@ def draw(rows: list[dict], metric: str, title: str) -> Figure:
         axes.set_xticks(calls, [str(number) for number in calls])
         axes.xaxis.minorticks_off()
         plots.plain_log_ticks(axes.yaxis)
-        axes.set_title(f"{title}, blur-to-noise ratio {panel[1]:g}", fontsize=10)
-        axes.set_xlabel("network calls per image (NFE)")
+        axes.set_title(f"{title}\nBNR {panel[1]:g}")
+        axes.set_xlabel("calls per image (NFE)")
     every[0].set_ylabel(f"{metric} (lower is better)")
     every[0].legend()
     return figure

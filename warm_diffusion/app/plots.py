@@ -27,11 +27,11 @@ styled = matplotlib.rc_context(  # decorates what makes a figure
         "figure.dpi": 120,
         "figure.facecolor": "white",
         "savefig.dpi": "figure",
-        "font.size": 10,
+        "font.size": 13,
         "text.color": INK,
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,
-        "axes.titlesize": 11,
+        "axes.titlesize": 13.5,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
@@ -39,9 +39,9 @@ styled = matplotlib.rc_context(  # decorates what makes a figure
         "grid.alpha": 0.3,
         "xtick.color": INK,
         "ytick.color": INK,
-        "xtick.labelsize": 8.5,
-        "ytick.labelsize": 8.5,
-        "legend.fontsize": 8.5,
+        "xtick.labelsize": 12,
+        "ytick.labelsize": 12,
+        "legend.fontsize": 11.5,
         "legend.frameon": False,
         "lines.linewidth": 1.8,
         "lines.markersize": 4.5,
@@ -105,7 +105,7 @@ def spectrum(
     `levels` are (alpha, beta, blurred power [K]) at a few times, in order. The first ring, the mean
     of the image, is left out.
     """
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(6.5, 4.8), layout="constrained")
     axes = figure.subplots()
     axes.loglog(frequency[1:], power[1:], color=INK, linewidth=3, label="data")
     floor = power[1:].min() * 1e-2
@@ -119,15 +119,15 @@ def spectrum(
     axes.set_ylabel("variance of a DCT coefficient")
     axes.set_title(plain(title))
     plain_log_ticks(axes.xaxis)
-    axes.legend(title="solid: data after blur α\ndashed: noise floor β²", title_fontsize=8.5)
+    axes.legend(title="solid: data after blur α\ndashed: noise floor β²", title_fontsize=11)
     return figure
 
 
 def _label_steps(axes, steps: Sequence[dict]) -> None:
-    """Step numbers with their levels, some ten of them."""
-    shown = range(0, len(steps), -(-len(steps) // 10))
+    """Step numbers with their levels, some six of them."""
+    shown = range(0, len(steps), -(-len(steps) // 6))
     labels = [f"{i}\nα {number(steps[i]['alpha'])}\nβ {number(steps[i]['beta'])}" for i in shown]
-    axes.set_xticks(list(shown), labels, fontsize=7.5)
+    axes.set_xticks(list(shown), labels, fontsize=11)
     axes.set_xlim(-0.5, len(steps) - 0.5)
 
 
@@ -151,7 +151,7 @@ def departure(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figur
     Each of `steps` has alpha, beta, spectral_departure [K], sliced_wasserstein, and the same with
     `_of_forward` for other forward states.
     """
-    figure = Figure(figsize=(9, 9), layout="constrained")
+    figure = Figure(figsize=(7, 9), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(3, 2))
     values = np.array([step["spectral_departure"] for step in steps], float)
     limit = max(0.1, float(np.nanmax(np.abs(np.where(np.isfinite(values), values, np.nan)))))
@@ -181,7 +181,7 @@ def heads(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figure:
 
     Each of `steps` has alpha, beta, denoiser [K], deblurrer [K] (mean squares), consistency.
     """
-    figure = Figure(figsize=(9, 9), layout="constrained")
+    figure = Figure(figsize=(7, 9), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(3, 2))
     one, two = (np.array([step[name] for step in steps]) for name in ("denoiser", "deblurrer"))
     share = np.sqrt(two) / np.maximum(np.sqrt(one) + np.sqrt(two), 1e-30)
