@@ -91,7 +91,7 @@ def test_python_on_a_page_runs_from_top_to_bottom(page, monkeypatch):
 def test_python_that_runs_elsewhere_parses(page):
     for code in blocks("py", TEXT[page]):
         included = re.findall(r'^--8<-- "(.*)"$', code, re.MULTILINE)
-        assert all((ROOT / path) in EXAMPLES for path in included)
+        assert all((ROOT / path).is_file() for path in included)
         ast.parse(re.sub(r"^--8<--.*$", "", code, flags=re.MULTILINE))
 
 
