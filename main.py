@@ -37,7 +37,7 @@ MODES = {
     "export": lambda *job: modes.export.export(*job),
     "restore": lambda *job: modes.restore.restore(
         *job,
-        modes.restore.Request(FLAGS.input, FLAGS.blur, FLAGS.noise, FLAGS.samples, FLAGS.reference),
+        modes.restore.Request(*(FLAGS[flag].value for flag in modes.restore.Request._fields)),
     ),
     "info": lambda config, *_: modes.info.print_info(config, FLAGS.details),
 }
@@ -52,6 +52,7 @@ flags.DEFINE_float("blur", None, "restore: standard deviation in pixels [read of
 flags.DEFINE_float("noise", None, "restore: in grey levels of 0..255 [read off each image].")
 flags.DEFINE_integer("samples", 0, "restore: number of posterior samples, besides the mean.")
 flags.DEFINE_string("reference", None, "restore: clean images of the same names, for PSNR, SSIM.")
+flags.DEFINE_bool("only_if_sure", False, "restore: leave images as they are that fit no model.")
 flags.DEFINE_bool("details", False, "info: also every key and the table of parameters.")
 
 

@@ -24,6 +24,17 @@ is minimised by Fisher's method of scoring, damped and within bounds, from the b
     (3)  standard errors   F^-1 J F^-1 of (a, beta^2), F the Fisher matrix of (2) and J the sum over
          k of the squared scores: right also where channels go together (White 1982)
 
+A photograph has a spectrum of its own. Its power in a third of an octave differs from c S by a
+factor whose logarithm has a standard deviation of about tau = 0.5, as measured on photographs, and
+that passes for blur and noise. Two numbers say by how much (both ours): in (3) J gains the square
+of what such a change of band b does to the score, and z judges the fit,
+
+    (4)  J   + tau^2 sum_b (sum_k w_k d ln v_k) (sum_k w_k d ln v_k)',   w = c m^2 S / v
+    (5)  z_b = ln(sum_k P_k / sum_k v_k) / (2 / n_b + 0.05^2 + tau^2 w_b^2)^1/2
+
+with n_b coefficients in band b and w_b the share of the signal there: where the noise is all there
+is, it must be white within 5 %.
+
 Absent on purpose: other blurs than a Gaussian one with reflecting borders (motion, defocus). Below
 one pixel a sampled kernel is another blur (`dct.py`).
 """
@@ -47,6 +58,8 @@ _LAST = 0.02  # the last call's level in units of the image's own: its rest is b
 _FLOOR = 1e-10  # added to v: ln v stays finite where neither signal nor noise is left
 _LARGEST_NOISE = 10.0
 _SCORING_STEPS = 40
+TEXTURE = 0.5  # tau of eqs. (4) and (5)
+_LOWEST = 0.04  # cycles per pixel: below, a photograph's power is a matter of what it shows
 
 
 def wiener(
@@ -199,25 +212,31 @@ def _statistics(images: ArrayLike, spectrum: ArrayLike, mean: ArrayLike | None) 
     return _Statistics(*flat)
 
 
-def _scores(theta: jax.Array, of: _Statistics) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Eq. (2)'s terms [K], gradients [3, K] and Fisher matrix [3, 3]; theta = (a, beta^2, ln c)."""
+def _model(theta: jax.Array, of: _Statistics) -> tuple[jax.Array, ...]:
+    """m, the power P, v and the share w of the signal in v, each [K]; theta = (a, beta^2, ln c)."""
     a, noise, log_contrast = theta
     m = jnp.exp(-of.eigen * a / 2)
     signal = jnp.exp(log_contrast) * m**2 * of.spectrum
     v = signal + noise + _FLOOR
-    power = of.power - 2 * m * of.cross + m**2 * of.centre
-    slopes = jnp.stack([-of.eigen * signal, jnp.ones_like(v), signal]) / v[None]
+    return m, of.power - 2 * m * of.cross + m**2 * of.centre, v, signal / v
+
+
+def _scores(theta: jax.Array, of: _Statistics) -> tuple[jax.Array, ...]:
+    """Eq. (2)'s terms [K], gradients [3, K], Fisher matrix [3, 3], and what (4) sums [3, K]."""
+    m, power, v, share = _model(theta, of)
+    slopes = jnp.stack([-of.eigen * share, 1 / v, share])
     gradients = (1 - power / v)[None] * slopes
     gradients = gradients.at[0].add(of.eigen * (m * of.cross - m**2 * of.centre) / v)
     fisher = jnp.einsum("ik,jk->ij", of.used[None] * slopes, slopes, precision="highest")
     moved = of.used * of.eigen**2 * m**2 * of.centre / (2 * v)  # blur also moves the mean image
     fisher = fisher.at[0, 0].add(jnp.sum(moved))
-    return of.used * (jnp.log(v) + power / v), of.used[None] * gradients, fisher
+    terms = of.used * (jnp.log(v) + power / v)
+    return terms, of.used[None] * gradients, fisher, (of.used * share)[None] * slopes
 
 
 def _target(theta: jax.Array, of: _Statistics) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The mean of eq. (2) with the prior of ln c, its gradient [3] and its Fisher matrix [3, 3]."""
-    terms, gradients, fisher = _scores(theta, of)
+    terms, gradients, fisher, _ = _scores(theta, of)
     share = 1 / jnp.sum(of.used)  # the prior's: (2) has twice the minus log-likelihood
     value = share * (jnp.sum(terms) + theta[2] ** 2)
     prior = jnp.array([0.0, 0.0, 2.0], theta.dtype)
@@ -283,6 +302,7 @@ def estimate_levels(
     *,
     alpha: ArrayLike | None = None,
     beta: ArrayLike | None = None,
+    beta_max: ArrayLike | None = None,
     contrast: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Blur and noise of each image by the largest Whittle likelihood, eq. (2).
@@ -295,6 +315,8 @@ def estimate_levels(
       mean: mean clean image [*spatial, C]; None: not known, then the brightness says nothing.
       alpha: blur where it is known, scalar or [B]; only the noise is estimated.
       beta: noise where it is known.
+      beta_max: the most that it can be: in photographs `quiet_noise`, so that texture does not pass
+        for noise; scalar or [B].
       contrast: fit the contrast of each image as well, for images of other kinds than the data.
 
     Returns:
@@ -319,6 +341,9 @@ def estimate_levels(
     high = jnp.array([longest**2 / 4, _LARGEST_NOISE**2, 6.0 if contrast else 0.0], dtype)
     varies = 0 * jnp.sum(of.power, axis=1, keepdims=True)  # from device to device, in shard_map
     bounds = [bound[None] + varies for bound in (low, high)]
+    if beta_max is not None:
+        most = jnp.minimum(_dct._per_image(beta_max, images), _LARGEST_NOISE)
+        bounds[1] = bounds[1].at[:, 1].set(most**2)
     for i, level in enumerate((alpha, beta)):
         if level is not None:
             square = _dct._per_image(level, images) ** 2
@@ -345,13 +370,14 @@ def level_errors(
     mean: ArrayLike | None = None,
     *,
     contrast: bool = False,
+    texture: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Standard errors of `estimate_levels`'s (alpha [B], beta [B]), eq. (3).
+    """Standard errors of `estimate_levels`'s (alpha [B], beta [B]), eqs. (3) and (4).
 
     They are of the squares, where a level may be 0: what is returned is the step in the level that
     moves its square by one standard error, (alpha^2 + error^2)^1/2 - alpha. They say how far the
-    scatter of the coefficients moves the levels, not how far this image's spectrum is from the
-    data's.
+    scatter of the coefficients moves the levels and, with `texture`, how far an image's own
+    spectrum does, which is most of it in a photograph.
 
     Args:
       images: as given to `estimate_levels`, and likewise spectrum, mean and contrast.
@@ -360,6 +386,7 @@ def level_errors(
       beta: what it returned.
       mean: [*spatial, C] or None.
       contrast: whether the contrast was fitted.
+      texture: tau of eq. (4): `TEXTURE` for photographs, 0 where `spectrum` is the image's own.
 
     Example:
       Of K coefficients of noise, its variance is known within (2 / K)^1/2, the noise half of that.
@@ -372,19 +399,23 @@ def level_errors(
     of = _statistics(images, spectrum, mean)
     images = _dct._wide(jnp.asarray(images))
     levels = [_dct._per_image(level, images) for level in (alpha, beta)]
+    band, frequency = _thirds(*images.shape[1:-1])
 
     def one(of, alpha, beta):
         theta = jnp.stack([alpha**2, beta**2, jnp.zeros_like(alpha)])
         if contrast:
             theta = theta.at[2].set(_contrast(theta, of))
         free = jnp.array([True, True, contrast])
-        _, gradients, fisher = _scores(theta, of)
+        _, gradients, fisher, moved = _scores(theta, of)
+        moved = jax.ops.segment_sum(moved.T, band, len(frequency))  # [bands, 3]
         # In units of the diagonal, which a spectrum without detail leaves at 0 for the blur.
         unit = jnp.where(jnp.diag(fisher) > 0, jax.lax.rsqrt(jnp.diag(fisher)), 0.0)
         known = free & (unit > 0)
         inverse = jnp.linalg.inv(_on_free(fisher * unit[:, None] * unit[None, :], known))
         scatter = jnp.where(known[:, None], unit[:, None] * gradients, 0.0)
+        moved = jnp.where(known[None], texture * unit[None] * moved, 0.0)
         scatter = jnp.einsum("ik,jk->ij", scatter, scatter, precision="highest")
+        scatter += jnp.einsum("bi,bj->ij", moved, moved, precision="highest")
         error = unit * jnp.sqrt(jnp.diag(inverse @ scatter @ inverse))
         return jnp.where(known, error, jnp.inf)
 
@@ -398,3 +429,151 @@ def _contrast(theta: jax.Array, of: _Statistics) -> jax.Array:
     high = low.at[2].set(6.0)
     starts = low[None] + jnp.array([[0.0, 0.0, 4.5], [0.0, 0.0, 6.0], [0.0, 0.0, 7.5]], theta.dtype)
     return _minimise(of, starts, low, high)[2]
+
+
+# --- does the model of blur and noise fit? -------------------------------------------------------
+
+
+def _thirds(*sizes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The third of an octave of each coefficient [K], from 0 for the highest, and the frequencies
+    in the middle of each, in cycles per pixel."""
+    radius = np.sqrt(_dct._squares(*sizes)).ravel()
+    radius[0] = np.min(radius[1:], initial=1.0)  # the brightness, which has no frequency
+    below = np.log2(np.sqrt(len(sizes)) / radius)  # octaves
+    _, band = np.unique(np.floor(3 * below), return_inverse=True)
+    counts = np.bincount(band)
+    return band, np.exp2(np.bincount(band, np.log2(radius / 2)) / counts)
+
+
+class Fit(NamedTuple):
+    """How far images are from the model of blur and noise, by third of an octave, eq. (5)."""
+
+    frequency: np.ndarray  # [K], cycles per pixel
+    departure: jax.Array  # ln(power / expected power) [B, K]
+    z: jax.Array  # the same in units of what noise and texture explain [B, K]; above 3: no fit
+
+
+def goodness_of_fit(
+    images: ArrayLike,
+    spectrum: ArrayLike,
+    alpha: ArrayLike,
+    beta: ArrayLike,
+    mean: ArrayLike | None = None,
+    *,
+    contrast: bool = False,
+) -> Fit:
+    """The `Fit` of blur alpha and white noise beta to each image, eq. (5).
+
+    Args:
+      images: as given to `estimate_levels`, and likewise spectrum, mean and contrast.
+      spectrum: [h, w].
+      alpha: blur in pixels, scalar or [B].
+      beta: noise, scalar or [B].
+      mean: [*spatial, C] or None.
+      contrast: whether the contrast was fitted.
+
+    Example:
+      Noise that was smoothed along one axis is not white.
+
+      >>> noise = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+      >>> smooth = (noise + jnp.roll(noise, 1, axis=1)) / 2**0.5
+      >>> fits = [restoration.goodness_of_fit(x, jnp.zeros((64, 64)), 0.0, 1.0)
+      ...         for x in (noise, smooth)]
+      >>> [bool(jnp.max(abs(fit.z)) < 3) for fit in fits]
+      [True, False]
+    """
+    of = _statistics(images, spectrum, mean)
+    images = _dct._wide(jnp.asarray(images))
+    band, frequency = _thirds(*images.shape[1:-1])
+    levels = [_dct._per_image(level, images) for level in (alpha, beta)]
+
+    def one(of, alpha, beta):
+        theta = jnp.stack([alpha**2, beta**2, jnp.zeros_like(alpha)])
+        if contrast:
+            theta = theta.at[2].set(_contrast(theta, of))
+        _, power, v, share = _model(theta, of)
+        parts = of.used[:, None] * jnp.stack([power, v, share * v, jnp.ones_like(v)], 1)
+        power, v, signal, count = jax.ops.segment_sum(parts, band, len(frequency)).T
+        departure = jnp.log(power + _FLOOR) - jnp.log(v + _FLOOR)
+        scatter = 2 / jnp.maximum(count * images.shape[-1], 1) + 0.05**2
+        return departure, departure / jnp.sqrt(scatter + (TEXTURE * signal / (v + _FLOOR)) ** 2)
+
+    departure, z = jax.vmap(one)(of, *levels)
+    judged = frequency >= _LOWEST
+    return Fit(frequency[judged], departure[:, judged], z[:, judged])
+
+
+def quiet_noise(images: ArrayLike) -> jax.Array:
+    """The most white noise [B] that the quietest parts of each image allow.
+
+    Noise is the same everywhere, texture is not: the root of the mean square of second differences
+    along every axis, in tiles of 16 pixels, at the fraction of 0.05 of them, over what noise of 1
+    has there. Tiles that hold the smallest or the largest value, where noise is clipped, count only
+    where fewer than 8 others are left.
+
+    Args:
+      images: [B, *spatial, C].
+
+    Example:
+      Texture on one half of an image does not pass for noise.
+
+      >>> noise = 0.1 * samplers.initial_noise([0], (96, 96, 3))
+      >>> texture = samplers.initial_noise([1], (96, 96, 3)) * (jnp.arange(96) < 48)[:, None]
+      >>> abs(float(restoration.quiet_noise(noise + texture)[0]) - 0.1) < 0.01
+      True
+    """
+    x = _dct._wide(_dct._array(images, "images"))
+    d, inner, axes = x, x, range(1, x.ndim - 1)
+    count = x.shape[-1]
+    for axis in (axis for axis in axes if x.shape[axis] > 2):
+        first, middle, last = (
+            jax.lax.slice_in_dim(d, i, d.shape[axis] - 2 + i, axis=axis) for i in range(3)
+        )
+        d = (first - 2 * middle + last) / 6**0.5  # (1, -2, 1): noise of 1 stays 1
+        inner = jax.lax.slice_in_dim(inner, 1, inner.shape[axis] - 1, axis=axis)
+        count *= min(16, d.shape[axis]) / (35 / 18)  # its autocorrelation, squared, sums to 35 / 18
+
+    def tiles(of, reduce):
+        for axis in axes:
+            size = min(16, of.shape[axis])
+            of = jax.lax.slice_in_dim(of, 0, of.shape[axis] // size * size, axis=axis)
+            of = reduce(of.reshape(*of.shape[:axis], -1, size, *of.shape[axis + 1 :]), axis + 1)
+        return reduce(of, -1).reshape(len(x), -1)
+
+    squares = tiles(d**2, jnp.mean)
+    low, high = (f(x, axis=range(1, x.ndim), keepdims=True) for f in (jnp.min, jnp.max))
+    clipped = tiles((inner == low) | (inner == high), jnp.any)
+    clipped &= jnp.sum(~clipped, axis=1, keepdims=True) >= 8
+    squares = jnp.sort(jnp.where(clipped, jnp.inf, squares), axis=1)
+    rank = jnp.sum(~clipped, axis=1, keepdims=True) // 20
+    # The quantile 0.05 of the mean of squares of `count` normal numbers (Wilson & Hilferty 1931).
+    spread = 2 / (9 * count)
+    expected = (1 - spread - 1.645 * spread**0.5) ** 3
+    return jnp.sqrt(jnp.take_along_axis(squares, rank, axis=1)[:, 0] / expected)
+
+
+def block_edges(images: ArrayLike) -> jax.Array:
+    """How far edges every 8 pixels, as JPEG leaves them, stand out of each image's others [B].
+
+    In standard errors of the mean step between neighbours, less the steps beside it, over the
+    columns or rows of one remainder by 8; the largest over both axes and all remainders. Above 5
+    an image was a JPEG.
+
+    Args:
+      images: [B, H, W, C].
+
+    Example:
+      >>> noise = jax.random.normal(jax.random.key(0), (1, 64, 64, 1))
+      >>> blocks = noise[:, :8, :8].repeat(8, 1).repeat(8, 2)
+      >>> [bool(restoration.block_edges(x)[0] > 5) for x in (noise, noise + blocks)]
+      [False, True]
+    """
+    images, found = _dct._wide(_dct._array(images, "images")), []
+    for x in (images, jnp.swapaxes(images, 1, 2)):
+        step = jnp.mean(abs(x[:, :, 1:] - x[:, :, :-1]), axis=(1, 3))  # [B, W - 1]
+        stands_out = step[:, 1:-1] - (step[:, 2:] + step[:, :-2]) / 2
+        stands_out = stands_out[:, : stands_out.shape[1] // 8 * 8].reshape(len(x), -1, 8)
+        spread = jnp.std(stands_out, axis=(1, 2)) + _FLOOR
+        means = jnp.max(jnp.mean(stands_out, axis=1), axis=1)
+        found.append(means / spread * stands_out.shape[1] ** 0.5)
+    return jnp.maximum(*found)

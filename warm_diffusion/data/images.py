@@ -8,6 +8,8 @@
 
 import io
 import pathlib
+import struct
+import zlib
 from collections.abc import Sequence
 
 import jax
@@ -22,8 +24,14 @@ from warm_diffusion.runtime import storage
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 
 
-def decode(stream: io.BufferedIOBase, name: str) -> Image.Image:
+# Pillow keeps the upper 8 of 16 bits a colour. In the other order of bytes it keeps the lower 8.
+_OTHER_BYTES = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B"}
+
+
+def decode(stream: io.BufferedIOBase, name: str, *, low_bytes: bool = False) -> Image.Image:
     """An image file, turned as its EXIF orientation says.
+
+    With `low_bytes` of an image of 16 bits a colour the lower 8, where its upper 8 come without.
 
     Raises:
       ValueError: `name` is damaged, is none of `FORMATS`, or holds several frames or pages.
@@ -32,6 +40,8 @@ def decode(stream: io.BufferedIOBase, name: str) -> Image.Image:
         image = Image.open(stream, formats=FORMATS)
         # Telephones append pictures to a JPEG (MPO); the first one is the photograph.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if low_bytes:
+            image.tile = [_of_low_bytes(tile) for tile in image.tile]
         image.load()
     # Pillow reports damage by many types: OSError, SyntaxError (broken PNG), its bomb error.
     except Exception as error:
@@ -49,6 +59,20 @@ def decode(stream: io.BufferedIOBase, name: str) -> Image.Image:
         return image
 
 
+def _of_low_bytes(tile):
+    """Pillow's instruction how to unpack a part of an image, in the other order of bytes."""
+    kind, *others = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+    kind = kind[:-4] + _OTHER_BYTES[kind[-4:]]
+    return tile._replace(args=(kind, *others) if others else kind)
+
+
+def is_deep(stream: io.BufferedIOBase) -> bool:
+    """Whether an image file in colour has 16 bits a colour; ValueError where it is none."""
+    tiles = Image.open(stream, formats=FORMATS).tile
+    kinds = [tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in tiles]
+    return bool(kinds) and all(str(kind)[-4:] in _OTHER_BYTES and kind[0] != "I" for kind in kinds)
+
+
 def from_uint8(images: jax.Array) -> jax.Array:
     """uint8 images to float32 in [-1, 1], eq. (1); runs inside a jitted step."""
     return images.astype(jnp.float32) / 127.5 - 1
@@ -56,12 +80,21 @@ def from_uint8(images: jax.Array) -> jax.Array:
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """Float images in [-1, 1] to uint8, eq. (2); ValueError for NaN, which black would hide."""
+    return quantized(_finite(images))
+
+
+def to_uint16(images: np.ndarray) -> np.ndarray:
+    """The same to uint16, floor(clip(32767.5 x + 32768, 0, 65535))."""
+    return (_finite(images) * 32767.5 + 32768).clip(0, 65535).astype(np.uint16)
+
+
+def _finite(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images, np.float32)
     if not np.all(np.isfinite(images)):
         raise ValueError(
             "images are not finite: the network, its levels or the solver's settings do not work"
         )
-    return quantized(images)
+    return images
 
 
 def quantized(images: jax.typing.ArrayLike):
@@ -94,11 +127,32 @@ def grid(images: np.ndarray, columns: int = 0, min_side: int = 0) -> np.ndarray:
     return canvas
 
 
-def png(image: np.ndarray) -> bytes:
-    """A uint8 image [H, W, 1] (grey) or [H, W, 3] as a PNG file."""
+def png(image: np.ndarray, profile: bytes | None = None) -> bytes:
+    """A uint8 or uint16 image [H, W, 1] (grey) or [H, W, 3] as a PNG file, with its ICC profile."""
+    if image.dtype == np.uint16 and image.shape[-1] == 3:
+        return _png_of_48_bits(image, profile)
     content = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(content, "PNG")
+    image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    image.save(content, "PNG", icc_profile=profile)
     return content.getvalue()
+
+
+def _png_of_48_bits(image: np.ndarray, profile: bytes | None) -> bytes:
+    """Pillow writes no more than 8 bits a colour. Each row is stored as the change from the row
+    above, filter 2 of the format, which is simple and nearly as small as the best."""
+    height, width, _ = image.shape
+    rows = image.astype(">u2").view(np.uint8).reshape(height, -1)
+    rows[1:] -= rows[:-1].copy()
+    rows = np.pad(rows, ((0, 0), (1, 0)), constant_values=2)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))]
+    if profile:
+        chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile)))
+    chunks += [(b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def save_png(path: pathlib.Path, image: np.ndarray) -> None:

@@ -1,13 +1,20 @@
 """Restores photographs that are blurred and noisy, at known levels or at levels read off each one.
 
-It writes a folder of images and a page, index.html, that needs no other file: a template shows what
-it is given as text unless a filter says otherwise, so names of files are escaped.
+It writes a folder of images and a page, index.html: a template shows what it is given as text
+unless a filter says otherwise, so names of files are escaped. restoration.json grows with each
+image, so that the same command goes on after a fault.
 """
 
 import base64
+import contextlib
 import functools
+import json
 import math
 import pathlib
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -18,41 +25,39 @@ from ml_collections import ConfigDict
 
 from warm_diffusion import pretrained, restoration
 from warm_diffusion.app import plots
-from warm_diffusion.app.restore import photographs
-from warm_diffusion.data.images import png, save_png, to_uint8
+from warm_diffusion.app.restore import levels, photographs
+from warm_diffusion.app.restore.photographs import Photograph
+from warm_diffusion.data.images import to_uint8
 from warm_diffusion.evaluation import pairs
 from warm_diffusion.runtime import devices, storage
 from warm_diffusion.runtime.console import progress, say, say_weights
 
-_GREY = 127.5  # grey levels of 0..255 per unit of [-1, 1]
-_LEAST_NOISE = 1 / 127.5 / 12**0.5  # of rounding to 8 bits
-_LARGEST = 1024  # pixels a side, above which levels are read off tiles
-_TILE = 512
+_EMBEDDED = 3_500_000  # bytes of images inside the page, a third more as text; others are linked
+_PATIENCE = 30.0  # seconds without a line
 
 
 class Request(NamedTuple):
-    """The request on the command line: --input, --blur, --noise, --samples, --reference."""
+    """The request on the command line, by its flags."""
 
     input: str
     blur: float | None = None  # pixels
     noise: float | None = None  # grey levels of 0..255
     samples: int = 0
     reference: str | None = None
+    only_if_sure: bool = False
 
 
 def restore(config: ConfigDict, workdir: str, checkpoint: str, request: Request) -> pathlib.Path:
-    """Restores photographs into a new folder `workdir` and returns it.
+    """Restores photographs into a new folder `workdir`, or goes on there, and returns it.
 
-    Writes mean/NAME.png (the posterior mean), samples/NAME_0.png..., comparison/NAME.png,
-    restoration.json and index.html.
+    Writes mean/NAME.png (the posterior mean), samples/NAME_0.png..., input/NAME.png and
+    wiener/NAME.png to compare with, comparison/NAME.png, restoration.json and index.html.
 
     Raises:
       ValueError: no usable checkpoint, images or references that cannot be used, levels out of
-        range, or a folder that is not empty; all of it is checked before anything is written.
+        range, or a folder of another command; all of it is checked before anything is written.
     """
     folder = storage.local(workdir, "--workdir")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty: restored images go to a new folder")
     _check(request)
     model = pretrained.load(checkpoint, config.sampling.ema)
     if model.spectrum is None and None in (request.blur, request.noise):
@@ -60,51 +65,29 @@ def restore(config: ConfigDict, workdir: str, checkpoint: str, request: Request)
             f"{checkpoint} does not carry the spectrum of its data, from which levels are read: "
             "give --blur and --noise"
         )
-    channels = model.image_shape[2]
-    inputs = photographs.find(request.input, "--input")
-    images = {name: photographs.read(path, channels) for name, path in inputs.items()}
-    references = _references(request.reference, images, channels)
-    say_weights(model.info, checkpoint)
-    ranges = _trained_ranges(model)
-    images_report, figures = {}, []
-    with progress(len(images), "restoring", " images") as bar:
-        for name, image in images.items():
-            found = _levels(model, image, request)
-            _say_levels(name, found, ranges)
-            versions = _versions(model, image, found, config.sampling.num_steps, request.samples)
-            scores = _scores(name, versions, references.get(name))
-            _write(folder, name, versions, found, scores)
-            images_report[name] = {"file": str(inputs[name]), **found, "scores": scores}
-            pixels = {one: png(to_uint8(version)) for one, version in versions.items()}
-            ordered = ["input", "mean", *(key for key in pixels if key not in ("input", "mean"))]
-            figures.append((name, _caption(found), {key: pixels[key] for key in ordered}))
-            bar.update()
-    about = {
+    report = {
         "checkpoint": str(checkpoint),
         "weights_sha256": model.info["weights_sha256"],
         "num_steps_of_samples": config.sampling.num_steps,
         "request": request._asdict(),
-        "images": images_report,
     }
-    storage.write_json(folder / "restoration.json", about)
-    storage.write_bytes(folder / "index.html", page(figures))
+    images = _images_done(folder, report)
+    inputs = photographs.find(request.input, "--input")
+    references = photographs.find(request.reference, "--reference") if request.reference else {}
+    _check_images(inputs, references, request, model.image_shape[2])
+    say_weights(model.info, checkpoint)
+    storage.write_json(folder / "restoration.json", {**report, "images": images})
+    with progress(len(inputs), "restoring", " images", initial=len(images)) as bar:
+        for name, path in inputs.items():
+            if name not in images:
+                one = _Image(folder, name, photographs.read(path, model.image_shape[2]))
+                done = one.restore(model, request, config.sampling.num_steps, references.get(name))
+                images[name] = {"file": str(path), **done}
+                storage.write_json(folder / "restoration.json", {**report, "images": images})
+                bar.update()
+    storage.write_bytes(folder / "index.html", page(_figures(folder, images)))
     say(f"restored {len(images)} images in {folder}; look at {folder / 'index.html'}")
     return folder
-
-
-def page(figures: list[tuple[str, str, dict[str, bytes]]]) -> bytes:
-    """The page of (name, caption, PNG file by version) of each image."""
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("warm_diffusion.app"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters["image"] = lambda png: (
-        f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    )
-    return templates.get_template("restore.html").render(figures=figures).encode()
 
 
 def _check(request: Request) -> None:
@@ -117,113 +100,126 @@ def _check(request: Request) -> None:
         raise ValueError(f"--samples must be at least 0, got {request.samples}")
 
 
-def _references(where: str | None, images: dict, channels: int) -> dict[str, np.ndarray]:
-    if where is None:
+def _images_done(folder: pathlib.Path, report: dict) -> dict[str, dict]:
+    """The images that the same command has restored in the folder before it was stopped."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--workdir must be a folder, got the file {folder}")
+    parts = [] if not folder.exists() else folder.iterdir()
+    if all(".partial-" in part.name for part in parts):  # of a process that was killed
         return {}
-    paths = photographs.find(where, "--reference")
-    if missing := sorted(images.keys() - paths.keys()):
-        raise ValueError(f"--reference: {where} has no image named {', '.join(missing[:5])}")
-    references = {name: photographs.read(paths[name], channels) for name in images}
-    for name, image in images.items():
-        if references[name].shape != image.shape:
-            raise ValueError(
-                f"--reference: {paths[name]} is {references[name].shape}, the image {image.shape}"
-            )
-    return references
-
-
-# --- levels --------------------------------------------------------------------------------------
-
-
-def _levels(model: pretrained.Model, image: np.ndarray, request: Request) -> dict:
-    """Blur in pixels and noise in grey levels, with the standard errors of what was estimated."""
-    found = {
-        "blur": request.blur, "blur_error": None, "noise": request.noise, "noise_error": None,
-    }  # fmt: skip
-    if None in (request.blur, request.noise):
-        x = _tiles(image)
-        mean = model.mean if x.shape[1:] == model.image_shape else None
-        beta = None if request.noise is None else request.noise / _GREY
-        levels = _estimate(jnp.asarray(x), model.spectrum, mean, request.blur, beta)
-        alpha, beta, alpha_error, beta_error = (float(level[0]) for level in levels)
-        if request.blur is None:
-            found |= {"blur": alpha, "blur_error": alpha_error}
-        if request.noise is None:
-            found |= {"noise": beta * _GREY, "noise_error": beta_error * _GREY}
-    return found
-
-
-def _tiles(image: np.ndarray) -> np.ndarray:
-    """An image as [1, H, W, C]; a large one as tiles that count as its channels."""
-    height, width, channels = image.shape
-    if max(height, width) <= _LARGEST:
-        return image[None]
-    size = [min(side, _TILE) for side in (height, width)]
-    counts = [side // part for side, part in zip((height, width), size, strict=True)]
-    cut = image[: counts[0] * size[0], : counts[1] * size[1]]
-    cut = cut.reshape(counts[0], size[0], counts[1], size[1], channels).transpose(1, 3, 0, 2, 4)
-    return cut.reshape(1, *size, -1)
-
-
-@jax.jit
-def _estimate(x, spectrum, mean, alpha, beta):
-    """Both levels, where they are not known, and their standard errors, each [1]."""
-    found = restoration.estimate_levels(x, spectrum, mean, alpha=alpha, beta=beta, contrast=True)
-    return *found, *restoration.level_errors(x, spectrum, *found, mean, contrast=True)
-
-
-def _trained_ranges(model: pretrained.Model) -> dict[str, tuple[float, float]]:
-    """The noise and the ratios that nearly all training images had, in the app's units."""
-    alpha, beta = (
-        np.asarray(level) for level in model.schedule.sample_levels(jax.random.key(0), (4096,))
-    )
-    ratio = alpha / beta / _GREY
-    return {
-        "noise": tuple(np.quantile(beta * _GREY, (0.005, 0.995))),
-        "ratio": (float(ratio.min()), float(ratio.max())),
-    }
-
-
-def _caption(found: dict) -> str:
-    def one(name: str, unit: str) -> str:
-        error = found[f"{name}_error"]
-        level = f"{name} {found[name]:.2f}"
-        return f"{level} {unit}" if error is None else f"{level} ± {error:.2f} {unit} (estimated)"
-
-    return f"{one('blur', 'pixels')}, {one('noise', 'grey levels')}"
-
-
-def _say_levels(name: str, found: dict, ranges: dict) -> None:
-    say(f"levels   {name}: {_caption(found)}")
-    low, high = ranges["noise"]
-    if not low <= found["noise"] <= high:
-        say(
-            f"note     {name}: noise {found['noise']:.2f} is outside what the network was trained "
-            f"on, {low:.2f} to {high:.2f} grey levels: the result may be poor"
+    found = {}
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        found = storage.read_json(folder / "restoration.json")
+    images = found.pop("images", {})
+    if found != json.loads(storage.to_json(report)):
+        raise ValueError(
+            f"{folder} is not empty and holds no part of what this command makes: restored images "
+            "go to a new folder"
         )
-    low, high = ranges["ratio"]
-    ratio = found["blur"] / max(found["noise"], _LEAST_NOISE * _GREY)
-    if not 0.9 * low <= ratio <= 1.1 * high:
-        say(
-            f"note     {name}: {ratio:.3g} pixels of blur per grey level of noise is outside what "
-            f"the network was trained on, {low:.3g} to {high:.3g}: the result may be poor"
+    return images
+
+
+def _check_images(inputs: dict, references: dict, request: Request, channels: int) -> None:
+    """Reads every image once, one at a time, so that nothing is refused after hours."""
+    missing = sorted(inputs.keys() - references.keys()) if request.reference else []
+    if missing:
+        raise ValueError(
+            f"--reference: {request.reference} has no image named {', '.join(missing[:5])}"
         )
+    for name, path in inputs.items():
+        shape = photographs.read(path, channels).pixels.shape
+        if name not in references:
+            continue
+        other = photographs.read(references[name], channels).pixels.shape
+        if other != shape:
+            raise ValueError(f"--reference: {references[name]} is {other}, the image {shape}")
 
 
-# --- images --------------------------------------------------------------------------------------
+# --- one image -----------------------------------------------------------------------------------
+
+
+class _Image(NamedTuple):
+    folder: pathlib.Path
+    name: str
+    photograph: Photograph
+
+    def restore(
+        self,
+        model: pretrained.Model,
+        request: Request,
+        num_steps: int,
+        reference: pathlib.Path | None,
+    ) -> dict:
+        """Writes the image's files and returns what restoration.json says of it."""
+        pixels = self.photograph.pixels
+        with _patience(f"{self.name}: {pixels.size / pixels.shape[-1] / 1e6:.1f} megapixels"):
+            found = levels.read(model, pixels, self.photograph.quality, request.blur, request.noise)
+            say(f"levels   {self.name}: {levels.caption(found)}")
+            left = not found["found"] or (request.only_if_sure and bool(found["doubts"]))
+            found["note"] = _note(found, left)
+            if found["note"]:
+                say(f"note     {self.name}: {found['note']}")
+            if left:
+                versions = {"input": pixels, "mean": pixels}
+            else:
+                versions = _versions(model, pixels, found, num_steps, request.samples)
+        scores = {}
+        if reference is not None:
+            clean = photographs.read(reference, pixels.shape[-1]).pixels
+            scores = _scores(self.name, versions, clean)
+        files = {version: _file(self.name, version) for version in versions}
+        for version, where in files.items():
+            storage.write_bytes(self.folder / where, self.photograph.png(versions[version]))
+        _compare(self.folder / "comparison" / f"{self.name}.png", versions, found, scores)
+        return {**found, "left_as_it_is": left, "scores": scores, "files": files}
+
+
+def _file(name: str, version: str) -> str:
+    """Where a version of an image goes, in the folder."""
+    _, _, number = version.partition("sample ")
+    if number:
+        return f"samples/{name}_{number}.png"
+    return f"{'wiener' if version == 'Wiener filter' else version}/{name}.png"
+
+
+def _note(found: dict, left: bool) -> str:
+    """One sentence on what speaks against the result; empty where nothing does."""
+    if not found["found"]:
+        return "it is left as it is, for neither blur nor noise stands out of its texture"
+    if not found["doubts"]:
+        return ""
+    doubts = "; ".join(found["doubts"])
+    return f"it is left as it is: {doubts}" if left else f"the result may be poor: {doubts}"
+
+
+@contextlib.contextmanager
+def _patience(what: str) -> Iterator[None]:
+    """Says every 30 seconds that work goes on."""
+    began, done = time.monotonic(), threading.Event()
+
+    def remind():
+        while not done.wait(_PATIENCE):
+            say(f"working  {what}, for {time.monotonic() - began:.0f} s")
+
+    thread = threading.Thread(target=remind, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _versions(
     model: pretrained.Model, image: np.ndarray, found: dict, num_steps: int, samples: int
 ) -> dict[str, np.ndarray]:
-    """The input, Wiener's, the posterior mean and samples, each [H, W, C] in [-1, 1]."""
+    """The input, the posterior mean, Wiener's and samples, each [H, W, C] in [-1, 1]."""
     y = jnp.asarray(image[None])
-    alpha, beta = found["blur"], max(found["noise"] / _GREY, _LEAST_NOISE)
-    versions = {"input": image}
+    alpha, beta = found["blur"], max(found["noise"] / levels.GREY, levels.LEAST_NOISE)
+    mean, sample = _compiled(model, num_steps)
+    versions = {"input": image, "mean": mean(model.params, y, alpha, beta)[0]}
     if model.spectrum is not None:
         versions["Wiener filter"] = restoration.wiener(y, model.spectrum, alpha, beta)[0]
-    mean, sample = _compiled(model, num_steps)
-    versions["mean"] = mean(model.params, y, alpha, beta)[0]
     for i in range(samples):
         versions[f"sample {i}"] = sample(model.params, y, alpha, beta, jax.random.key(i))[0]
     return {name: np.asarray(version) for name, version in versions.items()}
@@ -247,10 +243,8 @@ def _compiled(model: pretrained.Model, num_steps: int):
     return mean, sample
 
 
-def _scores(name: str, versions: dict, reference: np.ndarray | None) -> dict[str, dict]:
+def _scores(name: str, versions: dict, reference: np.ndarray) -> dict[str, dict]:
     """PSNR and SSIM by version; None for one that is no finite number."""
-    if reference is None:
-        return {}
     measures, found = {"psnr": pairs.psnr}, {}
     if min(reference.shape[:2]) > 10:
         measures["ssim"] = pairs.ssim
@@ -263,17 +257,57 @@ def _scores(name: str, versions: dict, reference: np.ndarray | None) -> dict[str
     return found
 
 
-def _write(folder: pathlib.Path, name: str, versions: dict, found: dict, scores: dict) -> None:
-    units, panels = {"psnr": "{:.2f} dB", "ssim": "SSIM {:.3f}"}, []
-    save_png(folder / "mean" / f"{name}.png", to_uint8(versions["mean"]))
-    for version, image in versions.items():
-        _, _, number = version.partition("sample ")
-        if number:
-            save_png(folder / "samples" / f"{name}_{number}.png", to_uint8(image))
-        if number not in ("", "0"):  # the picture shows one
-            continue
-        known = {key: x for key, x in scores.get(version, {}).items() if x is not None}
-        lines = ", ".join(units[key].format(x) for key, x in known.items())
-        panels.append((f"{version}\n{lines}" if lines else version, to_uint8(image)))
-    figure = plots.comparison(panels, f"{name}: {_caption(found)}")
-    plots.save(folder / "comparison" / f"{name}.png", figure)
+def _in_words(scores: dict) -> str:
+    """PSNR and SSIM of a version, those that are known."""
+    units = {"psnr": "{:.2f} dB", "ssim": "SSIM {:.3f}"}
+    return ", ".join(units[key].format(x) for key, x in scores.items() if x is not None)
+
+
+def _compare(path: pathlib.Path, versions: dict, found: dict, scores: dict) -> None:
+    """Writes the picture of the versions beside one another, with one sample."""
+    panels = [
+        (f"{version}\n{_in_words(scores.get(version, {}))}".strip(), to_uint8(image))
+        for version, image in versions.items()
+        if version == "sample 0" or not version.startswith("sample ")
+    ]
+    plots.save(path, plots.comparison(panels, f"{path.stem}: {levels.caption(found)}"))
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+class Figure(NamedTuple):
+    """What the page shows of one image."""
+
+    name: str
+    caption: str
+    note: str
+    scores: dict[str, str]  # by version, in words
+    sources: dict[str, str]  # by version: an address, or the file itself as data:
+
+
+def _figures(folder: pathlib.Path, images: dict[str, dict]) -> Iterator[Figure]:
+    """The figures of restoration.json's images; the first files are embedded while they are few."""
+    room = _EMBEDDED
+    for name, report in images.items():
+        sources = {version: urllib.parse.quote(where) for version, where in report["files"].items()}
+        needed = sum((folder / where).stat().st_size for where in report["files"].values())
+        if needed <= room:
+            room -= needed
+            for version, where in report["files"].items():
+                content = base64.b64encode((folder / where).read_bytes()).decode()
+                sources[version] = f"data:image/png;base64,{content}"
+        scores = {version: _in_words(one) for version, one in report["scores"].items()}
+        yield Figure(name, levels.caption(report), report["note"], scores, sources)
+
+
+def page(figures: Iterator[Figure]) -> bytes:
+    """The page of all figures."""
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("warm_diffusion.app"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template("restore.html").render(figures=list(figures)).encode()
