@@ -23,11 +23,16 @@ Tuned: the best PSNR at that pair over a grid, on `--tune`. Those of skimage and
 sheet: what they estimate or match they may take from all of them. The network's rows: the posterior
 mean with known levels and with levels read off each image (on `photos` also off the photograph that
 it is a tile of, as --mode=restore reads them), the flow and samples.
+With `--judged=FOLDER` instead, the levels of every photograph in a folder (at half size, 256x192
+from the middle, 8 bits) are read after each of `HARM`, as --mode=restore does and as Whittle's
+likelihood alone has them: the gain in dB over doing nothing, and what the mode says.
+
 Writes OUT/restoration.json; prints a table.
 """
 
 import argparse
 import functools
+import io
 import json
 import pathlib
 import time
@@ -43,6 +48,7 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks.train_step import machine, words
 from warm_diffusion import dct, oracle, pretrained, process, restoration, samplers
+from warm_diffusion.app.restore import levels
 from warm_diffusion.data.sources import open_source
 from warm_diffusion.evaluation import pairs
 from warm_diffusion.runtime import devices, storage
@@ -300,6 +306,124 @@ def by_calls(network, images, alpha: float, beta: float, calls) -> list[dict]:
     return rows
 
 
+# --- images that fit the model of blur and noise, and images that do not ------------------------
+
+
+def to_bytes(image: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def blurred(image: np.ndarray, alpha: float) -> np.ndarray:
+    return (np.asarray(dct.blur(to_floats(image)[None], alpha))[0] + 1) * 127.5
+
+
+def filtered(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    kernel = kernel[..., None] / kernel.sum()
+    return ndimage.convolve(image.astype(float), kernel, mode="reflect")
+
+
+def streak(length: int) -> np.ndarray:
+    """Motion over `length` pixels, one along a column for two along a row."""
+    path = np.linspace(-0.5, 0.5, 10 * length + 1) * length
+    across, along = path / 5**0.5, 2 * path / 5**0.5
+    edges = np.arange(-length // 2 - 1, length // 2 + 3) - 0.5
+    return np.histogram2d(across, along, (edges, edges))[0]
+
+
+def disc(radius: float) -> np.ndarray:
+    i, j = np.mgrid[-int(radius) - 1 : int(radius) + 2, -int(radius) - 1 : int(radius) + 2]
+    return np.clip(radius + 0.5 - np.hypot(i, j), 0, 1)
+
+
+def enlarged(image: np.ndarray) -> np.ndarray:
+    height, width, _ = image.shape
+    small = Image.fromarray(image).resize((width // 2, height // 2), Image.LANCZOS)
+    return np.asarray(small.resize((width, height), Image.BICUBIC))
+
+
+def as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    content = io.BytesIO()
+    Image.fromarray(to_bytes(image)).save(content, "JPEG", quality=quality)
+    return np.asarray(Image.open(content))
+
+
+HARM = {  # what is done to a photograph x, with normal noise n, and the quality of a JPEG
+    "blur 1, noise 12.75": (lambda x, n: blurred(x, 1) + 12.75 * n, None),
+    "noise 12.75": (lambda x, n: x + 12.75 * n, None),
+    "noise 5": (lambda x, n: x + 5 * n, None),
+    "nothing": (lambda x, n: x, None),
+    "enlarged twice": (lambda x, n: enlarged(x), None),
+    "JPEG 30": (lambda x, n: as_jpeg(x, 30), 30),
+    "blur 1, noise 12.75, JPEG 75": (lambda x, n: as_jpeg(blurred(x, 1) + 12.75 * n, 75), 75),
+    "motion of 9 pixels, noise 2": (lambda x, n: filtered(x, streak(9)) + 2 * n, None),
+    "disc of radius 3, noise 2": (lambda x, n: filtered(x, disc(3)) + 2 * n, None),
+}
+
+
+def middles(folder: str, height: int = 192, width: int = 256) -> dict[str, np.ndarray]:
+    """The middle of each photograph in a folder at half size."""
+    found = {}
+    for path in sorted(pathlib.Path(folder).iterdir()):
+        image = Image.open(path).convert("RGB")
+        image = np.asarray(image.resize((image.width // 2, image.height // 2), Image.LANCZOS))
+        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+        found[path.stem] = image[top : top + height, left : left + width]
+    return found
+
+
+def judged(network: Network, clean: np.ndarray, seed: int, harm: str) -> dict:
+    """What the mode makes of one photograph, and what Whittle's levels alone would."""
+    change, quality = HARM[harm]
+    noise = np.random.default_rng(seed).standard_normal(clean.shape)
+    y, clean = to_floats(to_bytes(change(clean, noise))), to_floats(clean)
+    # Where nothing is done the gain is the PSNR of what the photograph becomes.
+    before = 0.0 if harm == "nothing" else pairs.psnr(y, clean)
+
+    def gain(blur: float, noise: float) -> float:
+        restored = network.blind(y[None], blur, noise / levels.GREY)
+        return pairs.psnr(np.asarray(restored)[0], clean) - before
+
+    found = levels.read(network.model, y, quality, None, None)
+    z = found.pop("fit")["z"]
+    report = {**found, "largest_z": float(np.max(np.abs(z)))}
+    alone = found["blur"], found["noise"]
+    if found["noise"] > 0.99 * found["quiet_noise"]:
+        alone = [float(level[0]) for level in network.estimate(y[None])]
+        alone = alone[0], alone[1] * levels.GREY
+    report["alone"] = {"blur": alone[0], "noise": alone[1], "gain": gain(*alone)}
+    untouched = None if harm == "nothing" else 0.0  # no finite PSNR
+    report["gain"] = untouched
+    if found["found"]:
+        same = alone == (found["blur"], found["noise"])
+        report["gain"] = report["alone"]["gain"] if same else gain(found["blur"], found["noise"])
+    report["gain_if_sure"] = untouched if found["doubts"] else report["gain"]
+    return report
+
+
+def judge(arguments: argparse.Namespace) -> None:
+    """Every photograph in the folder under every harm; a table."""
+    network = Network(pretrained.load(arguments.checkpoint))
+    report = {"arguments": vars(arguments), "machine": machine(), "photographs": {}}
+    for seed, (name, image) in enumerate(middles(arguments.judged).items()):
+        report["photographs"][name] = {harm: judged(network, image, seed, harm) for harm in HARM}
+        storage.write_json(pathlib.Path(arguments.out) / "restoration.json", report)
+        print(name, flush=True)
+    for harm in HARM:
+        rows = [of[harm] for of in report["photographs"].values()]
+        columns = (
+            [row["alone"]["gain"] for row in rows],
+            *([row[key] for row in rows] for key in ("gain", "gain_if_sure")),
+        )
+        texts = []
+        for column in columns:
+            known = [value for value in column if value is not None]
+            quantiles = np.quantile(known, (0, 0.5, 1)) if known else ()
+            texts.append(", ".join(f"{value:.2f}" for value in quantiles) or "-")
+        left = sum(not row["found"] for row in rows)
+        doubted = sum(row["found"] and bool(row["doubts"]) for row in rows)
+        print(f"| {harm} | {' | '.join(texts)} | {left} | {doubted} |")
+
+
 def main(arguments: argparse.Namespace) -> None:
     out = pathlib.Path(arguments.out)
     model = pretrained.load(arguments.checkpoint)
@@ -341,5 +465,7 @@ if __name__ == "__main__":
     parser.add_argument("--calls", type=int, nargs="+", default=CALLS)
     names = ["unsupervised", *TUNED, "BM3D"]
     parser.add_argument("--methods", nargs="+", default=names, choices=names)
+    parser.add_argument("--judged", help="folder of photographs")
     parser.add_argument("--out", required=True)
-    main(parser.parse_args())
+    parsed = parser.parse_args()
+    (judge if parsed.judged else main)(parsed)

@@ -1,15 +1,25 @@
 """--mode=restore: photographs as people have them, in and out."""
 
+import errno
+import io
 import json
+import os
+import weakref
+import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
+from tests.app.conftest import REPOSITORY
 from warm_diffusion import dct, pretrained
-from warm_diffusion.app.restore import page, photographs
+from warm_diffusion.app import restore as mode
+from warm_diffusion.app.restore import levels, page, photographs
 from warm_diffusion.data.images import from_uint8, png, to_uint8
 from warm_diffusion.evaluation import pairs
+from warm_diffusion.runtime import storage
 
 LEVELS = (0.5, 20.0)  # pixels, grey levels
 
@@ -49,7 +59,11 @@ def test_every_image_gets_its_mean_samples_and_picture(restored):
     names = ("small", "wide")
     assert found == sorted(
         ["index.html", "restoration.json"]
-        + [f"{kind}/{name}.png" for name in names for kind in ("comparison", "mean")]
+        + [
+            f"{kind}/{name}.png"
+            for name in names
+            for kind in ("comparison", "input", "mean", "wiener")
+        ]
         + [f"samples/{name}_{i}.png" for name in names for i in range(2)]
     )
 
@@ -68,7 +82,7 @@ def test_the_mean_is_the_denoisers(trained, photos, restored):
 
 def test_scores_are_those_of_the_images_written(photos, restored):
     scores = json.loads((restored / "restoration.json").read_text())["images"]["wide"]["scores"]
-    assert list(scores) == ["input", "Wiener filter", "mean", "sample 0", "sample 1"]
+    assert list(scores) == ["input", "mean", "Wiener filter", "sample 0", "sample 1"]
     images = [
         np.asarray(from_uint8(np.asarray(Image.open(path))[:, :, None]))
         for path in (restored / "samples" / "wide_1.png", photos / "clean" / "wide.png")
@@ -122,6 +136,95 @@ def test_mistakes_are_one_line_and_nothing_is_written(
     assert not workdir.exists()
 
 
+def restoring(photos, trained, folder, *flags):
+    return (
+        "--mode=restore", f"--checkpoint={trained[0]}", f"--input={photos / 'input'}",
+        "--blur=0.5", "--noise=20", f"--workdir={folder}", *flags,
+    )  # fmt: skip
+
+
+def test_after_a_full_disk_the_same_command_goes_on(app, trained, photos, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    app.run(*restoring(photos, trained, whole), tiny=False)
+    write, written = storage.write_bytes, []
+
+    def fail_at_times(where, content):
+        written.append(where)
+        if len(written) in (1, 3, 9):  # the first report, an image, the report of the first image
+            raise OSError(errno.ENOSPC, "No space left on device", str(where))
+        write(where, content)
+
+    monkeypatch.setattr(storage, "write_bytes", fail_at_times)
+    for _ in range(3):
+        app.run(*restoring(photos, trained, parts), tiny=False, status=74)
+    app.run(*restoring(photos, trained, parts), tiny=False)
+    found = {str(p.relative_to(parts)): p.read_bytes() for p in parts.rglob("*.*") if p.is_file()}
+    for name, content in found.items():
+        assert content == (whole / name).read_bytes()
+    assert len(found) == len([p for p in whole.rglob("*.*") if p.is_file()])
+
+
+def test_an_image_with_neither_blur_nor_noise_comes_back_bit_for_bit(
+    app, trained, photos, tmp_path
+):
+    out, _ = app.run(
+        *restoring(photos, trained, tmp_path / "out", "--blur=0", "--noise=0"), tiny=False
+    )
+    assert "note     wide: it is left as it is" in out
+    for name in ("small", "wide"):
+        before, after = (
+            np.asarray(Image.open(folder / f"{name}.png"))
+            for folder in (photos / "input", tmp_path / "out" / "mean")
+        )
+        np.testing.assert_array_equal(before, after)
+
+
+def test_only_if_sure_leaves_a_jpeg_as_it_is_and_a_strange_name_harms_nothing(
+    app, trained, photos, tmp_path
+):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    long = "n" * 250
+    Image.open(photos / "input" / "wide.png").save(folder / f"{long}.jpg", quality=30)
+    strange = os.fsdecode(b"\xff#<b>?.png")
+    (folder / strange).write_bytes((photos / "input" / "small.png").read_bytes())
+    out, _ = app.run(
+        "--mode=restore", f"--checkpoint={trained[0]}", f"--input={folder}", "--blur=0.5",
+        "--noise=20", f"--workdir={tmp_path / 'out'}", "--only_if_sure", tiny=False,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "out" / "restoration.json").read_text())["images"]
+    (jpeg,) = (name for name in report if name.startswith("nnn"))
+    (other,) = report.keys() - {jpeg}
+    assert report[jpeg]["left_as_it_is"]
+    assert "JPEG of quality 30" in report[jpeg]["note"]
+    assert not report[other]["left_as_it_is"]
+    for name in (jpeg, other):
+        assert (tmp_path / "out" / "mean" / f"{name}.png").is_file()
+    assert (tmp_path / "out" / "index.html").is_file()
+
+
+def test_no_more_than_two_photographs_are_in_memory(app, trained, photos, tmp_path, monkeypatch):
+    read, alive, most = photographs.read, weakref.WeakValueDictionary(), []
+
+    def counted(path, channels):
+        found = read(path, channels)
+        alive[len(most)] = found.pixels
+        most.append(len(alive))
+        return found
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(5):
+        (folder / f"{i}.png").write_bytes((photos / "input" / "small.png").read_bytes())
+    monkeypatch.setattr(photographs, "read", counted)
+    app.run(
+        "--mode=restore", f"--checkpoint={trained[0]}", f"--input={folder}", "--blur=0",
+        "--noise=0", f"--workdir={tmp_path / 'out'}", tiny=False,
+    )  # fmt: skip
+    assert len(most) == 10  # checked, then restored
+    assert max(most) <= 2
+
+
 def test_nothing_is_overwritten(app, trained, photos, restored):
     before = (restored / "mean" / "wide.png").read_bytes()
     told = refused(app, trained, restored, f"--input={photos / 'input'}")
@@ -140,20 +243,67 @@ def test_a_photograph_is_read_upright(tmp_path):
     exif[0x0112] = 6  # the camera was turned: show rotated by 90 degrees clockwise
     image.save(path, exif=exif)
     expected = np.rot90(COLOURS, -1) / 127.5 - 1
-    np.testing.assert_allclose(photographs.read(path, 3), expected, atol=1e-6)
+    np.testing.assert_allclose(photographs.read(path, 3).pixels, expected, atol=1e-6)
 
 
 def test_sixteen_bits_keep_their_depth(tmp_path):
     pixels = np.array([[0, 1, 65535], [256, 40000, 257]], np.uint16)
     Image.fromarray(pixels).save(tmp_path / "deep.png")
-    found = photographs.read(tmp_path / "deep.png", 1)[:, :, 0]
+    found = photographs.read(tmp_path / "deep.png", 1).pixels[:, :, 0]
     np.testing.assert_allclose(found, pixels / 32767.5 - 1, atol=1e-6)
+
+
+DEEP = np.random.default_rng(1).integers(0, 65536, (5, 7, 3), np.uint16)
+
+
+def pixels_of_48_bits(content):
+    """What a PNG file of 16 bits a colour holds, by the format's rules for filters 0 and 2."""
+    data, chunks = content[8:], {}
+    while data:
+        size, kind = int.from_bytes(data[:4]), data[4:8]
+        assert zlib.crc32(data[4 : 8 + size]) == int.from_bytes(data[8 + size : 12 + size])
+        chunks[kind], data = data[8 : 8 + size], data[12 + size :]
+    height = int.from_bytes(chunks[b"IHDR"][4:8])
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, -1)
+    assert set(rows[:, 0]) <= {2}
+    rows = np.cumsum(rows[:, 1:], axis=0, dtype=np.uint8)
+    return rows.view(">u2").reshape(height, -1, 3)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_sixteen_bits_a_colour_and_the_profile_come_back(tmp_path, byteorder):
+    path = tmp_path / "deep.tif"
+    profile = b"a profile"
+    tags = [(34675, 7, len(profile), profile, True)]
+    tifffile.imwrite(path, DEEP, byteorder=byteorder, photometric="rgb", extratags=tags)
+    photograph = photographs.read(path, 3)
+    np.testing.assert_allclose(photograph.pixels, DEEP / 32767.5 - 1, atol=1e-6)
+    written = photograph.png(photograph.pixels)
+    np.testing.assert_array_equal(pixels_of_48_bits(written), DEEP)
+    assert Image.open(io.BytesIO(written)).info["icc_profile"] == profile
+    (tmp_path / "deep.png").write_bytes(written)
+    again = photographs.read(tmp_path / "deep.png", 3)
+    np.testing.assert_array_equal(again.pixels, photograph.pixels)
+
+
+def test_eight_bits_and_their_profile_come_back(tmp_path):
+    Image.fromarray(COLOURS).save(tmp_path / "a.png", icc_profile=b"a profile")
+    photograph = photographs.read(tmp_path / "a.png", 3)
+    written = Image.open(io.BytesIO(photograph.png(photograph.pixels)))
+    np.testing.assert_array_equal(np.asarray(written), COLOURS)
+    assert written.info["icc_profile"] == b"a profile"
+
+
+@pytest.mark.parametrize("quality", [10, 50, 75, 95])
+def test_the_quality_of_a_jpeg_is_read_off_its_tables(tmp_path, quality):
+    Image.fromarray(COLOURS).save(tmp_path / "a.jpg", quality=quality)
+    assert abs(photographs.read(tmp_path / "a.jpg", 3).quality - quality) <= 1
 
 
 def test_transparency_that_hides_nothing_is_dropped_and_other_is_refused(tmp_path):
     alpha = np.full((4, 6, 1), 255, np.uint8)
     Image.fromarray(np.concatenate([COLOURS, alpha], 2)).save(tmp_path / "opaque.png")
-    found = photographs.read(tmp_path / "opaque.png", 3)
+    found = photographs.read(tmp_path / "opaque.png", 3).pixels
     np.testing.assert_allclose(found, COLOURS / 127.5 - 1, atol=1e-6)
     alpha[0, 0] = 254
     Image.fromarray(np.concatenate([COLOURS, alpha], 2)).save(tmp_path / "glass.png")
@@ -183,23 +333,64 @@ def test_two_images_of_one_name_are_refused(tmp_path):
         photographs.find(str(tmp_path), "--input")
 
 
+# --- the judgement -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """Levels as the mode reads them, of flower.jpg at half size, after blur and noise."""
+    model = pretrained.load(REPOSITORY / "pretrained" / "photos")
+    image = Image.fromarray(load_sample_image("flower.jpg")).resize((320, 213), Image.LANCZOS)
+    clean = np.asarray(from_uint8(np.asarray(image)[10:202, 32:288]))
+    noise = np.random.default_rng(0).standard_normal(clean.shape)
+
+    def judge(blur, noise_level, quality=None):
+        y = np.asarray(dct.blur(clean[None], blur))[0] + noise_level / 127.5 * noise
+        y = np.asarray(from_uint8(to_uint8(y)))
+        return levels.read(model, y, quality, None, None)
+
+    return judge
+
+
+def test_an_untouched_photograph_is_found_to_have_neither(judged):
+    assert not judged(0.0, 0.0)["found"]
+
+
+def test_blur_and_noise_are_found_within_their_errors(judged):
+    found = judged(1.0, 10.0, quality=30)
+    assert found["found"]
+    assert abs(found["blur"] - 1.0) < 2 * found["blur_error"]
+    assert abs(found["noise"] - 10.0) < 0.5
+    assert found["doubts"] == ["it is a JPEG of quality 30, which alters noise and blur"]
+
+
 # --- the page ------------------------------------------------------------------------------------
 
 
-def content(figures):
-    """The page of images by name and version."""
-    return page(
-        [
-            (name, caption, {key: png(image) for key, image in versions.items()})
-            for name, caption, versions in figures
-        ]
-    )
+def figures(folder, name="<b>a&b#"):
+    """What the page shows of an image and its restoration, in files."""
+    files = {version: f"{version}/{name}.png" for version in ("input", "mean")}
+    for where in files.values():
+        storage.write_bytes(folder / where, png(COLOURS))
+    report = {"blur": 1.0, "blur_error": 0.1, "noise": 5.0, "noise_error": None}
+    scores = {"input": {"psnr": 20.0, "ssim": None}}
+    report |= {"files": files, "scores": scores, "note": "it is <i>odd</i>"}
+    return mode._figures(folder, {name: report})
 
 
-def test_the_page_holds_all_it_shows_and_names_are_text():
-    text = content([("<b>a&b", "blur 1", {"input": COLOURS, "<i>": COLOURS})]).decode()
+def test_the_page_holds_all_it_shows_and_names_are_text(tmp_path):
+    text = page(figures(tmp_path)).decode()
     assert text.count("data:image/png;base64,") == 2
     assert "http" not in text
     assert "&lt;b&gt;a&amp;b" in text
     assert "<b>" not in text
     assert "<i>" not in text
+    assert "it is &lt;i&gt;odd" in text
+    assert "input 20.00 dB" in text
+
+
+def test_the_page_links_what_is_too_large_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(mode, "_EMBEDDED", 100)
+    text = page(figures(tmp_path)).decode()
+    assert "data:image" not in text
+    assert 'src="mean/%3Cb%3Ea%26b%23.png"' in text

@@ -109,6 +109,8 @@ FUNCTIONS = DATA | {
         0.1 * noise, SPECTRUM, alpha=0.0
     )[1],
     "level_errors": lambda x, noise, key: restoration.level_errors(x, SPECTRUM, 0.5, 0.3)[1],
+    "goodness_of_fit": lambda x, noise, key: restoration.goodness_of_fit(x, SPECTRUM, 0.5, 0.3)[2],
+    "quiet_noise": lambda x, noise, key: restoration.quiet_noise(x),
 }
 LOOSE = ("score", "level_errors")  # differences of rounded data
 RANDOM = ("loss", "any_bnr", "from_functions", "churn, spectral", "restore")

@@ -1,12 +1,15 @@
 """Restoring images whose posterior is known, and estimating the levels of theirs."""
 
 import functools
+import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 import scipy.optimize
+from PIL import Image
 
 from tests.core.closed_forms import (
     blur,
@@ -309,3 +312,99 @@ def test_a_spectrum_of_another_size_serves_by_frequency():
     images = states(1.0, 0.2, count=2)
     one, other = (estimate_without_mean(images, spectrum) for spectrum in (small, own))
     np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+# --- what texture passes for, and whether the model fits ------------------------------------------
+
+
+def test_errors_contain_what_the_texture_of_an_image_does_to_its_levels():
+    # The power of each third of an octave times exp(0.2 N(0, 1)): deviations of the squares in
+    # units of their errors have deviation 1, where those of the coefficients' scatter alone are
+    # far too small.
+    rng, tau, count = np.random.default_rng(0), 0.2, 64
+    radius = np.sqrt((np.arange(16)[:, None] / 16) ** 2 + (np.arange(12) / 12) ** 2)
+    thirds = np.floor(3 * np.log2(2**0.5 / np.maximum(radius, 1e-3))).astype(int)
+    images = []
+    for seed in range(count):
+        texture = np.exp(tau * rng.standard_normal(thirds.max() + 1))[thirds]
+        noise = rng.standard_normal((1, *LARGE[:2], 40))  # many channels: the scatter is small
+        spectrum = np.repeat((SPECTRUM * texture)[..., None], 40, axis=2)
+        data = type(PHOTOS)(np.zeros((*LARGE[:2], 40)), spectrum)
+        images.append(blur(data.draw(np.random.default_rng(seed), 1), 1.0) + 0.05 * noise)
+    images = np.concatenate(images)
+    alpha, beta = jax.jit(lambda x: restoration.estimate_levels(x, SPECTRUM))(images)
+    errors = jax.jit(
+        lambda x, a, b, texture: restoration.level_errors(x, SPECTRUM, a, b, texture=texture)
+    )
+    deviations = []
+    for texture in (tau, 0.0):
+        error, _ = errors(images, alpha, beta, texture)
+        deviations.append(np.std((alpha**2 - 1) / ((alpha + error) ** 2 - alpha**2)))
+    assert 0.7 < deviations[0] < 1.4
+    assert deviations[1] > 2
+
+
+def test_the_fit_of_noise_is_its_power_over_what_was_expected():
+    noise = np.random.default_rng(0).standard_normal((1, 32, 32, 3))
+    frequency, departure, z = restoration.goodness_of_fit(noise, np.zeros((32, 32)), 0.0, 1.0)
+    radius = np.hypot(*np.ogrid[:32, :32]) / 32
+    highest = radius > 2**0.5 / 2 ** (1 / 3)
+    power = np.mean(dct(noise)[0][highest] ** 2)
+    np.testing.assert_allclose(departure[0, 0], np.log(power), rtol=1e-6)
+    scatter = 2 / (3 * highest.sum()) + 0.05**2
+    np.testing.assert_allclose(z[0, 0], np.log(power) / np.sqrt(scatter), rtol=1e-6)
+    assert np.max(np.abs(z)) < 3
+    assert np.all(np.diff(frequency) < 0)
+
+
+def test_other_blur_than_a_gaussian_one_does_not_fit():
+    # White data under a disc of radius 3: with a Gaussian of the same width the rings are missing.
+    rng = np.random.default_rng(0)
+    i, j = np.mgrid[-3:4, -3:4]
+    disc = (np.hypot(i, j) <= 3).astype(float)
+    x = rng.standard_normal((64, 64, 3))
+    kernel = disc[..., None] / disc.sum()
+    spectrum = np.ones((64, 64))
+    largest = []
+    for y in (scipy.ndimage.convolve(x, kernel, mode="reflect"), blur(x[None], 1.5)[0]):
+        y = y[None] + 0.01 * rng.standard_normal((1, *x.shape))
+        levels = jax.jit(lambda y: restoration.estimate_levels(y, spectrum))(y)
+        largest.append(np.max(np.abs(restoration.goodness_of_fit(y, spectrum, *levels)[2])))
+    assert largest[0] > 5
+    assert largest[1] < 3
+
+
+def test_quiet_parts_tell_the_noise_and_clipped_ones_do_not():
+    rng = np.random.default_rng(0)
+    noise = 0.1 * rng.standard_normal((1, 128, 128, 3))
+    np.testing.assert_allclose(restoration.quiet_noise(noise), 0.1, rtol=0.03)
+    white = np.arange(128)[:, None, None] < 40
+    clipped = np.where(white, 1.0, noise)
+    np.testing.assert_allclose(restoration.quiet_noise(clipped), 0.1, rtol=0.05)
+    textured = noise + 0.5 * rng.standard_normal(noise.shape) * ~white
+    np.testing.assert_allclose(restoration.quiet_noise(textured), 0.1, rtol=0.05)
+
+
+def test_noise_is_no_more_than_the_most_that_it_can_be():
+    images = states(1.0, 0.2)
+    estimate_to = jax.jit(
+        lambda x, most: restoration.estimate_levels(x, SPECTRUM, PHOTOS.mean, beta_max=most)
+    )
+    np.testing.assert_allclose(estimate_to(images, 5.0), estimate(images), rtol=1e-5)
+    alpha, beta = estimate_to(images, 0.15)
+    np.testing.assert_allclose(beta, 0.15, rtol=1e-9)
+    best = scipy.optimize.minimize_scalar(
+        lambda a: whittle((a, 0.15), images[0]), bounds=(0.2, 3), method="bounded"
+    )
+    np.testing.assert_allclose(alpha[0], best.x, rtol=1e-4)
+
+
+def test_a_jpeg_shows_its_blocks():
+    rng = np.random.default_rng(0)
+    smooth = scipy.ndimage.gaussian_filter(rng.standard_normal((128, 160)), 3)
+    pixels = np.clip(128 + 400 * smooth, 0, 255).astype(np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG", quality=30)
+    images = np.stack([pixels, np.asarray(Image.open(content))])[..., None] / 127.5 - 1
+    before, after = restoration.block_edges(images)
+    assert before < 5 < after

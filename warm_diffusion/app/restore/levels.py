@@ -33,10 +33,10 @@ def read(
     known = [None if level is None else level / GREY**i for i, level in enumerate((blur, noise))]
     alpha, beta = known
     errors, fit = [None, None], None
+    most = restoration.quiet_noise(jnp.asarray(image[None]))
     if model.spectrum is not None:
         x = _tiles(image)
         mean = model.mean if x.shape[1:] == model.image_shape else None
-        most = restoration.quiet_noise(jnp.asarray(image[None]))
         levels, errors, fit = _estimate(jnp.asarray(x), model.spectrum, mean, alpha, beta, most)
         alpha, beta = (float(level[0]) for level in levels)
         errors = [
@@ -50,7 +50,8 @@ def read(
         "blur_error": errors[0],
         "noise": beta * GREY,
         "noise_error": errors[1] and errors[1] * GREY,
-        "fit": fit and {part: np.asarray(values).ravel() for part, values in fit._asdict().items()},
+        "quiet_noise": float(most[0]) * GREY,
+        "fit": fit and dict(zip(("frequency", "departure", "z"), map(np.ravel, fit), strict=True)),
         "jpeg_quality": quality,
         "block_edges": float(restoration.block_edges(jnp.asarray(image[None]))[0]),
     }
