@@ -23,7 +23,7 @@ Tuned: the best PSNR at that pair over a grid, on `--tune`. Those of skimage and
 sheet: what they estimate or match they may take from all of them. The network's rows: the posterior
 mean with known levels and with levels read off each image (on `photos` also off the photograph that
 it is a tile of, as --mode=restore reads them), the flow and samples.
-With `--judged=FOLDER` instead, the levels of every photograph in a folder (at half size, 256x192
+With `--judged=FOLDER` instead, the levels of every photograph in a folder (at half size, 128x96
 from the middle, 8 bits) are read after each of `HARM`, as --mode=restore does and as Whittle's
 likelihood alone has them: the gain in dB over doing nothing, and what the mode says.
 
@@ -350,7 +350,6 @@ def as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
 HARM = {  # what is done to a photograph x, with normal noise n, and the quality of a JPEG
     "blur 1, noise 12.75": (lambda x, n: blurred(x, 1) + 12.75 * n, None),
     "noise 12.75": (lambda x, n: x + 12.75 * n, None),
-    "noise 5": (lambda x, n: x + 5 * n, None),
     "nothing": (lambda x, n: x, None),
     "enlarged twice": (lambda x, n: enlarged(x), None),
     "JPEG 30": (lambda x, n: as_jpeg(x, 30), 30),
@@ -360,7 +359,7 @@ HARM = {  # what is done to a photograph x, with normal noise n, and the quality
 }
 
 
-def middles(folder: str, height: int = 192, width: int = 256) -> dict[str, np.ndarray]:
+def middles(folder: str, height: int = 96, width: int = 128) -> dict[str, np.ndarray]:
     """The middle of each photograph in a folder at half size."""
     found = {}
     for path in sorted(pathlib.Path(folder).iterdir()):

@@ -569,6 +569,9 @@ def block_edges(images: ArrayLike) -> jax.Array:
         step = jnp.mean(abs(x[:, :, 1:] - x[:, :, :-1]), axis=(1, 3))  # [B, W - 1]
         stands_out = step[:, 1:-1] - (step[:, 2:] + step[:, :-2]) / 2
         stands_out = stands_out[:, : stands_out.shape[1] // 8 * 8].reshape(len(x), -1, 8)
+        if not stands_out.size:  # fewer than eight
+            found.append(jnp.zeros(len(x), x.dtype))
+            continue
         spread = jnp.std(stands_out, axis=(1, 2)) + _FLOOR
         means = jnp.max(jnp.mean(stands_out, axis=1), axis=1)
         found.append(means / spread * stands_out.shape[1] ** 0.5)

@@ -188,7 +188,7 @@ def test_only_if_sure_leaves_a_jpeg_as_it_is_and_a_strange_name_harms_nothing(
     Image.open(photos / "input" / "wide.png").save(folder / f"{long}.jpg", quality=30)
     strange = os.fsdecode(b"\xff#<b>?.png")
     (folder / strange).write_bytes((photos / "input" / "small.png").read_bytes())
-    out, _ = app.run(
+    app.run(
         "--mode=restore", f"--checkpoint={trained[0]}", f"--input={folder}", "--blur=0.5",
         "--noise=20", f"--workdir={tmp_path / 'out'}", "--only_if_sure", tiny=False,
     )  # fmt: skip

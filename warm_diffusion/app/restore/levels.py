@@ -33,7 +33,7 @@ def read(
     known = [None if level is None else level / GREY**i for i, level in enumerate((blur, noise))]
     alpha, beta = known
     errors, fit = [None, None], None
-    most = restoration.quiet_noise(jnp.asarray(image[None]))
+    most, edges = _measure(jnp.asarray(image[None]))
     if model.spectrum is not None:
         x = _tiles(image)
         mean = model.mean if x.shape[1:] == model.image_shape else None
@@ -53,7 +53,7 @@ def read(
         "quiet_noise": float(most[0]) * GREY,
         "fit": fit and dict(zip(("frequency", "departure", "z"), map(np.ravel, fit), strict=True)),
         "jpeg_quality": quality,
-        "block_edges": float(restoration.block_edges(jnp.asarray(image[None]))[0]),
+        "block_edges": float(edges[0]),
     }
     report["found"] = any(
         value > 0 if given is not None else _stands_out(value, error)
@@ -85,6 +85,12 @@ def _tiles(image: np.ndarray) -> np.ndarray:
     cut = image[: counts[0] * size[0], : counts[1] * size[1]]
     cut = cut.reshape(counts[0], size[0], counts[1], size[1], channels).transpose(1, 3, 0, 2, 4)
     return cut.reshape(1, *size, -1)
+
+
+@jax.jit
+def _measure(x):
+    """The most noise that an image can have, and how far edges of JPEG's blocks stand out, [1]."""
+    return restoration.quiet_noise(x), restoration.block_edges(x)
 
 
 @jax.jit
