@@ -152,7 +152,7 @@ class _Image(NamedTuple):
     ) -> dict:
         """Writes the image's files and returns what restoration.json says of it."""
         pixels = self.photograph.pixels
-        with _patience(f"{self.name}: {pixels.size / pixels.shape[-1] / 1e6:.1f} megapixels"):
+        with _patience(f"{self.name}, {pixels.shape[1]}x{pixels.shape[0]} pixels"):
             found = levels.read(model, pixels, self.photograph.quality, request.blur, request.noise)
             say(f"levels   {self.name}: {levels.caption(found)}")
             left = not found["found"] or (request.only_if_sure and bool(found["doubts"]))
