@@ -544,7 +544,8 @@ def quiet_noise(images: ArrayLike) -> jax.Array:
     rank = jnp.sum(~clipped, axis=1, keepdims=True) // 20
     # The quantile 0.05 of the mean of squares of `count` normal numbers (Wilson & Hilferty 1931).
     spread = 2 / (9 * count)
-    expected = (1 - spread - 1.645 * spread**0.5) ** 3
+    # Of a few it is nearly 0, and they bound nothing.
+    expected = max(0.01, 1 - spread - 1.645 * spread**0.5) ** 3
     return jnp.sqrt(jnp.take_along_axis(squares, rank, axis=1)[:, 0] / expected)
 
 
