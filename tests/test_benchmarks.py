@@ -1,4 +1,4 @@
-"""What the benchmarks rely on: programs read as XLA wrote them, short trainings equal to the app's.
+"""The benchmarks: programs read as XLA wrote them, short trainings equal to the app's.
 
 `make tpu` installs libtpu (0.7 GB) and compiles for four kinds of TPU; without it those tests are
 skipped.

@@ -1,4 +1,4 @@
-"""What README and the site show works: snippets run, commands, files and links exist.
+"""README and the site show what works: snippets run, commands, files and links exist.
 
 Blocks marked `python` run, in order, in one namespace per page; `py` is for what runs elsewhere and
 must parse. Commands are parsed by main.py itself: flags, configuration, keys and their ranges.
@@ -130,7 +130,7 @@ MODULES = {name: words for name, words in COMMANDS.items() if words[1] == "-m"}
 
 
 def parse(arguments):
-    """What main.py makes of flags: everything that it can tell without data."""
+    """Parses flags as main.py does, and checks everything that needs no data."""
     # The configuration of a run that is not there: main.py would take the file beside it.
     arguments = [word for word in arguments if not re.fullmatch(r"--config=.*\.json", word)]
     argv = [str(ROOT / "main.py"), *arguments]

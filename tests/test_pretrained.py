@@ -273,7 +273,7 @@ def test_the_denoiser_works_under_jit_vmap_and_grad(model):
     np.testing.assert_allclose(jnp.sum(jax.grad(total)(x) * step), change, rtol=1e-2)
 
 
-def test_a_class_is_told_to_the_network():
+def test_the_network_receives_the_class():
     conditional = make_model(model={**DESCRIPTION["model"], "num_classes": 3})
     conditional.params["map_label"]["kernel"] *= 30  # shows in images of 8 bits
     x, alpha, beta = levels()
@@ -293,7 +293,7 @@ def test_a_class_is_told_to_the_network():
         ((np.zeros((2, 8, 8, 1), np.float32), 0.0, 1.0, [0, -2]), "from -1"),
     ],
 )
-def test_what_a_denoiser_does_not_take_is_said(model, arguments, message):
+def test_a_wrong_argument_of_a_denoiser_is_named(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         model.denoise(*arguments)
 

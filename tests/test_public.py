@@ -103,7 +103,7 @@ def test_a_failed_transfer_is_one_line_and_leaves_nothing(server, tmp_path, beha
     assert held(tmp_path) == []
 
 
-def test_a_damaged_file_is_named_and_fetched_anew(server, tmp_path):
+def test_a_damaged_file_is_named_and_fetched_again(server, tmp_path):
     (tmp_path / "x.bin").write_bytes(CONTENT[:-1] + b"!")
     with pytest.raises(ValueError, match=r"x\.bin is damaged"):
         public.obtain("x", tmp_path)

@@ -36,7 +36,7 @@ OPTIMIZER = optax.adam(1e-2)
 
 
 def weights():
-    """Of a convolution, the levels' shift and a second convolution."""
+    """A convolution, the levels' shift and a second convolution."""
     rng = np.random.default_rng(0)
     shapes = {"first": (3, 3, 2, WIDTH), "levels": (2, WIDTH), "last": (3, 3, WIDTH, 4)}
     return {

@@ -1,4 +1,4 @@
-"""What a configuration becomes: loss with labels, augmentation, dropout, slices, narrow types."""
+"""What `build` makes: loss with labels, augmentation, dropout, slices, narrow types."""
 
 import functools
 
@@ -102,7 +102,7 @@ def test_augmentation_reaches_the_images_and_the_network():
     assert np.abs(terms.total - untold.total).max() > 1e-4
 
 
-def test_each_image_is_told_its_own_class():
+def test_each_image_gets_its_own_class():
     config = make_config(**{"model.num_classes": 4})
     built = build.architecture(config, SHAPE)
     params, batch = random_params(built), random_batch(classes=4)

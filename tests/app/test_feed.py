@@ -1,4 +1,4 @@
-"""What training's loop is fed: batches ahead of the devices, no read of their results, profiles."""
+"""Batches of training: batches ahead of the devices, no read of their results, profiles."""
 
 import concurrent.futures
 import contextlib

@@ -57,7 +57,7 @@ def broken():
 
 
 def standard_errors():
-    """Of ln(a ring's mean power) of COUNT Gaussian states at each level: [steps, K]."""
+    """Deviation of ln(a ring's mean power) over COUNT Gaussian states: [steps, K]."""
     ring = rings(*SIZE[:2])
     errors = []
     for alpha, beta in LEVELS:

@@ -1,4 +1,4 @@
-"""What docs/reliability.md promises, as a user meets it: one line, the status, nothing lost."""
+"""The promises of docs/reliability.md, as a user meets them: one line, the status, nothing lost."""
 
 import builtins
 import contextlib
@@ -220,7 +220,7 @@ def test_a_checkpoint_that_training_removes_is_passed_over_for_the_next(
 # --- the disk ------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_when_space_is_back(
+def test_a_full_disk_is_one_line_and_the_run_continues_when_space_is_back(
     app, uninterrupted, tmp_path
 ):
     """Full from the first file on; in the first save; in a later part of it."""
@@ -371,7 +371,7 @@ def test_a_signal_where_there_is_nothing_to_save_ends_quietly(
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )  # fmt: skip
-def test_images_drawn_before_a_signal_stay_and_the_same_command_goes_on(
+def test_images_drawn_before_a_signal_stay_and_the_same_command_continues(
     app, run, tmp_path, monkeypatch, number, status
 ):
     def save_and_interrupt(folder, images, seeds):

@@ -58,7 +58,7 @@ def test_solver_steps_grid_and_ratio_are_chosen_by_short_flags(app, trained, tmp
     assert np.abs(drawn.astype(int) - expected[..., 0]).max() <= 1
 
 
-def test_a_seed_gives_the_same_image_whatever_the_batch_and_the_other_seeds(app, trained, samples):
+def test_a_seed_gives_the_same_image_in_any_batch_with_any_other_seeds(app, trained, samples):
     app.run(
         "--mode=sample", f"--workdir={trained[0]}", "--seeds=9,3", tiny=False,
     )  # fmt: skip

@@ -66,7 +66,7 @@ def test_differences_that_decide_what_is_trained_are_refused():
         settings.compare(config, began, path)
 
 
-def test_differences_in_reporting_and_length_are_told():
+def test_differences_in_reporting_and_length_are_reported():
     config = default.get_config()
     config.training.num_steps = 8
     began = written(config)
@@ -205,7 +205,7 @@ def test_every_check_is_the_first_that_fits_some_key():
         ("augment.transforms", ("x_flip", "x_flip"), "64 different values"),
     ],
 )
-def test_keys_that_are_wrong_together_or_in_their_own_way_are_told(key, value, message):
+def test_keys_that_are_wrong_alone_or_together_are_reported(key, value, message):
     with pytest.raises(ValueError, match=message):
         settings.check(changed(key, value))
 

@@ -163,7 +163,7 @@ def test_data_read_from_disk_trains_as_data_on_the_device(app, uninterrupted, tm
         np.testing.assert_allclose(streamed["loss"], resident["loss"], rtol=1e-5)
 
 
-def test_a_batch_larger_than_the_data_is_said(app, tmp_path):
+def test_a_batch_larger_than_the_data_is_reported(app, tmp_path):
     np.save(tmp_path / "a.npy", np.arange(9 * 64, dtype=np.uint8).reshape(9, 8, 8))
     out, _ = app.run(
         f"--workdir={tmp_path / 'run'}", f"--config.data.source=npy:{tmp_path}/a.npy",

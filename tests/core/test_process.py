@@ -82,7 +82,7 @@ def test_a_perturbed_state_moved_on_has_the_marginal_of_its_end_level():
 
 
 @pytest.mark.parametrize("fall", [0.0, 1e-7, 5e-6])
-def test_transition_to_the_same_level_but_for_rounding_changes_nothing(fall):
+def test_transition_to_the_same_level_up_to_rounding_changes_nothing(fall):
     # A fall that a path may have by rounding (1e-5) is none; beyond it the result is NaN.
     x, end = normal(2), (0.7 * (1 - fall), 0.3 * (1 - fall))
     moved = transition(x, normal(2, seed=1), (0.7, 0.3), end)

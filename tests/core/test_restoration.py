@@ -139,7 +139,7 @@ def test_a_few_images_are_found_again():
     np.testing.assert_allclose(found, images, atol=1e-3)
 
 
-def test_each_image_is_restored_by_itself_whatever_the_batch():
+def test_each_image_is_restored_by_itself_in_any_batch():
     keys = jax.random.split(jax.random.key(0), 4)
     run = restorer(stochastic=0.7)
     together = run(IMAGES, ALPHA, BETA, keys)

@@ -356,7 +356,7 @@ def test_churn_keeps_the_marginals_of_the_data():
     within_standard_errors(dct(images), dct(DATA.mean[None])[0], DATA.spectrum)
 
 
-def test_churn_draws_anew_for_every_image_and_key_whatever_the_batch():
+def test_churn_draws_fresh_noise_for_every_image_and_key_in_any_batch():
     run, keys = compiled("heun", 4, churn=20.0), jax.random.split(jax.random.key(0), 3)
     same = np.repeat(normal(1), 3, axis=0)
     one_key, other_key, own_keys = (run(same, key) for key in (keys[0], keys[1], keys))

@@ -147,7 +147,7 @@ def forward_states(alpha, beta, count=3000):
 
 
 def standard_errors(spectrum, alpha, beta, count=3000):
-    """Of ln(ring's mean power): the ring's mean has variance 2 sum v^2 / (N K^2)."""
+    """Deviation of ln(ring's mean power): the ring's mean has variance 2 sum v^2 / (N K^2)."""
     variance = transfer(alpha, 12, 10)[..., 0] ** 2 * spectrum + beta**2
     ring = radii(12, 10)[1]
     return np.array(

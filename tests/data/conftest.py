@@ -1,4 +1,4 @@
-"""What the tests of data share: a cache of their own, images as files."""
+"""Fixtures of the tests of data: a cache of their own, images as files."""
 
 import io
 

@@ -123,7 +123,7 @@ def test_every_fact_that_differs_is_named():
 
 @pytest.fixture(scope="module")
 def external(tmp_path_factory):
-    """As ADM's evaluator writes VIRTUAL_*.npz; EDM's have mu and sigma alone, both float64."""
+    """Arrays like those of ADM's VIRTUAL_*.npz; EDM's have mu and sigma alone, both float64."""
     path = tmp_path_factory.mktemp("external") / "VIRTUAL_set64.npz"
     np.savez(path, arr_0=np.zeros((2, 4, 4, 3), np.uint8), mu=MU, sigma=SIGMA, mu_s=MU)
     return path

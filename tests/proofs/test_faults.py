@@ -107,7 +107,7 @@ TRAIN = ("--config.training.num_steps=4", "--config.training.checkpoint_every=2"
 
 @pytest.fixture(scope="module")
 def jobs(app, tmp_path_factory):
-    """What is given to main.py in each mode, but for the workdir."""
+    """Returns the flags of main.py in each mode, except the workdir."""
     folder = tmp_path_factory.mktemp("jobs")
     (folder / "photographs").mkdir()
     noise = np.random.default_rng(0)

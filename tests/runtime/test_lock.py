@@ -21,7 +21,7 @@ def _quick(monkeypatch):
         monkeypatch.setattr(lock, f"_{name}_SECONDS", seconds)
 
 
-def test_a_second_writer_is_refused_and_told_who_the_first_is(place):
+def test_a_second_writer_is_refused_with_the_name_of_the_first(place):
     with (
         lock.hold(place),
         pytest.raises(ValueError, match="is being written by") as caught,
@@ -68,7 +68,7 @@ def test_what_an_ended_process_of_this_machine_left_on_gs_is_taken_over_at_once(
         pass
 
 
-def test_what_nobody_renews_on_gs_is_taken_over_and_its_holder_finds_out(store, monkeypatch):
+def test_a_lock_on_gs_that_is_not_renewed_is_taken_over_and_its_holder_notices(store, monkeypatch):
     place = storage.path("gs://bucket/stale")
     with lock.hold(place) as check:
         store_of_first = storage.object_store()
@@ -114,7 +114,7 @@ def test_a_lock_whose_file_cannot_be_deleted_is_let_go(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
-def test_where_a_file_system_has_no_locks_a_run_goes_on_and_says_so(
+def test_a_run_on_a_file_system_without_locks_continues_with_a_note(
     tmp_path, monkeypatch, capsys, number
 ):
     def unable(*_):

@@ -17,7 +17,7 @@ from warm_diffusion.runtime import processes
 
 @pytest.fixture
 def others_say(monkeypatch):
-    """As if there were as many other processes as `told`, which say these bytes."""
+    """Imitates other processes that send these bytes."""
 
     def say(*told):
         monkeypatch.setattr(jax, "process_count", lambda: 1 + len(told))
@@ -78,7 +78,7 @@ except ValueError as error:
 """
 
 
-def test_a_process_that_waits_in_vain_ends_with_one_line():
+def test_a_process_that_waits_too_long_ends_with_one_line():
     programs = [ALONE.format(port=free_port(), index=index) for index in range(2)]
     for process in [start(program, stderr=subprocess.PIPE) for program in programs]:
         _, err = process.communicate(timeout=60)
@@ -158,7 +158,7 @@ def test_an_error_of_one_process_alone_is_its_own():
     assert processes.explain(ValueError("UNKNOWN: Gloo AllGather failed")) is None
 
 
-def test_gpus_that_no_slurm_task_takes_are_told(monkeypatch):
+def test_gpus_that_no_slurm_task_takes_are_reported(monkeypatch):
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
     monkeypatch.setenv("SLURM_TASKS_PER_NODE", "1(x2)")
     assert "start one task per GPU (--ntasks-per-node=8)" in processes.unused_devices()

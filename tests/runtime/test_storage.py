@@ -56,7 +56,7 @@ def test_a_temporary_home_that_somebody_else_has_made_is_refused(homeless):
         storage.default_cache_dir()
 
 
-def test_the_home_folder_of_nobody_is_a_mistake(monkeypatch):
+def test_the_home_folder_of_an_unknown_user_is_a_mistake(monkeypatch):
     for call in (storage.path, lambda where: storage.local(where, "--input")):
         with pytest.raises(ValueError, match=r"there is no user nosuchuser, got ~nosuchuser/x"):
             call("~nosuchuser/x")
@@ -144,7 +144,7 @@ def test_json_is_read_as_it_was_written(place):
     assert storage.read_json(place / "x.json") == {"one": 0.5, "two": [2]}
 
 
-def test_json_that_is_absent_or_broken_is_told_apart(place):
+def test_absent_and_broken_json_are_distinguished(place):
     with pytest.raises(FileNotFoundError):
         storage.read_json(place / "x.json")
     storage.write_bytes(place / "x.json", b"{")

@@ -48,7 +48,7 @@ def arrays(state):
 
 
 def largest_file(checkpoint):
-    """Of those that hold the arrays: orbax keeps a second copy, which it does not read."""
+    """Returns a file that holds arrays: orbax keeps a second copy, which it does not read."""
     return max((checkpoint / "state" / "d").iterdir(), key=lambda path: len(path.read_bytes()))
 
 
@@ -155,7 +155,7 @@ def not_empty(monkeypatch):
 
 
 def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(tmp_path, not_empty):
-    """As on NFS, where a file that another process reads leaves another one behind."""
+    """Imitates NFS, where a file that another process reads leaves another one behind."""
     not_empty(3)
     write(tmp_path, [4, 5, 6])
     with Checkpoints(tmp_path) as saved:
@@ -205,7 +205,7 @@ def test_a_half_written_checkpoint_is_not_seen(place):
     assert not partial.exists()
 
 
-def test_starting_anew_over_unreadable_checkpoints_is_refused(tmp_path):
+def test_a_fresh_start_over_unreadable_checkpoints_is_refused(tmp_path):
     write(tmp_path, [5])
     cut_in_half(largest_file(tmp_path / "checkpoints" / "5"))
     with pytest.raises(ValueError, match=r"no checkpoint in .* can be restored: tried \[5\]"):

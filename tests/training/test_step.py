@@ -41,7 +41,7 @@ def batch(value):
 
 
 def noise_of_step(n):
-    """What the loss adds: image i of step n has the key fold_in(fold_in(seed key, n), i)."""
+    """Returns the noise of the loss: image i of step n has fold_in(fold_in(seed key, n), i)."""
     key = jax.random.fold_in(jax.random.key(7), n)
     keys = jnp.stack([jax.random.fold_in(key, i) for i in range(BATCH)])
     return 0.01 * np.asarray(normals(keys), np.float64)

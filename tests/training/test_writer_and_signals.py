@@ -62,7 +62,7 @@ def test_two_writers_in_one_second_do_not_share_a_file(place):
     assert len(list(place.glob("events.out.tfevents.*"))) == 2
 
 
-def test_events_reach_gs_while_a_run_goes_on(store, monkeypatch):
+def test_events_reach_gs_during_a_run(store, monkeypatch):
     place, now = storage.path("gs://bucket/events"), [0.0]
     monkeypatch.setattr(writer_module.time, "monotonic", lambda: now[0])
     writer = Writer(place)
@@ -102,7 +102,7 @@ class Wandb:
         self.told.append("finished")
 
 
-def test_wandb_is_told_the_same_numbers_and_goes_on_with_its_run(tmp_path, monkeypatch):
+def test_wandb_receives_the_same_numbers_and_continues_its_run(tmp_path, monkeypatch):
     fake = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for step in (10, 20):
