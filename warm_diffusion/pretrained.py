@@ -207,7 +207,7 @@ def build(
     """The objects of a description, which is checked in full.
 
     A schedule that is made from the spectrum needs the statistics of the training data. `remat`
-    computes blocks anew for their gradient: less memory, more work.
+    recomputes blocks for their gradient: less memory, more work.
 
     Raises:
       ValueError: a key, name, number or size that is missing, not known or does not work.
@@ -459,7 +459,7 @@ _REPORTED = ("metric", "solver", "network_calls", "bnr", "seeds")
 
 
 def _check_info(info: dict) -> None:
-    """Raises ValueError unless what a folder says of where it comes from can be told."""
+    """Raises ValueError unless a folder's record of its origin is complete."""
     for key, kind in _INFO.items():
         value = info.get(key, kind())
         fits = type(value) is kind and (kind is not int or 0 <= value < 2**53)

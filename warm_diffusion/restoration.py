@@ -374,8 +374,8 @@ def level_errors(
 ) -> tuple[jax.Array, jax.Array]:
     """Standard errors of `estimate_levels`'s (alpha [B], beta [B]), eqs. (3) and (4).
 
-    They are of the squares, where a level may be 0: what is returned is the step in the level that
-    moves its square by one standard error, (alpha^2 + error^2)^1/2 - alpha. They say how far the
+    They belong to the squares, as a level may be 0: returned is the step in the level that moves
+    its square by one standard error, (alpha^2 + error^2)^1/2 - alpha. They say how far the
     scatter of the coefficients moves the levels and, with `texture`, how far an image's own
     spectrum does, which is most of it in a photograph.
 

@@ -21,7 +21,7 @@
                         t_n = 0                       EDM, eq. (5)
          spectral_grid: times of least error for a spectrum and a solver, `_grids.py`
 
-Absent on purpose: the noise that inverse heat dissipation adds anew at each sampling step (churn
+Absent on purpose: the noise that inverse heat dissipation adds at each sampling step (churn
 serves that) and its list of levels (the path is continuous; its authors' levels for CIFAR-10 are
 log-spaced, which is `time_grid(..., rho=inf)`).
 """

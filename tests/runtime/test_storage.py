@@ -116,7 +116,7 @@ def test_a_workdir_whose_checkpoints_could_not_be_read_is_refused_through_links_
     (tmp_path / "link").symlink_to(tmp_path / name)
     storage.check_for_checkpoints(tmp_path)
     for place in (tmp_path / name / "run", tmp_path / "link" / "run"):
-        with pytest.raises(ValueError, match="--workdir must be without"):
+        with pytest.raises(ValueError, match="--workdir must be UTF-8 without"):
             storage.check_for_checkpoints(place)
 
 

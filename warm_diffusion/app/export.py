@@ -105,5 +105,5 @@ def _about(config: ConfigDict, sampling: pretrained.Sampling) -> dict:
         "sampling": config.sampling.to_dict(),
         "jax": jax.__version__,
         "written": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "valid": "JAX promises to read it for 6 months from then; export anew after that",
+        "valid": "JAX promises to read it for 6 months from then; export again after that",
     }

@@ -41,8 +41,8 @@ def print_info(config: ConfigDict, details: bool = False) -> None:
     prediction = jax.eval_shape(lambda p, *x: built.denoiser(p)(*x), *shapes)
     heads = denoiser.PARAMETERIZATIONS[config.denoiser.parameterization]
     parts = _parts(params, heads)
-    told = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
-    say(f"parameters {sum(parts.values()):,}: {told}")
+    message = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
+    say(f"parameters {sum(parts.values()):,}: {message}")
     classes = ", ".join(data.info["class_names"]) or "none"
     say(f"data       {len(data.images):,} images {image_shape}, classes: {classes}")
     say(f"cache      {data.path}")

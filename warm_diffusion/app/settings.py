@@ -268,8 +268,8 @@ def load(path: str, default: ml_collections.ConfigDict) -> ml_collections.Config
     except (
         KeyError, AttributeError, TypeError, FileNotFoundError, ValueError, RecursionError,
     ) as error:  # fmt: skip
-        told = shorten(str(error))
-        raise ValueError(f"{path}: not a configuration that can be read ({told})") from error
+        message = shorten(str(error))
+        raise ValueError(f"{path}: not a configuration that can be read ({message})") from error
     return default
 
 

@@ -23,7 +23,7 @@ _MAX_GROUPS, _MIN_GROUP_SIZE, _NORM_EPS = 32, 4, 1e-6
 def _normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, activate: bool):
     """Group norm in float32, then SiLU if asked, in the type of x.
 
-    What the gradient needs is computed anew from x: kept, it would be several float32 arrays for
+    What the gradient needs is recomputed from x: kept, it would be several float32 arrays for
     one of x's type, and a training step's time is that of moving such arrays.
     """
     batch, channels = x.shape[0], x.shape[-1]

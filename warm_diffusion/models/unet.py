@@ -261,7 +261,7 @@ def ddpmpp(
       augment_dim: size of the augmentation conditioning, 0 for none.
       heads: images out per image in; 2 for `divide`, else 1 (`denoiser.PARAMETERIZATIONS`).
       label_dropout: probability of training without the label (classifier-free guidance).
-      remat: compute each block anew for its gradient instead of keeping what it computed: less
+      remat: recompute each block for its gradient instead of keeping what it computed: less
         memory, about a third more work.
       dtype: of the convolutions; parameters, norms and softmax stay float32.
     """

@@ -32,7 +32,7 @@ def say_weights(info: dict, checkpoint: str) -> None:
 def say_kept(by_ratio: dict[str, float]) -> None:
     """Prints `spectra.least_kept` of several ratios."""
     kept = ", ".join(f"{bnr}: {value:.3f}" for bnr, value in by_ratio.items())
-    say(f"kept     of the worst band where noise takes over, by BNR: {kept}")
+    say(f"kept     by blur in the worst band when noise reaches it, by BNR: {kept}")
 
 
 def progress(total: int, description: str, unit: str, initial: int = 0) -> tqdm:

@@ -117,8 +117,8 @@ async def _patiently(call: Callable[[], Awaitable], where: str):
                 raise _as_of_a_disk(error, words, where) from error
             now = time.monotonic()
             if now - began > _PATIENCE_SECONDS:
-                told = f"no answer in {minutes:.0f} minutes ({words})"
-                raise OSError(errno.EIO, told, where) from error
+                message = f"no answer in {minutes:.0f} minutes ({words})"
+                raise OSError(errno.EIO, message, where) from error
             if now - began > _NOTE_AFTER and now - _noted > _NOTE_EVERY:
                 _noted = now
                 say(f"note     {where}: {words}; tried again for {minutes:.0f} minutes")
@@ -128,10 +128,10 @@ async def _patiently(call: Callable[[], Awaitable], where: str):
 
 def _denied(words: str) -> str:
     permission = _PERMISSION.search(words)
-    told = (
+    message = (
         f"permission {permission[0]} is missing" if permission else f"permission denied ({words})"
     )
-    return f"{told}: grant it, or give other credentials"
+    return f"{message}: grant it, or give other credentials"
 
 
 def _passes(error: Exception) -> bool:

@@ -83,11 +83,11 @@ def _who() -> bytes:
 def _refusal(place: pathlib.Path) -> ValueError:
     try:
         who = storage.read_json(place)
-        told = f"process {who['pid']} on {who['host']} since {who['since']}"
+        holder = f"process {who['pid']} on {who['host']} since {who['since']}"
     except (OSError, ValueError, KeyError, TypeError):
-        told = "another process"
+        holder = "another process"
     return ValueError(
-        f"{place.parent} is being written by {told}: wait for it or end it, or give another "
+        f"{place.parent} is being written by {holder}: wait for it or end it, or give another "
         f"--workdir (the lock is {place})"
     )
 

@@ -68,7 +68,7 @@ def join(
         except Exception as error:
             errors.append(error)
 
-    # In a thread, because JAX ends a process that has waited in vain with a crash dump.
+    # In a thread, because JAX ends a process whose waiting timed out with a crash dump.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -173,7 +173,7 @@ def explain(error: Exception) -> tuple[int, str] | None:
         return None
     # JAX's own words name addresses that no user has given: --debug shows them.
     return _LOST, (
-        f"another process of the run{_address} ended or was lost: see what it said last; if it was "
+        f"another process of the run{_address} ended or was lost: see its last line; if it was "
         "stopped or lost, the same command in all processes continues from the last checkpoint"
     )
 

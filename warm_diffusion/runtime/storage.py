@@ -141,9 +141,9 @@ def _check_bucket(bucket: str) -> None:
     except Exception as error:
         if getattr(error, "errno", None) == errno.EIO:
             raise
-        told = " ".join(str(error).split())[:200] or type(error).__name__
+        words = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
-            f"gs://{bucket} cannot be read ({told}): it needs credentials, such as by gcloud auth "
+            f"gs://{bucket} cannot be read ({words}): it needs credentials, such as by gcloud auth "
             "application-default login, or GOOGLE_APPLICATION_CREDENTIALS=FILE"
         ) from error
 
@@ -345,7 +345,7 @@ def fetch(where: str | os.PathLike, cache_dir: pathlib.Path | None = None) -> pa
         say(f"fetch    {place}, {found['size'] / 1e6:,.1f} MB, to {target}")
         with _whole(target) as partial:
             object_store().get_file(str(place), str(partial))
-            os.utime(partial, (0, 0))  # a copy made anew is the same file to prepared data
+            os.utime(partial, (0, 0))  # a repeated copy is the same file to prepared data
     return target
 
 
@@ -378,15 +378,17 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         named = re.search(r'"(/[^"]*)"', str(error))
         where = getattr(error, "filename", None) or (named and named[1])
         if where:
-            told = f"{os.fspath(where)}: {getattr(error, 'strerror', None) or os.strerror(number)}"
+            reason = (
+                f"{os.fspath(where)}: {getattr(error, 'strerror', None) or os.strerror(number)}"
+            )
         elif isinstance(error, OSError) and error.errno:
-            told = str(top) if error is not top else f"a file: {os.strerror(number)}"
+            reason = str(top) if error is not top else f"a file: {os.strerror(number)}"
         else:
-            told = str(error).partition(" [")[0]
+            reason = str(error).partition(" [")[0]
         if number in _MISTAKES:
-            return 2, told
+            return 2, reason
         sound = "What was written before is sound; when this has passed, the same command continues"
-        return 74, f"{told}. {sound}"  # EX_IOERR of sysexits.h
+        return 74, f"{reason}. {sound}"  # EX_IOERR of sysexits.h
     return None
 
 

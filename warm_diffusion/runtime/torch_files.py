@@ -96,7 +96,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self._allowed:
             return self._allowed[module, name]
-        # Classes and functions are made anew: a pickle that alters one alters its own copy.
+        # Classes and functions are made each time: a pickle that alters one alters its own copy.
         match module, name:
             case "collections", "OrderedDict":
                 return collections.OrderedDict
@@ -123,7 +123,7 @@ class _Unpickler(pickle.Unpickler):
             raise ValueError("it refers to something that is not a storage")
         _, dtype, key, _, size, *view = pid
         if any(view):
-            raise ValueError("it holds a view of a storage, of a very old torch: save it anew")
+            raise ValueError("it holds a view of a storage, of a very old torch: save it again")
         if dtype not in _STORAGES.values() or not isinstance(key, str) or not _is_count(size):
             raise ValueError("it describes a storage wrongly")
         self.storages[key] = _Storage(key, dtype, size)

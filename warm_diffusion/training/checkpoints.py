@@ -278,7 +278,7 @@ class Checkpoints:
                 target = target.with_name(target.name + "+")
             storage.move(self._path / str(step), target, marker=_MARKER)
         if steps:
-            # No process may list the steps anew before process 0 has moved them: it would wait for
+            # No process may list the steps again before process 0 has moved them: it would wait for
             # a save of a step that it thinks is there.
             processes.agree(**{"the damaged checkpoints": steps})
             self._manager.reload()

@@ -73,7 +73,7 @@ def create_state(
         nonfinite_total=jnp.zeros((), jnp.int32),
         nonfinite_in_a_row=jnp.zeros((), jnp.int32),
     )
-    # An array, as a restored one is: with Python's 0 the step would be traced anew.
+    # An array, as a restored one is: with Python's 0 the step would be traced again.
     return state.replace(step=jnp.zeros((), jnp.int32))
 
 

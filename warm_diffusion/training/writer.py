@@ -87,7 +87,7 @@ class Writer:
 
     def close(self) -> None:
         """Writes out what is buffered."""
-        with contextlib.ExitStack() as last:  # whatever of it fails, the rest is done
+        with contextlib.ExitStack() as last:  # if a part fails, the rest is still done
             for other in self._others:
                 last.callback(other.close)
             self.flush()

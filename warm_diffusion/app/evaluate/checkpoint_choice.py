@@ -24,7 +24,7 @@ def chosen_steps(
       which: latest, every, best, or a step.
       training: workdir of the training run.
       last: the step with which training ends.
-      wait: seconds to wait for a checkpoint that is not there yet; with `every` they count anew
+      wait: seconds to wait for a checkpoint that is not there yet; with `every` they count again
         after each checkpoint.
       reports: folder of earlier evaluations, among which to look for the best.
 
