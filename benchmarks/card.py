@@ -281,7 +281,8 @@ class Card:
             figures = self.done.get(name, {}) | part(name, left)
             figures["seconds"] = round(figures.get("seconds", 0) + time.monotonic() - began, 1)
             if kind == "ship":
-                figures["done"] = figures["seconds"] > 0.9 * self._ship_seconds
+                used = figures["seconds"] > 0.9 * self._ship_seconds
+                figures["done"] = not figures["error"] and (used or self._options.tiny)
             self.done[name] = figures
             shown = {key: value for key, value in figures.items() if key != "slowest"}
             print(f"{name:<9} {train_step.words(shown)}", flush=True)
@@ -290,7 +291,7 @@ class Card:
 
     @property
     def _ship_seconds(self) -> float:
-        return 150 if self._options.tiny else SHIP_SECONDS
+        return 600 if self._options.tiny else SHIP_SECONDS
 
     def _execute(self, name: str, command: list[str], seconds: float) -> int | None:
         """The exit status of a command, whose output goes to OUT/NAME.log; None: out of time."""
@@ -368,7 +369,7 @@ class Card:
         else:
             command += [*NETWORK, *SHIP, f"--config.data.source={options.data}"]
             command += [f"--config.init_from={model}"] * model.exists()
-            command += [*TINY, "--config.training.log_every=1"] * options.tiny
+            command += [*TINY, "--config.training.num_steps=20"] * options.tiny
         slice_ = self._ship_seconds - self.done.get(name, {}).get("seconds", 0)
         status = self._execute(name, command, min(slice_, left - _SAVING))
         if status:
