@@ -35,9 +35,9 @@ def judge(path: pathlib.Path, runs: pathlib.Path, real: reference.FeatureStatist
     known = {(row["seed"], row["bnr"], row["solver"], row["nfe"]) for row in read(path)}
     for drawn in sorted(runs.glob("*/drawn_*_*.npy")):
         config = json.loads((drawn.parent / "config.json").read_text())
-        path = config["schedule"].get("constant_bnr", config["schedule"])  # as it was at 8eec3e3
+        levels = config["schedule"].get("constant_bnr", config["schedule"])  # as it was at 8eec3e3
         _, solver, steps = drawn.stem.split("_")
-        key = config["seed"], path["bnr"], solver, Sampling(solver, int(steps)).num_calls
+        key = config["seed"], levels["bnr"], solver, Sampling(solver, int(steps)).num_calls
         if key in known:
             continue
         images, training = np.load(drawn), config["training"]
