@@ -400,6 +400,7 @@ def level_errors(
     images = _dct._wide(jnp.asarray(images))
     levels = [_dct._per_image(level, images) for level in (alpha, beta)]
     band, frequency = _thirds(*images.shape[1:-1])
+    largest = max(images.shape[1:-1]) ** 2 / 4
 
     def one(of, alpha, beta):
         theta = jnp.stack([alpha**2, beta**2, jnp.zeros_like(alpha)])
@@ -417,6 +418,8 @@ def level_errors(
         scatter = jnp.einsum("ik,jk->ij", scatter, scatter, precision="highest")
         scatter += jnp.einsum("bi,bj->ij", moved, moved, precision="highest")
         error = unit * jnp.sqrt(jnp.diag(inverse @ scatter @ inverse))
+        # The largest blur that is looked for stands for one that the image says nothing about.
+        known = known.at[0].set(known[0] & (alpha**2 < 0.99 * largest))
         return jnp.where(known, error, jnp.inf)
 
     error = jax.vmap(one)(of, *levels)

@@ -253,6 +253,14 @@ def test_sixteen_bits_keep_their_depth(tmp_path):
     np.testing.assert_allclose(found, pixels / 32767.5 - 1, atol=1e-6)
 
 
+def test_a_tiff_whose_white_is_zero_is_no_negative(tmp_path):
+    for kind in (np.uint8, np.uint16):
+        pixels = np.linspace(0, np.iinfo(kind).max, 64).astype(kind).reshape(8, 8)
+        tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
+        found = photographs.read(tmp_path / "a.tif", 1).pixels[:, :, 0]
+        np.testing.assert_allclose(found, 1 - pixels * (2 / np.iinfo(kind).max), atol=1e-6)
+
+
 DEEP = np.random.default_rng(1).integers(0, 65536, (5, 7, 3), np.uint16)
 
 
@@ -354,6 +362,18 @@ def judged():
 
 def test_an_untouched_photograph_is_found_to_have_neither(judged):
     assert not judged(0.0, 0.0)["found"]
+
+
+def test_a_flat_image_says_nothing_about_its_blur():
+    model = pretrained.load(REPOSITORY / "pretrained" / "photos")
+    noise = np.random.default_rng(0).standard_normal((96, 128, 3))
+    flat = levels.read(model, np.full((96, 128, 3), 0.1, np.float32), None, None, None)
+    noisy = levels.read(model, (0.1 + 0.05 * noise).astype(np.float32), None, None, None)
+    assert not flat["found"]
+    assert [found["blur_error"] for found in (flat, noisy)] == [None, None]
+    assert noisy["found"]
+    assert noisy["blur"] == 0
+    assert abs(noisy["noise"] - 0.05 * 127.5) < 0.3
 
 
 def test_blur_and_noise_are_found_within_their_errors(judged):

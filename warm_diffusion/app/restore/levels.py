@@ -56,8 +56,10 @@ def read(
         "block_edges": float(edges[0]),
     }
     report["found"] = any(
-        value > 0 if given is not None else _stands_out(value, error)
-        for value, error, given in zip((alpha, beta), errors, known, strict=True)
+        value > 0 if given is not None else _stands_out(value, error, least)
+        for value, error, given, least in zip(
+            (alpha, beta), errors, known, (0.0, LEAST_NOISE / 2), strict=True
+        )
     )
     report["doubts"] = list(_doubts(report, _trained_ranges(model)))
     if fit:
@@ -105,9 +107,13 @@ def _estimate(x, spectrum, mean, alpha, beta, most):
     return levels, errors, restoration.goodness_of_fit(x, spectrum, *levels, mean, contrast=True)
 
 
-def _stands_out(level: float, error: float | None) -> bool:
+def _stands_out(level: float, error: float | None, least: float) -> bool:
     """Whether a level differs from 0 by more than texture explains: its square, as its error is."""
-    return error is not None and level**2 > _FOUND * ((level + error) ** 2 - level**2)
+    return (
+        error is not None
+        and level > least
+        and level**2 > _FOUND * ((level + error) ** 2 - level**2)
+    )
 
 
 def _trained_ranges(model: pretrained.Model) -> dict[str, tuple[float, float]]:

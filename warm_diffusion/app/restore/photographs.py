@@ -81,6 +81,9 @@ def read(path: pathlib.Path, channels: int) -> Photograph:
     profile = image.info.get("icc_profile")
     if image.mode in ("I;16", "I;16L", "I;16B"):  # unsigned; I and I;16S have no known white
         pixels, bits = np.asarray(image).astype(np.float32), 16
+        # Pillow turns a TIFF whose white is zero (tag 262) only where it has 8 bits.
+        tags = getattr(Image.open(io.BytesIO(content), formats=FORMATS), "tag_v2", {})
+        pixels = 65535 - pixels if tags.get(262) == 0 else pixels
     elif is_deep(io.BytesIO(content)):
         low = decode(io.BytesIO(content), str(path), low_bytes=True)
         pixels, bits = _colours(image, path).astype(np.float32) * 256 + _colours(low, path), 16
