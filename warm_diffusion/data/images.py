@@ -142,7 +142,7 @@ def _png_of_48_bits(image: np.ndarray, profile: bytes | None) -> bytes:
     above, filter 2 of the format, which is simple and nearly as small as the best."""
     height, width, _ = image.shape
     rows = image.astype(">u2").view(np.uint8).reshape(height, -1)
-    rows[1:] -= rows[:-1].copy()
+    rows[1:] -= rows[:-1]
     rows = np.pad(rows, ((0, 0), (1, 0)), constant_values=2)
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))]
     if profile:
