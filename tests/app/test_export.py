@@ -73,7 +73,7 @@ def test_the_network_can_be_trained_again_from_its_own_configuration(app, export
         f"--config={exported / 'config.json'}", f"--workdir={tmp_path}",
         "--config.training.num_steps=1", tiny=False,
     )  # fmt: skip
-    assert "11,418 parameters" in out
+    assert "10,810 parameters" in out
 
 
 def test_another_network_than_was_trained_is_refused(app, exported, tmp_path):
