@@ -37,11 +37,13 @@ def test_features_are_those_of_pytorch(golden, extract):
     np.testing.assert_allclose(found, golden["features"], rtol=0, atol=1e-4)
 
 
-def test_features_do_not_depend_on_how_images_arrive(golden, extract):
+def test_features_do_not_depend_on_how_images_arrive_beyond_rounding(golden, extract):
+    # XLA's sums on a CPU depend on the place in a batch, on some machines.
     images = np.repeat(golden["images"], [1, 4], axis=0)
     whole = extract(images)
-    assert np.array_equal(np.concatenate([extract(images[:1]), extract(images[1:])]), whole)
-    assert np.array_equal(whole[1], whole[4])
+    parts = np.concatenate([extract(images[:1]), extract(images[1:])])
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(whole[1], whole[4], rtol=0, atol=1e-5)
 
 
 @pytest.mark.long

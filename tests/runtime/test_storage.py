@@ -37,9 +37,7 @@ def homeless(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    storage._home.cache_clear()
-    yield tmp_path
-    storage._home.cache_clear()
+    return tmp_path
 
 
 def test_without_a_home_folder_caches_are_temporary_and_a_line_says_so(homeless, capsys):

@@ -75,7 +75,6 @@ def _expanded(text: str) -> pathlib.Path:
         raise ValueError(f"there is no user {first[1:]}, got {text}: give the folder") from error
 
 
-@functools.cache
 def _home() -> pathlib.Path:
     """The user's home folder, or where a container's user has none, a temporary one.
 
