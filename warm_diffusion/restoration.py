@@ -57,6 +57,7 @@ from warm_diffusion.schedules import _eager, hot, time_grid
 _LAST = 0.02  # the last call's level in units of the image's own: its rest is below what shows
 _FLOOR = 1e-10  # added to v: ln v stays finite where neither signal nor noise is left
 _LARGEST_NOISE = 10.0
+_CONTRASTS, _LARGEST_CONTRAST = (-1.5, 0.0, 1.5), 6.0  # starts and bound of ln c
 _SCORING_STEPS = 40
 TEXTURE = 0.5  # tau of eqs. (4) and (5)
 _LOWEST = 0.04  # cycles per pixel: below, a photograph's power is a matter of what it shows
@@ -337,8 +338,9 @@ def estimate_levels(
     of = _statistics(images, spectrum, mean)
     images, dtype = _dct._wide(jnp.asarray(images)), of.power.dtype
     longest = max(images.shape[1:-1])
-    low = jnp.array([0.0, 0.0, -6.0 if contrast else 0.0], dtype)
-    high = jnp.array([longest**2 / 4, _LARGEST_NOISE**2, 6.0 if contrast else 0.0], dtype)
+    ends = _LARGEST_CONTRAST if contrast else 0.0
+    low = jnp.array([0.0, 0.0, -ends], dtype)
+    high = jnp.array([longest**2 / 4, _LARGEST_NOISE**2, ends], dtype)
     varies = 0 * jnp.sum(of.power, axis=1, keepdims=True)  # from device to device, in shard_map
     bounds = [bound[None] + varies for bound in (low, high)]
     if beta_max is not None:
@@ -350,7 +352,7 @@ def estimate_levels(
             bounds = [bound.at[:, i].set(square) for bound in bounds]
     blurs = np.append(0.0, np.geomspace(0.3, longest / 4, 9)) ** 2
     noises = np.geomspace(1e-3, 3.0, 14) ** 2
-    contrasts = (-1.5, 0.0, 1.5) if contrast else (0.0,)
+    contrasts = _CONTRASTS if contrast else (0.0,)
     grid = np.stack(np.meshgrid(blurs, noises, contrasts), axis=-1).reshape(-1, 3)
 
     def one(of, low, high):
@@ -360,6 +362,16 @@ def estimate_levels(
 
     theta = jax.vmap(one)(of, *bounds)
     return _root(theta[:, 0]), _root(theta[:, 1])
+
+
+def _theta(of: _Statistics, alpha: jax.Array, beta: jax.Array, contrast: bool) -> jax.Array:
+    """(a, beta^2, ln c) at known levels; c = 1, or with `contrast` that of least (2)."""
+    theta = jnp.stack([alpha**2, beta**2, jnp.zeros_like(alpha)])
+    if not contrast:
+        return theta
+    starts = jnp.stack([theta.at[2].set(start) for start in _CONTRASTS])
+    low, high = (theta.at[2].set(end) for end in (-_LARGEST_CONTRAST, _LARGEST_CONTRAST))
+    return _minimise(of, starts, low, high)
 
 
 def level_errors(
@@ -403,9 +415,7 @@ def level_errors(
     largest = max(images.shape[1:-1]) ** 2 / 4
 
     def one(of, alpha, beta):
-        theta = jnp.stack([alpha**2, beta**2, jnp.zeros_like(alpha)])
-        if contrast:
-            theta = theta.at[2].set(_contrast(theta, of))
+        theta = _theta(of, alpha, beta, contrast)
         free = jnp.array([True, True, contrast])
         _, gradients, fisher, moved = _scores(theta, of)
         moved = jax.ops.segment_sum(moved.T, band, len(frequency))  # [bands, 3]
@@ -424,14 +434,6 @@ def level_errors(
 
     error = jax.vmap(one)(of, *levels)
     return tuple(jnp.sqrt(x**2 + error[:, i]) - x for i, x in enumerate(levels))
-
-
-def _contrast(theta: jax.Array, of: _Statistics) -> jax.Array:
-    """ln c of least (2) at known levels."""
-    low = jnp.stack([theta[0], theta[1], jnp.full_like(theta[2], -6.0)])
-    high = low.at[2].set(6.0)
-    starts = low[None] + jnp.array([[0.0, 0.0, 4.5], [0.0, 0.0, 6.0], [0.0, 0.0, 7.5]], theta.dtype)
-    return _minimise(of, starts, low, high)[2]
 
 
 # --- does the model of blur and noise fit? -------------------------------------------------------
@@ -487,9 +489,7 @@ def goodness_of_fit(
     levels = [_dct._per_image(level, images) for level in (alpha, beta)]
 
     def one(of, alpha, beta):
-        theta = jnp.stack([alpha**2, beta**2, jnp.zeros_like(alpha)])
-        if contrast:
-            theta = theta.at[2].set(_contrast(theta, of))
+        theta = _theta(of, alpha, beta, contrast)
         _, power, v, share = _model(theta, of)
         parts = of.used[:, None] * jnp.stack([power, v, share * v, jnp.ones_like(v)], 1)
         power, v, signal, count = jax.ops.segment_sum(parts, band, len(frequency)).T

@@ -126,14 +126,6 @@ async def _patiently(call: Callable[[], Awaitable], where: str):
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _denied(words: str) -> str:
-    permission = _PERMISSION.search(words)
-    message = (
-        f"permission {permission[0]} is missing" if permission else f"permission denied ({words})"
-    )
-    return f"{message}: grant it, or give other credentials"
-
-
 def _passes(error: Exception) -> bool:
     code = str(getattr(error, "code", ""))
     return (
@@ -150,7 +142,10 @@ def _as_of_a_disk(error: Exception, words: str, where: str) -> Exception:
     code = str(getattr(error, "code", ""))
     forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden")
     if forbidden or code == "401" or isinstance(error, auth.GoogleAuthError):
-        return PermissionError(errno.EACCES, _denied(words), where)
+        missing = _PERMISSION.search(words)
+        what = f"permission {missing[0]} is missing" if missing else f"permission denied ({words})"
+        message = f"{what}: grant it, or give other credentials"
+        return PermissionError(errno.EACCES, message, where)
     for kind, number in ((FileNotFoundError, errno.ENOENT), (FileExistsError, errno.EEXIST)):
         if isinstance(error, kind):
             return kind(number, os.strerror(number), where)

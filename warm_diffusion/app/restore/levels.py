@@ -38,6 +38,7 @@ def read(
         x = _tiles(image)
         mean = model.mean if x.shape[1:] == model.image_shape else None
         levels, errors, fit = _estimate(jnp.asarray(x), model.spectrum, mean, alpha, beta, most)
+        fit = [np.ravel(part).tolist() for part in fit]
         alpha, beta = (float(level[0]) for level in levels)
         errors = [
             None if given is not None or not math.isfinite(error[0]) else float(error[0])
@@ -51,7 +52,7 @@ def read(
         "noise": beta * GREY,
         "noise_error": errors[1] and errors[1] * GREY,
         "quiet_noise": float(most[0]) * GREY,
-        "fit": fit and dict(zip(("frequency", "departure", "z"), map(np.ravel, fit), strict=True)),
+        "fit": fit and dict(zip(("frequency", "departure", "z"), fit, strict=True)),
         "jpeg_quality": quality,
         "block_edges": float(edges[0]),
     }
@@ -62,8 +63,6 @@ def read(
         )
     )
     report["doubts"] = list(_doubts(report, _trained_ranges(model)))
-    if fit:
-        report["fit"] = {part: values.tolist() for part, values in report["fit"].items()}
     return report
 
 
@@ -131,7 +130,7 @@ def _trained_ranges(model: pretrained.Model) -> dict[str, tuple[float, float]]:
 def _doubts(report: dict, ranges: dict):
     """What speaks against the levels, or against the network at them, each as a clause."""
     fit, quality = report["fit"], report["jpeg_quality"]
-    if fit and fit["z"].size and np.max(np.abs(fit["z"])) > _NO_FIT:
+    if fit and max(map(abs, fit["z"]), default=0) > _NO_FIT:
         band = np.argmax(np.abs(fit["z"]))
         times, frequency = np.exp(fit["departure"][band]), fit["frequency"][band]
         yield (
