@@ -11,7 +11,7 @@ The name is part of every metric's name, and the hash of the weights (of the use
 part of every result: numbers of different features never meet.
 
 Images pass in batches of one size, the last one filled up, so that all come from the same compiled
-program: features do not depend on how the images arrive.
+program: to rounding, features do not depend on how the images arrive.
 
 Deliberately absent: resizing other than the networks' own, and any conversion of grey to colour.
 """
