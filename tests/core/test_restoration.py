@@ -201,12 +201,12 @@ estimate_without_mean = jax.jit(lambda x, spectrum: restoration.estimate_levels(
 errors = jax.jit(lambda x, a, b: restoration.level_errors(x, SPECTRUM, a, b, PHOTOS.mean))
 
 
-def whittle(theta, image):
+def whittle(theta, image, contrast=1.0):
     """Method section 10 for one image, the mean image blurred as well."""
     alpha, beta = theta
     m = transfer(alpha, *LARGE[:2])
     power = np.mean((dct(image[None]) - m * dct(PHOTOS.mean[None]))[0] ** 2, axis=-1)
-    v = m[:, :, 0] ** 2 * SPECTRUM + beta**2
+    v = m[:, :, 0] ** 2 * contrast * SPECTRUM + beta**2
     return np.sum(np.log(v) + power / v)
 
 
@@ -355,6 +355,19 @@ def test_the_fit_of_noise_is_its_power_over_what_was_expected():
     np.testing.assert_allclose(z[0, 0], np.log(power) / np.sqrt(scatter), rtol=1e-6)
     assert np.max(np.abs(z)) < 3
     assert np.all(np.diff(frequency) < 0)
+
+
+def test_the_fit_with_a_contrast_is_the_fit_to_the_spectrum_of_that_contrast():
+    images, levels = states(1.0, 0.05, count=1, contrast=0.2), (1.0, 0.05)
+    best = scipy.optimize.minimize_scalar(
+        lambda log: whittle(levels, images[0], np.exp(log)) + log**2,  # ln c ~ N(0, 1)
+        bounds=(-6, 6), method="bounded", options={"xatol": 1e-9},
+    )  # fmt: skip
+    fit = jax.jit(restoration.goodness_of_fit, static_argnames="contrast")
+    fitted = fit(images, SPECTRUM, *levels, PHOTOS.mean, contrast=True)
+    own = fit(images, np.exp(best.x) * SPECTRUM, *levels, PHOTOS.mean)
+    np.testing.assert_allclose(fitted[1], own[1], atol=1e-5)
+    assert np.max(np.abs(own[2])) < 3
 
 
 def test_other_blur_than_a_gaussian_one_does_not_fit():
