@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import tifffile
 from PIL import Image
 from sklearn.datasets import load_sample_image
@@ -353,7 +354,8 @@ def judged():
     noise = np.random.default_rng(0).standard_normal(clean.shape)
 
     def judge(blur, noise_level, quality=None):
-        y = np.asarray(dct.blur(clean[None], blur))[0] + noise_level / 127.5 * noise
+        y = np.asarray(blur(clean) if callable(blur) else dct.blur(clean[None], blur)[0])
+        y = y + noise_level / 127.5 * noise
         y = np.asarray(from_uint8(to_uint8(y)))
         return levels.read(model, y, quality, None, None)
 
@@ -384,6 +386,14 @@ def test_blur_and_noise_are_found_within_their_errors(judged):
     assert abs(found["blur"] - 1.0) < 2 * found["blur_error"]
     assert abs(found["noise"] - 10.0) < 1.0  # it is clipped at black
     assert found["doubts"] == ["it is a JPEG of quality 30, which alters noise and blur"]
+
+
+def test_defocus_is_doubted(judged):
+    disc = np.hypot(*np.mgrid[-3:4, -3:4])[..., None] <= 3
+    kernel = disc / disc.sum()
+    found = judged(lambda clean: scipy.ndimage.convolve(clean, kernel, mode="reflect"), 2.0)
+    (doubt,) = found["doubts"]
+    assert doubt.startswith("it does not have Gaussian blur and white noise")
 
 
 # --- the page ------------------------------------------------------------------------------------
