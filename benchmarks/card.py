@@ -344,8 +344,8 @@ class Card:
         command += [f"--out={self._out / folder}", f"--minutes={left / 60:.2f}"]
         command += [*TINY, *tiny] if options.tiny else sizes
         status = self._execute(name, command, left)
-        text = (self._out / f"{name}.log").read_text(errors="replace")
-        over = status is None or "minutes are over" in text.strip().splitlines()[-1]
+        lines = (self._out / f"{name}.log").read_text(errors="replace").splitlines() or [""]
+        over = status is None or (status == 0 and "minutes are over" in lines[-1])
         return {"error": None} | (self._error(name, status) if status else {}) | {"done": not over}
 
     def _sweep(self, name: str, left: float) -> dict:

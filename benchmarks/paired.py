@@ -35,7 +35,9 @@ def judge(path: pathlib.Path, runs: pathlib.Path, real: reference.FeatureStatist
     known = {(row["seed"], row["bnr"], row["solver"], row["nfe"]) for row in read(path)}
     for drawn in sorted(runs.glob("*/drawn_*_*.npy")):
         config = json.loads((drawn.parent / "config.json").read_text())
-        levels = config["schedule"].get("constant_bnr", config["schedule"])  # as it was at 8eec3e3
+        levels = config["schedule"].get(
+            "constant_bnr", config["schedule"]
+        )  # older runs lack the section
         _, solver, steps = drawn.stem.split("_")
         key = config["seed"], levels["bnr"], solver, Sampling(solver, int(steps)).num_calls
         if key in known:
@@ -57,8 +59,7 @@ def compare(distances_: dict[int, float], base: dict[int, float]) -> dict[str, f
     if len(logs) < 2:
         return found | {"standard_error": float("nan"), "p": float("nan")}
     error = float(logs.std(ddof=1) / np.sqrt(len(logs)))
-    p = 2 * scipy.stats.t.sf(abs(found["mean"] / error), len(logs) - 1)
-    return found | {"standard_error": error, "p": float(p)}
+    return found | {"standard_error": error, "p": float(scipy.stats.ttest_1samp(logs, 0).pvalue)}
 
 
 def main() -> None:

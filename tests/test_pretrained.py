@@ -245,6 +245,12 @@ def test_no_pickle_is_run(saved, tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
+def test_a_type_that_cannot_be_loaded_again_is_refused_before_anything_is_written(model, tmp_path):
+    with pytest.raises(ValueError, match="dtype must be float32 or bfloat16, got 'float16'"):
+        pretrained.save(model, tmp_path / "half", samples=NO_SAMPLES, dtype="float16")
+    assert not (tmp_path / "half").exists()
+
+
 def test_a_model_saved_in_bfloat16_has_rounded_weights_and_half_the_file(model, saved, tmp_path):
     pretrained.save(model, tmp_path / "half", samples=NO_SAMPLES, dtype="bfloat16")
     loaded = pretrained.load(tmp_path / "half")

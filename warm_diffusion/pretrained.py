@@ -579,10 +579,12 @@ def save(
       dtype: float32, or bfloat16, which rounds the weights and halves the file.
 
     Raises:
-      ValueError: the folder holds something.
+      ValueError: the folder holds something, or another dtype.
     """
     folder = storage.path(folder)
     check_new(folder)
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
     if samples is None:
         samples = np.zeros(0) if model.schedule.needs_start else model.sample(range(64))
     stored, statistics = (

@@ -532,7 +532,8 @@ def from_functions(
     for name, level in (("alpha", alpha), ("beta", beta)):
         if not callable(level):
             raise ValueError(f"{name} must be a function of t, got {level!r}: lambda t: {level!r}")
-    _check_order(t_min=t_min, t_max=t_max)
+    if not _traced(t_min, t_max) and not 0 < t_min < t_max < math.inf:
+        raise ValueError(f"expected 0 < t_min < t_max, both finite, got {t_min=}, {t_max=}")
     path = _FromFunctions((alpha, beta, sample_time), t_min, t_max, p_mean, p_std)
     _check_distribution(path)
     if _traced(t_min, t_max):

@@ -336,6 +336,15 @@ def test_a_start_is_needed_where_the_noise_stays_below_the_images(path, expected
     assert [path.needs_start, *seen] == [expected, expected]
 
 
+def test_the_times_of_a_path_may_be_in_any_unit():
+    seconds = from_functions(half, same, t_min=0.1, t_max=10.0)
+    microseconds = from_functions(lambda t: half(t / 1e6), lambda t: t / 1e6, t_min=1e5, t_max=1e7)
+    np.testing.assert_allclose(microseconds.alpha(3e6), seconds.alpha(3.0), rtol=1e-6)
+    for ends in ((0.0, 1.0), (2.0, 1.0), (1.0, np.inf), (np.nan, 1.0)):
+        with pytest.raises(ValueError, match="expected 0 < t_min < t_max"):
+            from_functions(half, same, t_min=ends[0], t_max=ends[1])
+
+
 def test_levels_beyond_the_path_are_trained_at_its_ends():
     # P(ln beta < ln 0.2) of the normal distribution, within 5 standard errors; likewise above.
     path = from_functions(lambda t: 0.0, lambda t: t, t_min=0.2, t_max=1.0, p_mean=-1.0, p_std=0.8)

@@ -83,6 +83,13 @@ def test_credentials_that_expire_are_named(place, faulty_store):
     assert line.startswith("gs://bucket/faults/x: permission denied (Invalid Credentials")
 
 
+def test_credentials_that_have_expired_are_renewed_once(place, faulty_store):
+    answers = [(401, "Invalid Credentials")]
+    faulty_store.answer = lambda *_: answers.pop() if answers else None
+    assert (place / "x").read_bytes()
+    assert not answers
+
+
 def test_a_role_that_may_not_delete_gets_no_lock_and_writes_nothing(place, faulty_store):
     faulty_store.answer = lambda method, _: (
         (403, REFUSAL.format("delete")) if method == "DELETE" else None

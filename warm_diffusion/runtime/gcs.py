@@ -108,12 +108,15 @@ async def _patiently(call: Callable[[], Awaitable], where: str):
     """The result of a call, which is made again while its error may pass by itself."""
     global _noted
     began, pause, minutes = time.monotonic(), _FIRST_PAUSE, _PATIENCE_SECONDS / 60
+    expired = False  # a token: the first 401 makes gcsfs fetch another
     while True:
         try:
             return await call()
         except Exception as error:
             words = " ".join(str(error).split())[:200] or type(error).__name__
-            if not _passes(error):
+            if str(getattr(error, "code", "")) == "401" and not expired:
+                expired = True
+            elif not _passes(error):
                 raise _as_of_a_disk(error, words, where) from error
             now = time.monotonic()
             if now - began > _PATIENCE_SECONDS:
