@@ -3,10 +3,8 @@
     python main.py --mode=sample --checkpoint=pretrained/cifar10_16 --workdir=runs/first
     python main.py --config=configs/digits.py --workdir=runs/digits
 
-Exit status: 0 done; 1 a fault of the program; 2 a mistake in the command (one line says which);
-3 training diverged; 4 checkpoints missing or damaged; 74 the disk is full or read-only; 75 stopped
-by a signal and saved, or another process of the run was lost: run it again; 130, 143 stopped by
-SIGINT, SIGTERM where there was nothing to save. docs/reliability.md says more."""
+Exit status: 0 done; 2 a mistake in the command, which one line explains; 74 and 75: repeat
+the command. docs/reliability.md lists all."""
 
 import os
 import signal
@@ -42,6 +40,7 @@ MODES = {
     "info": lambda config, *_: modes.info.print_info(config, FLAGS.details),
 }
 settings.define_flags()
+flags.adopt_module_key_flags(settings)
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 flags.DEFINE_string("workdir", None, "Folder for results; train continues the run in it.")
 flags.DEFINE_string("checkpoint", None, "Model folder, or training workdir [--workdir].")
@@ -61,7 +60,7 @@ def fail(error: Exception) -> None:
     status, line = modes.explain(error)
     if status == 1 or (FLAGS.is_parsed() and FLAGS.debug):
         traceback.print_exc()
-    label = "" if isinstance(error, modes.Interrupted) else "error: "  # a stop is none
+    label = "" if isinstance(error, modes.Interrupted) else "error: "
     print(label + console.shorten(line, 2_000), file=sys.stderr)
     # Orbax's threads, which a failed save leaves, would be waited for: five minutes.
     processes.exit(status, at_once=status == 74 and __name__ == "__main__")

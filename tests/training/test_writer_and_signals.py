@@ -189,9 +189,9 @@ def test_while_a_program_compiles_the_first_signal_is_answered_and_the_second_en
         for timer in presses:
             timer.join()
         assert stop_request() == "SIGINT"
-    assert told == ["", "stopping after compilation; press again to end now\n"]
+    assert told == ["", "stopping once this is compiled and saved; again: end now, unsaved\n"]
     assert ended == [128 + signal.SIGINT]
-    assert said == ["compile  the step: about a minute, or several for a large network"]
+    assert said == ["compile  the step: seconds for a small network, minutes for a large one"]
     assert signal.set_wakeup_fd(-1) == -1
 
 

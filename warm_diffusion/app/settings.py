@@ -388,6 +388,11 @@ def resolve_config_argument(argv: Sequence[str], configs: pathlib.Path) -> list[
         # EDM's network and protocol of evaluation, before the file is there.
         config = f"{configs / 'cifar10.py'}:hot" + ",cond" * ("-cond-" in checkpoint)
     config = config or str(configs / "digits.py")
+    file = pathlib.Path(config.partition(":")[0])
+    if file.suffix == ".py" and not file.exists():
+        nearest = difflib.get_close_matches(file.name, os.listdir(configs), n=1)
+        hint = f"; did you mean configs/{nearest[0]}?" if nearest else ""
+        raise ValueError(f"--config: there is no file {file}{hint}")
     if not config.partition(":")[0].endswith(".py"):
         config = f"{configs / 'saved.py'}:{config}"
     rest = {name: getattr(given, name) for name in ("mode", "workdir", "checkpoint")}

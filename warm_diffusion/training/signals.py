@@ -64,7 +64,7 @@ def compiling(what: str) -> Iterator[None]:
     Python handles a signal when XLA, which cannot be interrupted, has finished. Until then a thread
     says so at the first SIGINT or SIGTERM, and ends the process at the second.
     """
-    words = f"compile  {what}: about a minute, or several for a large network"
+    words = f"compile  {what}: seconds for a small network, minutes for a large one"
     note = threading.Timer(_PATIENCE, say, [words])
     note.daemon = True
     note.start()
@@ -91,7 +91,7 @@ def _answered() -> Iterator[None]:
             for number in {signal.SIGINT, signal.SIGTERM} & set(numbers):
                 if waiting or numbers.count(number) > 1:
                     os._exit(128 + number)
-                words = "stopping after compilation; press again to end now"
+                words = "stopping once this is compiled and saved; again: end now, unsaved"
                 print(words, file=sys.stderr, flush=True)
                 waiting = True
 

@@ -111,7 +111,6 @@ class Loop:
     def __post_init__(self):
         self._options, self._writer, self._warned = self.config.training, None, False
         self._skipped = 0
-        self._is_finite = jax.jit(is_finite)
         everywhere = devices.replicated(self.mesh)
         self._no_metrics = jax.jit(TrainMetrics.empty, out_shardings=everywhere)
         # On the devices: the host would send it again at every step.
@@ -154,7 +153,7 @@ class Loop:
             bar.update(options.steps_per_call)
             if first:
                 jax.block_until_ready(state)
-                say(f"compile  first step after {clock.seconds():.1f} s")
+                say(f"compile  done: the first step took {clock.seconds():.1f} s")
                 clock = _Clock(step)
             stop = stop_request()
             last = bool(stop) or step == options.num_steps
@@ -219,7 +218,7 @@ class Loop:
     def _save(self, step: int, state: TrainState) -> None:
         self.check_lock()
         self.saved.check()
-        if not bool(self._is_finite(state)):
+        if not is_finite(state):
             raise Diverged(
                 f"the state at step {step:,} is not finite and was not saved; the "
                 f"checkpoints in {self.workdir} are from before"
