@@ -3,8 +3,7 @@
     python main.py --mode=sample --checkpoint=pretrained/cifar10_16 --workdir=runs/first
     python main.py --config=configs/digits.py --workdir=runs/digits
 
-Exit status: 0 done; 2 a mistake in the command, which one line explains; 74 and 75: repeat
-the command. docs/reliability.md lists all."""
+Exit status: 0 done; 2 a mistake, named in one line; 74, 75 repeat it (docs/reliability.md)."""
 
 import os
 import signal

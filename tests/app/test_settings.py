@@ -99,6 +99,11 @@ def test_without_a_config_the_digits_are_trained():
     assert arguments("--workdir=w")[1] == f"--config={CONFIGS / 'digits.py'}"
 
 
+def test_a_config_file_that_is_not_there_is_named_with_the_nearest_one():
+    with pytest.raises(ValueError, match=r"no file .*digit\.py; did you mean configs/digits\.py\?"):
+        arguments("--config=configs/digit.py")
+
+
 def test_a_json_config_is_read_by_saved_py_and_other_flags_stay():
     found = arguments("--config", "w/config.json", "--config.seed=3", "--mode", "train")
     assert found[1] == f"--config={CONFIGS / 'saved.py'}:w/config.json"
