@@ -383,6 +383,7 @@ def level_errors(
     *,
     contrast: bool = False,
     texture: float = 0.0,
+    known: tuple[bool, bool] = (False, False),
 ) -> tuple[jax.Array, jax.Array]:
     """Standard errors of `estimate_levels`'s (alpha [B], beta [B]), eqs. (3) and (4).
 
@@ -399,6 +400,8 @@ def level_errors(
       mean: [*spatial, C] or None.
       contrast: whether the contrast was fitted.
       texture: tau of eq. (4): `TEXTURE` for photographs, 0 where `spectrum` is the image's own.
+      known: whether alpha and beta were given, which leaves the other one less uncertain. The error
+        of a given level is inf.
 
     Example:
       Of K coefficients of noise, its variance is known within (2 / K)^1/2, the noise half of that.
@@ -416,21 +419,21 @@ def level_errors(
 
     def one(of, alpha, beta):
         theta = _theta(of, alpha, beta, contrast)
-        free = jnp.array([True, True, contrast])
+        free = jnp.array([not known[0], not known[1], contrast])
+        # The largest blur that is looked for stands for one that the image says nothing about.
+        free = free.at[0].set(free[0] & (alpha**2 < 0.99 * largest))
         _, gradients, fisher, moved = _scores(theta, of)
         moved = jax.ops.segment_sum(moved.T, band, len(frequency))  # [bands, 3]
         # In units of the diagonal, which a spectrum without detail leaves at 0 for the blur.
         unit = jnp.where(jnp.diag(fisher) > 0, jax.lax.rsqrt(jnp.diag(fisher)), 0.0)
-        known = free & (unit > 0)
-        inverse = jnp.linalg.inv(_on_free(fisher * unit[:, None] * unit[None, :], known))
-        scatter = jnp.where(known[:, None], unit[:, None] * gradients, 0.0)
-        moved = jnp.where(known[None], texture * unit[None] * moved, 0.0)
+        shown = free & (unit > 0)
+        inverse = jnp.linalg.inv(_on_free(fisher * unit[:, None] * unit[None, :], shown))
+        scatter = jnp.where(shown[:, None], unit[:, None] * gradients, 0.0)
+        moved = jnp.where(shown[None], texture * unit[None] * moved, 0.0)
         scatter = jnp.einsum("ik,jk->ij", scatter, scatter, precision="highest")
         scatter += jnp.einsum("bi,bj->ij", moved, moved, precision="highest")
         error = unit * jnp.sqrt(jnp.diag(inverse @ scatter @ inverse))
-        # The largest blur that is looked for stands for one that the image says nothing about.
-        known = known.at[0].set(known[0] & (alpha**2 < 0.99 * largest))
-        return jnp.where(known, error, jnp.inf)
+        return jnp.where(shown, error, jnp.inf)
 
     error = jax.vmap(one)(of, *levels)
     return tuple(jnp.sqrt(x**2 + error[:, i]) - x for i, x in enumerate(levels))

@@ -4,6 +4,8 @@ import errno
 import io
 import json
 import os
+import struct
+import types
 import weakref
 import zlib
 
@@ -15,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from tests.app.conftest import REPOSITORY
-from warm_diffusion import dct, pretrained
+from warm_diffusion import dct, pretrained, schedules
 from warm_diffusion.app import restore as mode
 from warm_diffusion.app.restore import levels, page, photographs
 from warm_diffusion.data.images import from_uint8, png, to_uint8
@@ -335,6 +337,33 @@ def test_what_the_network_cannot_restore_is_refused(tmp_path, mode, channels, me
         photographs.read(path, channels)
 
 
+def test_what_cannot_be_read_is_refused_by_name(tmp_path):
+    Image.fromarray(COLOURS[:1, :1]).save(tmp_path / "one.png")
+    with pytest.raises(ValueError, match=r"one.png: has one pixel, expected at least two"):
+        photographs.read(tmp_path / "one.png", 3)
+    planes = {"photometric": "rgb", "planarconfig": "separate"}
+    for compression in (None, "zlib"):
+        path = tmp_path / "planes.tif"
+        tifffile.imwrite(path, np.moveaxis(DEEP, -1, 0), compression=compression, **planes)
+        with pytest.raises(ValueError, match=r"planes.tif: has 16 bits a colour in separate"):
+            photographs.read(path, 3)
+
+
+def test_deep_grey_with_transparency_keeps_8_bits(tmp_path):
+    pixels = np.stack([DEEP[:, :, 0], np.full((5, 7), 65535)], 2).astype(">u2")
+    rows = np.pad(pixels.view(np.uint8).reshape(5, -1), ((0, 0), (1, 0)))
+    header = struct.pack(">IIBBBBB", 7, 5, 16, 4, 0, 0, 0)  # 16 bits of grey and transparency
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        crc = struct.pack(">I", zlib.crc32(kind + body))
+        content += struct.pack(">I", len(body)) + kind + body + crc
+    (tmp_path / "a.png").write_bytes(content)
+    found = photographs.read(tmp_path / "a.png", 1)
+    assert found.bits == 8
+    expected = (DEEP[:, :, :1] >> 8) / 127.5 - 1
+    np.testing.assert_allclose(found.pixels, expected, atol=1e-6)
+
+
 def test_two_images_of_one_name_are_refused(tmp_path):
     for ending in ("png", "bmp"):
         Image.fromarray(COLOURS).save(tmp_path / f"one.{ending}")
@@ -378,6 +407,27 @@ def test_a_flat_image_says_nothing_about_its_blur():
     assert noisy["found"]
     assert noisy["blur"] == 0
     assert abs(noisy["noise"] - 0.05 * 127.5) < 0.3
+
+
+def spectral_model():
+    """A network's record of images of 64 x 64 with power 0.1 / (1 + i^2 + j^2) and its images."""
+    frequency = np.sum(np.square(np.mgrid[:64, :64]), axis=0)
+    spectrum = (6.4 / (1 + frequency)).astype(np.float32)
+    ranges = schedules.any_bnr(0.5)
+    return types.SimpleNamespace(
+        spectrum=spectrum, mean=np.zeros((64, 64, 1)), image_shape=(64, 64, 1), schedule=ranges
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_strong_noise_is_found_where_the_blur_is_given(seed):
+    model, rng = spectral_model(), np.random.default_rng(seed)
+    scale = np.sqrt(model.spectrum)[None, :, :, None]
+    clean = dct.idct(rng.standard_normal(scale.shape) * scale)[0]
+    image = np.asarray(clean + 0.4 * rng.standard_normal(clean.shape), np.float32)
+    found = levels.read(model, image, None, 0.0, None)
+    assert found["found"]
+    assert abs(found["noise"] - 51.0) < 2 * found["noise_error"]
 
 
 def test_blur_and_noise_are_found_within_their_errors(judged):

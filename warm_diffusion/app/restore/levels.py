@@ -100,8 +100,9 @@ def _estimate(x, spectrum, mean, alpha, beta, most):
     levels = restoration.estimate_levels(
         x, spectrum, mean, alpha=alpha, beta=beta, beta_max=most, contrast=True
     )
+    known = (alpha is not None, beta is not None)
     errors = restoration.level_errors(
-        x, spectrum, *levels, mean, contrast=True, texture=restoration.TEXTURE
+        x, spectrum, *levels, mean, contrast=True, texture=restoration.TEXTURE, known=known
     )
     return levels, errors, restoration.goodness_of_fit(x, spectrum, *levels, mean, contrast=True)
 
