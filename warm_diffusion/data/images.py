@@ -42,7 +42,9 @@ def decode(stream: io.BufferedIOBase, name: str, *, low_bytes: bool = False) -> 
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if low_bytes:
             image.tile = [_of_low_bytes(tile) for tile in image.tile]
+        grey = image.mode == "RGBA" and _kinds(image) == ["LA;16B"]
         image.load()
+        image = image.convert("LA") if grey else image
     # Pillow reports damage by many types: OSError, SyntaxError (broken PNG), its bomb error.
     except Exception as error:
         unknown = isinstance(error, UnidentifiedImageError)
@@ -68,9 +70,15 @@ def _of_low_bytes(tile):
 
 def is_deep(stream: io.BufferedIOBase) -> bool:
     """Whether an image file in colour has 16 bits a colour; ValueError where it is none."""
-    tiles = Image.open(stream, formats=FORMATS).tile
-    kinds = [tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in tiles]
-    return bool(kinds) and all(str(kind)[-4:] in _OTHER_BYTES and kind[0] != "I" for kind in kinds)
+    kinds = _kinds(Image.open(stream, formats=FORMATS))
+    # Of grey, I and LA, Pillow has no other order of bytes.
+    return bool(kinds) and all(kind[-4:] in _OTHER_BYTES and kind[0] not in "IL" for kind in kinds)
+
+
+def _kinds(image: Image.Image) -> list[str]:
+    """How Pillow unpacks the parts of an image that is not loaded yet."""
+    kinds = [tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in image.tile]
+    return [str(kind) for kind in kinds]
 
 
 def from_uint8(images: jax.Array) -> jax.Array:

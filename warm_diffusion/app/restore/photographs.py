@@ -79,10 +79,16 @@ def read(path: pathlib.Path, channels: int) -> Photograph:
     content = path.read_bytes()
     image = decode(io.BytesIO(content), str(path))
     profile = image.info.get("icc_profile")
+    tags = getattr(Image.open(io.BytesIO(content), formats=FORMATS), "tag_v2", {})
+    # Pillow reads planes (tag 284) of more bits a colour (258) than 8 as noise or as 8 bits.
+    if tags.get(284) == 2 and image.mode == "RGB" and max(tags[258]) > 8:
+        raise ValueError(
+            f"{path}: has {max(tags[258])} bits a colour in separate planes, expected the colours "
+            "of a pixel together: save it as a PNG"
+        )
     if image.mode in ("I;16", "I;16L", "I;16B"):  # unsigned; I and I;16S have no known white
         pixels, bits = np.asarray(image).astype(np.float32), 16
         # Pillow turns a TIFF whose white is zero (tag 262) only where it has 8 bits.
-        tags = getattr(Image.open(io.BytesIO(content), formats=FORMATS), "tag_v2", {})
         pixels = 65535 - pixels if tags.get(262) == 0 else pixels
     elif is_deep(io.BytesIO(content)):
         low = decode(io.BytesIO(content), str(path), low_bytes=True)
@@ -90,6 +96,10 @@ def read(path: pathlib.Path, channels: int) -> Photograph:
     else:
         pixels, bits = _colours(image, path).astype(np.float32), 8
     pixels = np.atleast_3d(pixels)
+    if pixels.shape[0] * pixels.shape[1] == 1:
+        raise ValueError(
+            f"{path}: has one pixel, expected at least two, for one shows no blur: take it out"
+        )
     if pixels.shape[2] != channels:
         kinds = {1: "grey", 3: "in colour"}
         raise ValueError(
