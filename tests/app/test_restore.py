@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import struct
 import types
 import weakref
@@ -235,6 +236,38 @@ def test_nothing_is_overwritten(app, trained, photos, restored):
     assert (restored / "mean" / "wide.png").read_bytes() == before
 
 
+@pytest.mark.parametrize("content", ["[]", '{"images": []}', "{}"])
+def test_a_folder_with_a_foreign_report_is_refused(app, trained, photos, tmp_path, content):
+    (tmp_path / "restoration.json").write_text(content)
+    assert "is not empty" in refused(app, trained, tmp_path, f"--input={photos / 'input'}")
+    assert (tmp_path / "restoration.json").read_text() == content
+
+
+@pytest.mark.parametrize("changed", ["input", "clean"])
+def test_an_image_is_restored_again_where_it_or_its_reference_changed(
+    app, trained, photos, tmp_path, monkeypatch, changed
+):
+    # The digit is replaced by the other part of the wide one, under the same name.
+    shutil.copytree(photos, tmp_path / "photos")
+    restored, restore = [], mode._Image.restore
+
+    def noted(image, *arguments):
+        restored.append(image.name)
+        return restore(image, *arguments)
+
+    monkeypatch.setattr(mode._Image, "restore", noted)
+    for names in (["small", "wide"], [], ["small"]):
+        if names == ["small"]:
+            wide = Image.open(photos / changed / "wide.png")
+            wide.crop((0, 0, 8, 8)).save(tmp_path / "photos" / changed / "small.png")
+        app.run(
+            *restoring(tmp_path / "photos", trained, tmp_path / "out", "--noise=0", "--blur=0"),
+            f"--reference={tmp_path / 'photos' / 'clean'}", tiny=False,
+        )  # fmt: skip
+        assert restored == names
+        restored.clear()
+
+
 # --- photographs ---------------------------------------------------------------------------------
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
@@ -419,6 +452,12 @@ def spectral_model():
     )
 
 
+def test_levels_that_were_read_off_are_called_estimated():
+    report = {"blur": 0.0, "blur_error": None, "blur_given": False}
+    report |= {"noise": 5.0, "noise_error": None, "noise_given": True}
+    assert levels.caption(report) == "blur 0.00 pixels (estimated), noise 5.00 grey levels"
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_strong_noise_is_found_where_the_blur_is_given(seed):
     model, rng = spectral_model(), np.random.default_rng(seed)
@@ -454,7 +493,8 @@ def figures(folder, name="<b>a&b#"):
     files = {version: f"{version}/{name}.png" for version in ("input", "mean")}
     for where in files.values():
         storage.write_bytes(folder / where, png(COLOURS))
-    report = {"blur": 1.0, "blur_error": 0.1, "noise": 5.0, "noise_error": None}
+    report = {"blur": 1.0, "blur_error": 0.1, "blur_given": False}
+    report |= {"noise": 5.0, "noise_error": None, "noise_given": True}
     scores = {"input": {"psnr": 20.0, "ssim": None}}
     report |= {"files": files, "scores": scores, "note": "it is <i>odd</i>"}
     return mode._figures(folder, {name: report})

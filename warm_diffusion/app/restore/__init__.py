@@ -8,6 +8,7 @@ image, so that the same command goes on after a fault.
 import base64
 import contextlib
 import functools
+import hashlib
 import json
 import math
 import pathlib
@@ -71,23 +72,34 @@ def restore(config: ConfigDict, workdir: str, checkpoint: str, request: Request)
         "num_steps_of_samples": config.sampling.num_steps,
         "request": request._asdict(),
     }
-    images = _images_done(folder, report)
+    done = _images_done(folder, report)
     inputs = photographs.find(request.input, "--input")
     references = photographs.find(request.reference, "--reference") if request.reference else {}
     _check_images(inputs, references, request, model.image_shape[2])
     say_weights(model.info, checkpoint)
+    contents = {name: _contents(path, references.get(name)) for name, path in inputs.items()}
+    images = {  # of files that are as they were, or were taken out since
+        name: image
+        for name, image in done.items()
+        if "sha256" in image and image["sha256"] == contents.get(name, image["sha256"])
+    }
     storage.write_json(folder / "restoration.json", {**report, "images": images})
     with progress(len(inputs), "restoring", " images", initial=len(images)) as bar:
         for name, path in inputs.items():
             if name not in images:
                 one = _Image(folder, name, photographs.read(path, model.image_shape[2]))
-                done = one.restore(model, request, config.sampling.num_steps, references.get(name))
-                images[name] = {"file": str(path), **done}
+                found = one.restore(model, request, config.sampling.num_steps, references.get(name))
+                images[name] = {"file": str(path), "sha256": contents[name], **found}
                 storage.write_json(folder / "restoration.json", {**report, "images": images})
                 bar.update()
     storage.write_bytes(folder / "index.html", page(_figures(folder, images)))
     say(f"restored {len(images)} images in {folder}; look at {folder / 'index.html'}")
     return folder
+
+
+def _contents(*paths: pathlib.Path | None) -> list[str]:
+    """The sha256 of an image's file and of its reference's, by which it is the same one again."""
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path]
 
 
 def _check(request: Request) -> None:
@@ -107,11 +119,11 @@ def _images_done(folder: pathlib.Path, report: dict) -> dict[str, dict]:
     parts = [] if not folder.exists() else folder.iterdir()
     if all(".partial-" in part.name for part in parts):  # of a process that was killed
         return {}
-    found = {}
+    found = None
     with contextlib.suppress(FileNotFoundError, ValueError):
         found = storage.read_json(folder / "restoration.json")
-    images = found.pop("images", {})
-    if found != json.loads(storage.to_json(report)):
+    images = found.pop("images", None) if isinstance(found, dict) else None
+    if not isinstance(images, dict) or found != json.loads(storage.to_json(report)):
         raise ValueError(
             f"{folder} is not empty and holds no part of what this command makes: restored images "
             "go to a new folder"

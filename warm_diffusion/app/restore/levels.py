@@ -1,5 +1,6 @@
 """Blur and noise of a photograph, in pixels and grey levels, and what speaks against them."""
 
+import functools
 import math
 
 import jax
@@ -48,8 +49,10 @@ def read(
             alpha = 0.0  # nothing in the image shows its blur
     report = {
         "blur": alpha,
+        "blur_given": blur is not None,
         "blur_error": errors[0],
         "noise": beta * GREY,
+        "noise_given": noise is not None,
         "noise_error": errors[1] and errors[1] * GREY,
         "quiet_noise": float(most[0]) * GREY,
         "fit": fit and dict(zip(("frequency", "departure", "z"), fit, strict=True)),
@@ -62,16 +65,18 @@ def read(
             (alpha, beta), errors, known, (0.0, LEAST_NOISE / 2), strict=True
         )
     )
-    report["doubts"] = list(_doubts(report, _trained_ranges(model)))
+    report["doubts"] = list(_doubts(report, _trained_ranges(model.schedule)))
     return report
 
 
 def caption(report: dict) -> str:
-    """Both levels, with their errors where they were read off."""
+    """Both levels; those that were read off are marked, with their errors where there are any."""
 
     def one(name: str, unit: str) -> str:
         level, error = f"{name} {report[name]:.2f}", report[f"{name}_error"]
-        return f"{level} {unit}" if error is None else f"{level} ± {error:.2f} {unit} (estimated)"
+        if report[f"{name}_given"]:
+            return f"{level} {unit}"
+        return f"{level}{'' if error is None else f' ± {error:.2f}'} {unit} (estimated)"
 
     return f"{one('blur', 'pixels')}, {one('noise', 'grey levels')}"
 
@@ -116,10 +121,11 @@ def _stands_out(level: float, error: float | None, least: float) -> bool:
     )
 
 
-def _trained_ranges(model: pretrained.Model) -> dict[str, tuple[float, float]]:
+@functools.lru_cache(maxsize=2)
+def _trained_ranges(schedule) -> dict[str, tuple[float, float]]:
     """The noise and the ratios that nearly all training images had, in the app's units."""
     alpha, beta = (
-        np.asarray(level) for level in model.schedule.sample_levels(jax.random.key(0), (4096,))
+        np.asarray(level) for level in schedule.sample_levels(jax.random.key(0), (4096,))
     )
     ratio = alpha / beta / GREY
     return {
