@@ -426,8 +426,11 @@ def level_errors(
         moved = jax.ops.segment_sum(moved.T, band, len(frequency))  # [bands, 3]
         # In units of the diagonal, which a spectrum without detail leaves at 0 for the blur.
         unit = jnp.where(jnp.diag(fisher) > 0, jax.lax.rsqrt(jnp.diag(fisher)), 0.0)
-        shown = free & (unit > 0)
-        inverse = jnp.linalg.inv(_on_free(fisher * unit[:, None] * unit[None, :], shown))
+        shown, scaled = free & (unit > 0), fisher * unit[:, None] * unit[None, :]
+        # Blur that noise and contrast imitate, all but a part in 10,000, does not show.
+        inflation = jnp.linalg.inv(_on_free(scaled, shown))[0, 0]
+        shown = shown.at[0].set(shown[0] & (inflation > 0) & (inflation < 1e4))
+        inverse = jnp.linalg.inv(_on_free(scaled, shown))
         scatter = jnp.where(shown[:, None], unit[:, None] * gradients, 0.0)
         moved = jnp.where(shown[None], texture * unit[None] * moved, 0.0)
         scatter = jnp.einsum("ik,jk->ij", scatter, scatter, precision="highest")
