@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def app_seconds(cache: pathlib.Path, flags: list[str], line: str) -> float:
     """Seconds from before `main.py` starts to a line on its console."""
+    elapsed = None
     with tempfile.TemporaryDirectory() as workdir:
         flags = [*flags, f"--workdir={workdir}", f"--config.compilation_cache_dir={cache}"]
         command = [sys.executable, str(ROOT / "main.py"), *flags]
@@ -34,8 +35,8 @@ def app_seconds(cache: pathlib.Path, flags: list[str], line: str) -> float:
             for printed in run.stdout:
                 if re.match(line, printed):
                     elapsed = time.perf_counter() - begin
-        if run.returncode:
-            raise RuntimeError(f"{' '.join(command)} ended with {run.returncode}")
+        if run.returncode or elapsed is None:
+            raise RuntimeError(f"{' '.join(command)} ended with {run.returncode}, without {line}")
     return elapsed
 
 
@@ -71,7 +72,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as cache:
             for state in ("cold", "warm"):
                 for what, flags, line in (
-                    ("first_step", steps, "compile +first step"),
+                    ("first_step", steps, "compile +done"),
                     *((f"picture_{name}", flags, "samples ") for name, flags in shown.items()),
                 ):
                     note(f"{what}_{state}", app_seconds(pathlib.Path(cache), flags, line))
