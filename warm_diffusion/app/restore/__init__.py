@@ -93,7 +93,8 @@ def restore(config: ConfigDict, workdir: str, checkpoint: str, request: Request)
                 storage.write_json(folder / "restoration.json", {**report, "images": images})
                 bar.update()
     storage.write_bytes(folder / "index.html", page(_figures(folder, images)))
-    say(f"restored {len(images)} images in {folder}; look at {folder / 'index.html'}")
+    left = sum(image["left_as_it_is"] for image in images.values())
+    say(f"done     {len(images) - left} restored, {left} left as they are: {folder / 'index.html'}")
     return folder
 
 
@@ -125,8 +126,8 @@ def _images_done(folder: pathlib.Path, report: dict) -> dict[str, dict]:
     images = found.pop("images", None) if isinstance(found, dict) else None
     if not isinstance(images, dict) or found != json.loads(storage.to_json(report)):
         raise ValueError(
-            f"{folder} is not empty and holds no part of what this command makes: restored images "
-            "go to a new folder"
+            f"{folder} is not empty and not by this very command: give a new --workdir (only the "
+            "same command, with the same flags, goes on in an old one)"
         )
     return images
 
@@ -179,6 +180,8 @@ class _Image(NamedTuple):
         if reference is not None:
             clean = photographs.read(reference, pixels.shape[-1]).pixels
             scores = _scores(self.name, versions, clean)
+            gain = (_in_words(scores[version]) for version in ("input", "mean"))
+            say(f"scores   {self.name}: {' -> '.join(gain)}")
         files = {version: _file(self.name, version) for version in versions}
         for version, where in files.items():
             storage.write_bytes(self.folder / where, self.photograph.png(versions[version]))
