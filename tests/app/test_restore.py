@@ -471,6 +471,17 @@ def test_strong_noise_is_found_where_the_blur_is_given_or_does_not_show(blur):
     assert abs(found["noise"] - 51.0) < 2 * found["noise_error"]
 
 
+def test_a_blur_that_is_given_leaves_the_noise_less_uncertain():
+    model = spectral_model()
+    noise = np.random.default_rng(1).standard_normal((2, 64, 64, 1))
+    image = dct.idct(noise[:1] * np.sqrt(model.spectrum)[None, :, :, None])[0] + 0.05 * noise[1]
+    image = np.asarray(image, np.float32)
+    free = levels.read(model, image, None, None, None)
+    given = levels.read(model, image, None, free["blur"], None)
+    assert given["noise"] == pytest.approx(free["noise"], rel=1e-3)
+    assert given["noise_error"] < 0.9 * free["noise_error"]
+
+
 def test_blur_and_noise_are_found_within_their_errors(judged):
     found = judged(1.0, 10.0, quality=30)
     assert found["found"]
