@@ -60,7 +60,7 @@ def marked(values, names, long):
 def run_and_learn(source, path, names):
     """Runs code, of a training 40 steps instead of thousands, in which the loss must fall."""
     training, seen = (
-        re.search(r"^for n in range\(\d+\):\n((?:    .*\n)+)", source, re.MULTILINE),
+        re.search(r"^for n in range\(\d{4,}\):.*\n((?:    .*\n)+)", source, re.MULTILINE),
         [],
     )
     if training:
