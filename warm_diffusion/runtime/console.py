@@ -42,8 +42,10 @@ def progress(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
 
 
 def hide_libraries() -> None:
-    """Hides what libraries say that nobody can act on, and tracebacks of errors in their threads,
-    which whoever waits for them tells in one line; --debug shows all."""
+    """Hides libraries' warnings and the tracebacks of their threads; --debug shows them.
+
+    The caller that waits for a thread reports its error in one line.
+    """
     warnings.simplefilter("ignore")
     for name in ("absl", "asyncio", "fsspec", "gcsfs", "google", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
