@@ -188,7 +188,7 @@ def cut(weights):
 
 def no_output(weights):
     del weights["dec.16x16_aux_conv.weight"]
-    return "no weights of EDM's DDPM.. or NCSN.."
+    return "these are not the weights of EDM's DDPM.. or NCSN.."
 
 
 def not_finite(weights):
