@@ -66,7 +66,7 @@ def _apply(config: ml_collections.ConfigDict, variant: str) -> None:
         config.training.keep_every = 0
         config.sampling.batch_size = 64
         config.eval.num_samples = 256
-        config.eval.seed_ranges = 1
+        config.eval.repeats = 1
         config.eval.features = "auto"
     elif name == "cond":
         config.model.num_classes = 10

@@ -147,7 +147,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.checkpoint = "latest"  # latest | every | best (of eval's reports so far) | a step
     evaluation.num_samples = 0  # images per round; 0: as many as the reference has
-    evaluation.seed_ranges = 3  # rounds: seeds 0 to n - 1, n to 2 n - 1, ...; papers give the best
+    evaluation.repeats = 3  # rounds: seeds 0 to n - 1, n to 2 n - 1, ...; papers give the best
     # pixels (images of up to 4,096 values) | inception (FID) | efficientnet_lite0 (perceptual, from
     # pip) | MODULE:FUNCTION, a function of yours from uint8 images [B, H, W, C] to features [B, D];
     # auto: inception where its weights are given, else pixels of grey images and efficientnet_lite0

@@ -14,5 +14,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.source = "digits"
     config.data.resolution = 8
     config.data.channels = 1
-    config.eval.seed_ranges = 1  # a third of the time; three for numbers to report
+    config.eval.repeats = 1  # a third of the time; three for numbers to report
     return config

@@ -23,7 +23,7 @@ def evaluated(app, trained, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("evaluated")
     out, err = app.run(
         "--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={workdir}",
-        "--config.eval.num_samples=24", "--config.eval.seed_ranges=3", tiny=False,
+        "--config.eval.num_samples=24", "--config.eval.repeats=3", tiny=False,
     )  # fmt: skip
     assert err == ""
     return workdir, out
@@ -84,7 +84,7 @@ def test_the_same_evaluation_is_not_done_twice_and_another_loses_nothing(
     common = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={workdir}",
               "--config.eval.num_samples=24")  # fmt: skip
     before = report_of(workdir)
-    out, _ = app.run(*common, "--config.eval.seed_ranges=3", tiny=False)
+    out, _ = app.run(*common, "--config.eval.repeats=3", tiny=False)
     assert "step 6 is evaluated already" in out
     assert report_of(workdir) == before
     out, _ = app.run(*common, "--solver=euler", tiny=False)
@@ -102,7 +102,7 @@ def test_a_likelihood_is_added_to_the_samples_there_are(app, trained, evaluated,
     shutil.copytree(evaluated[0], workdir)
     before = report_of(workdir)
     common = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={workdir}",
-              "--config.eval.num_samples=24", "--config.eval.seed_ranges=3",
+              "--config.eval.num_samples=24", "--config.eval.repeats=3",
               "--config.eval.likelihood=True", "--config.eval.likelihood_images=5")  # fmt: skip
     app.run(*common, tiny=False)
     report = report_of(workdir)
@@ -125,7 +125,7 @@ def test_more_rounds_use_those_there_are(app, trained, evaluated, tmp_path, monk
     monkeypatch.setattr(Sampler, "generate", generate)
     common = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={workdir}",
               "--config.eval.num_samples=24")  # fmt: skip
-    app.run(*common, "--config.eval.seed_ranges=4", tiny=False)
+    app.run(*common, "--config.eval.repeats=4", tiny=False)
     assert drawn == [range(72, 96)]
     report = report_of(workdir)
     assert report["ranges"][:3] == report_of(evaluated[0])["ranges"]
@@ -134,7 +134,7 @@ def test_more_rounds_use_those_there_are(app, trained, evaluated, tmp_path, monk
 
 def test_a_stopped_evaluation_loses_the_round_it_was_in(app, trained, tmp_path, monkeypatch):
     arguments = ("--mode=eval", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}",
-                 "--config.eval.num_samples=24", "--config.eval.seed_ranges=2")  # fmt: skip
+                 "--config.eval.num_samples=24", "--config.eval.repeats=2")  # fmt: skip
     original = Sampler.generate
 
     def generate(self, params, seeds, images):

@@ -183,7 +183,7 @@ def test_edms_network_statistics_and_inception_make_an_fid(
     app.run(
         "--mode=eval", *common, f"--config.eval.reference={tmp_path / 'reference.npz'}",
         "--config.eval.features=inception", f"--config.eval.inception_weights={inception_weights}",
-        "--config.eval.num_samples=6", "--config.eval.seed_ranges=1", tiny=False,
+        "--config.eval.num_samples=6", "--config.eval.repeats=1", tiny=False,
     )  # fmt: skip
     report = json.loads((tmp_path / "eval" / "model.json").read_text())
     assert report["reference"]["origin"] == "external"

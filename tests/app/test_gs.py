@@ -31,7 +31,7 @@ def test_samples_of_a_run_on_gs_are_those_of_the_run_on_disk(app, trained, run, 
 
 def test_an_evaluation_on_gs_keeps_its_report_and_its_reference(app, run):
     flags = ("--mode=eval", f"--checkpoint={run}", "--workdir=gs://bucket/eval",
-             "--config.eval.seed_ranges=1", "--config.eval.num_samples=16")  # fmt: skip
+             "--config.eval.repeats=1", "--config.eval.num_samples=16")  # fmt: skip
     _, err = app.run(*flags, tiny=False)
     assert err == ""
     folder = storage.path("gs://bucket/eval/eval")

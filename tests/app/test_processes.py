@@ -139,7 +139,7 @@ def test_two_processes_do_in_every_mode_what_one_does(
     weights = f"--config.eval.inception_weights={inception_weights}"
 
     def arguments(out):
-        few = ("--config.eval.num_samples=16", "--config.eval.seed_ranges=1")
+        few = ("--config.eval.num_samples=16", "--config.eval.repeats=1")
         return [
             ["--mode=sample", run, f"--workdir={out}", "--seeds=0-9"],
             ["--mode=eval", run, f"--workdir={out}", *few],

@@ -286,7 +286,7 @@ def test_what_fails_at_the_very_end_of_an_evaluation_is_made_by_the_same_command
 ):
     """The line of its numbers, and the report, after the one round."""
     command = ("--mode=eval", f"--checkpoint={run}", f"--workdir={tmp_path}",
-               "--config.eval.num_samples=8", "--config.eval.seed_ranges=1")  # fmt: skip
+               "--config.eval.num_samples=8", "--config.eval.repeats=1")  # fmt: skip
     with monkeypatch.context() as patch:
         full_at(call, patch, module, name)
         _, err = app.run(*command, tiny=False, status=74)

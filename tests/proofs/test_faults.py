@@ -120,7 +120,7 @@ def jobs(app, tmp_path_factory):
         "train": (*TINY, *TRAIN),
         "sample": ("--mode=sample", checkpoint, "--seeds=0-9"),
         "eval": ("--mode=eval", checkpoint, "--config.eval.num_samples=8",
-                 "--config.eval.seed_ranges=2"),
+                 "--config.eval.repeats=2"),
         "restore": ("--mode=restore", checkpoint, f"--input={folder / 'photographs'}",
                     "--blur=0.5", "--noise=20", "--steps=3"),
     }  # fmt: skip

@@ -162,7 +162,7 @@ CHECKS: dict[str, Check] = {
     "sampling.*": _FINITE,
     "eval.checkpoint": _text(1),
     "eval.num_samples": _ALL_OR_2,
-    "eval.seed_ranges": _whole(1, 1_000),
+    "eval.repeats": _whole(1, 1_000),
     "eval.features": _text(1),
     "eval.likelihood": _FLAG,
     "eval.likelihood_images": _ALL_OR_2,
@@ -327,7 +327,7 @@ def define_flags() -> None:
     flags.DEFINE_string("coordinator_address", None, "Other clusters: HOST:PORT of process 0.")
     flags.DEFINE_integer("num_processes", None, "Other clusters: number of processes.")
     flags.DEFINE_integer("process_id", None, "Other clusters: number of this process, from 0.")
-    flags.DEFINE_float("join_seconds", 300.0, "Seconds to wait for the other processes.")
+    flags.DEFINE_float("startup_timeout", 300.0, "Seconds to wait for the other processes.")
     flags.DEFINE_bool("version", False, "Print versions and exit.")
     flags.DEFINE_bool("debug", False, "Show libraries' logs, and a traceback for every error.")
 
@@ -413,7 +413,7 @@ def start(given: flags.FlagValues, argv: Sequence[str]) -> ml_collections.Config
     logging.set_verbosity(logging.INFO if given.debug else logging.ERROR)
     others = given.coordinator_address, given.num_processes, given.process_id
     if given.distributed or any(value is not None for value in others):
-        processes.join(*others, seconds=given.join_seconds)
+        processes.join(*others, seconds=given.startup_timeout)
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}; flags look like --mode=train")
     config = given.config

@@ -1,7 +1,7 @@
 """Evaluation: distances between samples and data, the protocol in every name.
 
 One JSON file a checkpoint, WORKDIR/eval/step_N.json, with mean, standard deviation and minimum over
-`eval.seed_ranges` rounds of `eval.num_samples` images (seeds 0 to n - 1, n to 2 n - 1, ...), and
+`eval.repeats` rounds of `eval.num_samples` images (seeds 0 to n - 1, n to 2 n - 1, ...), and
 all that decides the numbers: network calls, solver, path, weights, features, reference, each with
 its hash. The same numbers go to TensorBoard (WORKDIR/eval).
 
@@ -121,18 +121,18 @@ class _Evaluator:
         earlier = processes.first_says(_read(path))
         if (
             earlier.get("identity") == identity
-            and len(earlier["ranges"]) == options.seed_ranges
+            and len(earlier["ranges"]) == options.repeats
             and wanted in ({}, earlier.get("likelihood"))
         ):
             say(f"eval     {_label(model)} is evaluated already: {path}")
             return earlier
         count = protocol["num_samples"]
-        if options.seed_ranges * count > NUM_SEEDS:
+        if options.repeats * count > NUM_SEEDS:
             raise ValueError(
-                f"seeds must stay below 2^32, got {options.seed_ranges} times {count} images"
+                f"seeds must stay below 2^32, got {options.repeats} times {count} images"
             )
         rounds = []
-        for first in range(0, options.seed_ranges * count, count):
+        for first in range(0, options.repeats * count, count):
             kept = self.folder / "rounds" / f"{name}_{identity}_{first}.json"
             found = processes.first_says(_read(kept))
             if not found:
