@@ -97,18 +97,15 @@ def restored():
     y = process.perturb(clean, noise, alpha, beta)
     model = pretrained.load(RESTORES)
     versions = {
-        "blurred and noisy": y,
-        "noise alone undone (α = 0)": model.denoise(y, 0.0, beta).clean,
-        "blur and noise undone": model.denoise(y, alpha, beta).clean,
+        "blur and noise": y,
+        "noise undone": model.denoise(y, 0.0, beta).clean,
+        "both undone": model.denoise(y, alpha, beta).clean,
         "clean": clean,
     }
-    panels = []
-    for name, x in versions.items():
-        x = np.asarray(x)[0]
-        scores = f"{pairs.psnr(x, clean[0]):.2f} dB, SSIM {pairs.ssim(x, clean[0]):.3f}"
-        panels.append((f"{name}\n{scores if name != 'clean' else ' '}", to_uint8(x)))
-    title = f"blur 1 pixel, noise {127.5 * beta:g} grey levels; posterior means of one network"
-    return plots.comparison(panels, title)
+    images = {name: np.asarray(x)[0] for name, x in versions.items()}
+    scores = [f"{pairs.psnr(x, clean[0]):.2f} dB" for x in images.values()][:-1]
+    titles = [f"{name}\n{score}" for name, score in zip(images, [*scores, " "], strict=True)]
+    return wide([[to_uint8(x) for x in images.values()]], titles, {})
 
 
 # --- the README's pictures ----------------------------------------------------------------------
@@ -131,7 +128,8 @@ def show(axes, image: np.ndarray) -> None:
 def wide(rows: list[list[np.ndarray]], titles: list[str], labels: dict[str, str]) -> Figure:
     """Rows of images over the width of a page, with letters that a phone can show."""
     height, width = rows[0][0].shape[:2]
-    left, top = (60 if labels else 0), 60  # of 1,200 pixels
+    # Of 1,200 pixels.
+    left, top = (60 if labels else 0), 20 + 40 * max(title.count("\n") + 1 for title in titles)
     side = (1200 - left) / len(titles)
     total = top + len(rows) * side * height / width
     figure = Figure(figsize=(12, total / 100), facecolor="white", dpi=100)

@@ -13,6 +13,7 @@ from mkdocs.exceptions import PluginError
 _DOLLARS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
 _VERBATIM = re.compile(r"(<(pre|script|style|code)\b.*?</\2>|<[^>]*>)", re.DOTALL)
 _LINK = re.compile(r'(?:href|src)="(?![a-z]+:|//)([^"#?]*)[^"#]*#?([^"]*)"')
+_FLAG = re.compile(r"(?<![\w-])--[a-z_]+")
 _EQUATION = re.compile(r"^```math\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
 
 
@@ -22,9 +23,15 @@ def on_page_markdown(markdown: str, **_) -> str:
 
 
 def on_page_content(html: str, page, **_) -> str:
-    """MkDocs: in the notebook LaTeX between dollars becomes MathML, and links are its folder's."""
+    """MkDocs: in the notebook LaTeX between dollars becomes MathML, and links are its folder's.
+
+    On other pages lines break neither after a flag's dashes nor around a plus-minus.
+    """
     if not page.file.src_path.endswith(".ipynb"):
-        return html
+        html = re.sub(r"(\d) ± (\d)", "\\1\u00a0±\u00a0\\2", html)
+        parts = re.split(r"(<[^>]*>)", html)  # text, tag, text, ...
+        parts[::2] = [_FLAG.sub(r'<span class="flag">\g<0></span>', text) for text in parts[::2]]
+        return "".join(parts)
     html = re.sub(r'<a href="(?=\w+\.html)', '<a href="../', html)
     parts = _VERBATIM.split(html)  # text, tag or code, the tag's name, text, ...
     text = [_DOLLARS.sub(_mathml, part) for part in parts[::3]]

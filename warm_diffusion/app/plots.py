@@ -18,6 +18,7 @@ from warm_diffusion.runtime import storage
 _TEXT = 14  # pixels of a line of labels
 INK = "#22262d"  # text and axes
 NOISE, BLUR = "#d55e00", "#0072b2"
+SAMPLER = "#009e73"
 _RATIOS = LinearSegmentedColormap.from_list("ratios", [NOISE, "#b35c6e", BLUR])
 _LEVELS = LinearSegmentedColormap.from_list("levels", ["#b8860b", "#2f9e6e", "#1f7fb0", "#7458bd"])
 DEPARTURES, SHARES = "RdBu_r", "cividis"  # maps: too little (blue) to too much (red); 0 to 1
@@ -162,7 +163,7 @@ def departure(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figur
     _label_steps(above, steps)
     above.set_title(plain(title))
     for name, label, look, colour in (
-        ("sliced_wasserstein", "sampler's states to forward states", "o-", BLUR),
+        ("sliced_wasserstein", "sampler's states to forward states", "o-", SAMPLER),
         ("sliced_wasserstein_of_forward", "forward states to other forward states", "x--",
          INK),
     ):  # fmt: skip
