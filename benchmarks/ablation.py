@@ -48,15 +48,10 @@ def ablate(options) -> None:
         config.update_from_flattened_dict(VARIANTS[name])
         variants.append(comparison.Variant({"variant": name}, build.realised(config)))
     ratio = options.config.schedule.constant_bnr.bnr
-    title = f"{short_name(options.config.data.source)}, {title_of(ratio)}"
+    title = f"{short_name(options.config.data.source)}, BNR {ratio} where a variant has one"
     comparison.compare(
         options, variants, GROUP, lambda entries, metric: draw(entries, metric, title)
     )
-
-
-def title_of(ratio) -> str:
-    """Returns a title's part about the ratio."""
-    return f"blur-to-noise ratio {ratio} where a variant has one"
 
 
 @plots.styled

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from benchmarks import ablation, bnr_sweep, comparison, nfe_curve
+from benchmarks import ablation, bnr_sweep, comparison
 from warm_diffusion import dct, pretrained, process, samplers, spectra
 from warm_diffusion.app import plots
 from warm_diffusion.data.images import from_uint8, to_uint8
@@ -49,14 +49,7 @@ def ablation_digits():
     """Distance of each variant."""
     rows, metric = _rows(RESULTS / "ablation_digits.jsonl"), METRICS["digits"]
     entries = comparison.summarise(rows, metric, ablation.GROUP)
-    return ablation.draw(entries, metric, f"digits, {ablation.title_of(0.5)}")
-
-
-def nfe(name: str):
-    """Distance against network calls."""
-    rows = json.loads((RESULTS / f"nfe_{name}.json").read_text())["rows"]
-    metric = next(key for key in rows[0] if key.startswith("fd_"))
-    return nfe_curve.draw(rows, metric, SETS[name])
+    return ablation.draw(entries, metric, "digits, BNR 0.5 where a variant has one")
 
 
 def departure(name: str, bnr: str):
@@ -177,8 +170,6 @@ FIGURES = {
     "sweep_digits.png": lambda: sweep("digits"),
     "sweep_cifar10_16.png": lambda: sweep("cifar10_16"),
     "ablation_digits.png": ablation_digits,
-    "nfe_digits.png": lambda: nfe("digits"),
-    "nfe_cifar10_16.png": lambda: nfe("cifar10_16"),
     "departure_digits_bnr10.png": lambda: departure("digits", "10"),
     "departure_cifar10_16_bnr0.5.png": lambda: departure("cifar10_16", "0.5"),
     "few_calls_cifar10_16.png": few_calls,

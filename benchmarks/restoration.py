@@ -12,7 +12,6 @@ every method restores the same images:
     Wiener        closed form, in colour: the colours turned to their principal axes, each with the
                   spectrum of the tuning images (on `photos` of the test tiles themselves, which no
                   one has)
-    unsupervised  skimage.restoration.unsupervised_wiener, each channel by itself
     Lucy          skimage.restoration.richardson_lucy, the number of iterations tuned
     TV            skimage.restoration.denoise_tv_chambolle in colour, its weight tuned
     BM3D          bm3d_rgb without blur, bm3d_deblurring with it (package bm3d, not for trade; slow:
@@ -38,7 +37,6 @@ Writes OUT/restoration.json; prints a table.
 import argparse
 import functools
 import io
-import json
 import pathlib
 import time
 
@@ -51,7 +49,7 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_sample_images
 
-from benchmarks.train_step import machine, words
+from benchmarks.train_step import machine
 from warm_diffusion import dct, oracle, pretrained, process, restoration, samplers
 from warm_diffusion.app.restore import levels
 from warm_diffusion.data.sources import open_source
@@ -62,7 +60,6 @@ LEVELS = (
     (0.0, 0.1), (0.0, 0.25), (0.5, 0.1), (0.5, 0.25), (0.8, 0.05), (1.0, 0.1), (1.0, 0.25),
     (1.5, 0.05), (1.5, 0.2),
 )  # fmt: skip
-CALLS = (1, 2, 4, 9, 18, 35)
 _PAD = 12
 
 
@@ -141,13 +138,6 @@ def on_one_sheet(method, y: np.ndarray) -> np.ndarray:
 
 def by_channel(method):
     return lambda y: np.stack([method(y[..., c]) for c in range(y.shape[-1])], axis=-1)
-
-
-def unsupervised(alpha: float, beta: float):
-    def restore(y):
-        return skimage.restoration.unsupervised_wiener(y, kernel(alpha), clip=False, rng=0)[0]
-
-    return lambda y: on_one_sheet(by_channel(restore), y)
 
 
 def lucy(alpha: float, beta: float, iterations: int):
@@ -251,11 +241,9 @@ def at_levels(network, wiener, images, wholes, owners, tuning, alpha, beta, want
     """Every method that is wanted at one pair of levels; image i is a tile of
     `wholes[owners[i]]`."""
     y = degrade(images, alpha, beta)
-    rows, chosen, of_photographs = {"input": scores(y, images)}, {}, []
+    rows, chosen = {"input": scores(y, images)}, {}
     rows["Wiener"] = scores(wiener(y, alpha, beta), images)
     methods = {}
-    if "unsupervised" in wanted and alpha > 0:
-        methods["unsupervised"] = unsupervised(alpha, beta)
     for name, (method, grid) in TUNED.items():
         if name not in wanted or (name == "Lucy" and alpha == 0):
             continue
@@ -267,11 +255,9 @@ def at_levels(network, wiener, images, wholes, owners, tuning, alpha, beta, want
         rows[name] = scores(method(y), images)
     y = jnp.asarray(y)
     rows["mean"] = scores(network.mean(y, alpha, beta), images)
-    found = network.estimate(y)
-    rows["mean, blind"] = scores(network.blind(y, *found), images)
+    rows["mean, blind"] = scores(network.blind(y, *network.estimate(y)), images)
     if wholes:
         read = np.array([network.estimate(degrade(whole[None], alpha, beta)) for whole in wholes])
-        of_photographs = read[:, :, 0].tolist()
         blind = network.blind(y, *read[owners, :, 0].T)
         rows["mean, blind by photograph"] = scores(blind, images)
     key = jax.random.key(0)
@@ -279,36 +265,7 @@ def at_levels(network, wiener, images, wholes, owners, tuning, alpha, beta, want
         flow = network.restore(y, alpha, beta, key, calls, 0.0)
         rows[f"flow, {calls} calls"] = scores(flow, images)
     rows["sample, 9 calls"] = scores(network.restore(y, alpha, beta, key, 9, 1.0), images)
-    estimates = {
-        name: [float(q) for q in np.quantile(np.asarray(values), (0.1, 0.5, 0.9))]
-        for name, values in zip(("alpha", "beta"), found, strict=True)
-    }
-    estimates["photographs"] = of_photographs
-    return {"alpha": alpha, "beta": beta, "rows": rows, "tuned": chosen, "estimates": estimates}
-
-
-def by_calls(network, images, alpha: float, beta: float, calls) -> list[dict]:
-    """The trade between error and looks: flow and samples at several numbers of calls.
-
-    `spectrum` is the mean over frequencies of ln(power of the restored / power of the clean), from
-    a quarter cycle per pixel up: below 0 too smooth, above 0 too rough.
-    """
-    y, rows = jnp.asarray(degrade(images, alpha, beta)), []
-    i, j = np.ogrid[: images.shape[1], : images.shape[2]]
-    high = np.hypot(i / images.shape[1], j / images.shape[2]) > 0.5
-
-    def power(x):
-        return np.mean(np.asarray(dct.dct(np.asarray(x, np.float32))) ** 2, axis=(0, 3))[high]
-
-    for number in calls:
-        for name, stochastic in (("flow", 0.0), ("sample", 1.0)):
-            restored = network.restore(y, alpha, beta, jax.random.key(0), number, stochastic)
-            ratio = float(np.mean(np.log(power(restored) / power(images))))
-            rows.append(
-                {"path": name, "calls": number, **scores(restored, images), "spectrum": ratio}
-            )
-            print(words(rows[-1]), flush=True)
-    return rows
+    return {"alpha": alpha, "beta": beta, "rows": rows, "tuned": chosen}
 
 
 # --- images that fit the model of blur and noise, and images that do not ------------------------
@@ -440,7 +397,7 @@ def main(arguments: argparse.Namespace) -> None:
     report = {
         "arguments": vars(arguments), "machine": machine(), "images": len(images),
         "weights_sha256": model.info["weights_sha256"], "step": model.info.get("step"),
-        "levels": [], "calls": [],
+        "levels": [],
     }  # fmt: skip
     for alpha, beta in LEVELS:
         began = time.monotonic()
@@ -453,9 +410,6 @@ def main(arguments: argparse.Namespace) -> None:
         psnr = "  ".join(f"{name} {row['psnr']:.2f}" for name, row in rows.items())
         print(f"{alpha} {beta}  {psnr}  ({time.monotonic() - began:.0f} s)", flush=True)
         storage.write_json(out / "restoration.json", report)
-    report["calls"] = by_calls(network, images, 1.0, 0.1, arguments.calls)
-    storage.write_json(out / "restoration.json", report)
-    print(json.dumps(report["machine"]))
 
 
 if __name__ == "__main__":
@@ -466,8 +420,7 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--tune_count", type=int, default=16)
-    parser.add_argument("--calls", type=int, nargs="+", default=CALLS)
-    names = ["unsupervised", *TUNED, "BM3D"]
+    names = [*TUNED, "BM3D"]
     parser.add_argument("--methods", nargs="+", default=names, choices=names)
     parser.add_argument("--judged", help="folder of photographs")
     parser.add_argument("--out", required=True)
