@@ -49,7 +49,7 @@ def make_model(seed=0, **changes):
         lambda s: jnp.asarray(0.1 * rng.standard_normal(s.shape), jnp.float32),
         built.abstract_params,
     )
-    info = {"weights": "ema 100 images", "step": 7, "images_seen": 112}
+    info = {"weights": "EMA, half-life 100 images", "step": 7, "images_seen": 112}
     return pretrained.Model(**vars(built), params=params, info=info)
 
 
@@ -82,7 +82,7 @@ def test_weights_statistics_and_path_come_back_bit_for_bit(saved, model):
     np.testing.assert_array_equal(loaded.mean, model.mean)
     np.testing.assert_array_equal(loaded.spectrum, model.spectrum)
     assert loaded.image_shape == (8, 8, 1)
-    assert loaded.info["weights"] == "ema 100 images"
+    assert loaded.info["weights"] == "EMA, half-life 100 images"
     assert loaded.description == model.description
     for t in (0.01, 1.0, 50.0):
         assert float(loaded.schedule.alpha(t)) == float(model.schedule.alpha(t))

@@ -39,7 +39,7 @@ def test_a_report_states_its_protocol(app, trained, evaluated):
     assert [r["seeds"] for r in report["ranges"]] == ["0-23", "24-47", "48-71"]
     assert (report["solver"], report["network_calls"]) == ("heun", 3)  # two steps: 2 * 2 - 1
     assert report["bnr"] == 0.5
-    assert report["weights"] == "ema 100 images"
+    assert report["weights"] == "EMA, half-life 100 images"
     assert report["features"] == {"name": "pixels", "weights_hash": ""}
     assert report["reference"]["count"] == 1797
     assert report["reference"]["data_sha256"] == data["content_sha256"]

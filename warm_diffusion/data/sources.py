@@ -83,7 +83,10 @@ def open_source(
     if kind == "folder":
         root = storage.local(argument, "folder:DIR").resolve()
         if not root.is_dir():
-            raise ValueError(f"{spec}: there is no folder {root}")
+            raise ValueError(
+                f"there is no folder {root}: name that of your images, "
+                "--config.data.source=folder:DIR"
+            )
         return files.folder(root)
     paths = _files(kind, argument, cache_dir)
     match kind:

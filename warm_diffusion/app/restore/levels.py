@@ -148,6 +148,8 @@ def _doubts(report: dict, ranges: dict):
         yield f"it is a JPEG of quality {quality}, which alters noise and blur"
     elif report["block_edges"] > _BLOCKS:
         yield "it has edges every 8 pixels, as a JPEG leaves them, which alters noise and blur"
+    if not report["found"]:
+        return  # the network is not used
     low, high = ranges["noise"]
     if not low <= report["noise"] <= high:
         yield f"the network was trained on noise of {low:.2f} to {high:.2f} grey levels"

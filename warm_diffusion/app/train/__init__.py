@@ -94,7 +94,10 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             origins = {  # what is needed to use a checkpoint, and where it comes from
                 "model": built.description,
                 "configuration": settings.plain(config),
-                "weights": [f"ema {half} images" for half in config.training.ema_halflife_images],
+                "weights": [
+                    f"EMA, half-life {half:,} images"
+                    for half in config.training.ema_halflife_images
+                ],
                 "data_sha256": data.info["content_sha256"],
                 "versions": settings.versions(),
             }
