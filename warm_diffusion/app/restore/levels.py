@@ -28,8 +28,8 @@ def read(
 ) -> dict:
     """Levels of an image [H, W, C] and the judgement on them, for restoration.json.
 
-    Of levels that are given (not None) there are no errors. `doubts` are clauses of a sentence;
-    `found` is false where neither level stands out of texture.
+    Of levels that are given (not None) there are no errors. `found` is false where neither
+    level stands out of texture; otherwise `doubts` are clauses of a sentence.
     """
     known = [None if level is None else level / GREY**i for i, level in enumerate((blur, noise))]
     alpha, beta = known
@@ -65,7 +65,8 @@ def read(
             (alpha, beta), errors, known, (0.0, LEAST_NOISE / 2), strict=True
         )
     )
-    report["doubts"] = list(_doubts(report, _trained_ranges(model.schedule)))
+    ranges = _trained_ranges(model.schedule)
+    report["doubts"] = list(_doubts(report, ranges)) if report["found"] else []
     return report
 
 
@@ -148,8 +149,6 @@ def _doubts(report: dict, ranges: dict):
         yield f"it is a JPEG of quality {quality}, which alters noise and blur"
     elif report["block_edges"] > _BLOCKS:
         yield "it has edges every 8 pixels, as a JPEG leaves them, which alters noise and blur"
-    if not report["found"]:
-        return  # the network is not used
     low, high = ranges["noise"]
     if not low <= report["noise"] <= high:
         yield f"the network was trained on noise of {low:.2f} to {high:.2f} grey levels"
