@@ -50,7 +50,7 @@ flags.DEFINE_float("blur", None, "restore: standard deviation in pixels [read of
 flags.DEFINE_float("noise", None, "restore: in grey levels of 0..255 [read off each image].")
 flags.DEFINE_integer("samples", 0, "restore: number of posterior samples, besides the mean.")
 flags.DEFINE_string("reference", None, "restore: clean images of the same names, for PSNR, SSIM.")
-flags.DEFINE_bool("only_if_sure", False, "restore: leave images as they are that fit no model.")
+flags.DEFINE_bool("only_if_sure", False, "restore: skip images whose levels are in doubt.")
 flags.DEFINE_bool("details", False, "info: also every key and the table of parameters.")
 
 

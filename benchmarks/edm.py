@@ -45,7 +45,7 @@ class Edm:
     """EDM's network of a configuration, its training step and its sampler.
 
     Attributes:
-      batch_size: images a step.
+      batch_size: images per step.
       parameters: of the network.
     """
 

@@ -1,4 +1,4 @@
-"""One training step of any configuration: images a second, memory, model FLOP utilisation.
+"""One training step of any configuration: images per second, memory, model FLOP utilisation.
 
     python -m benchmarks.train_step --config=configs/cifar10.py --config.training.batch_size=4
     python -m benchmarks.train_step --config=configs/cifar10.py \
@@ -46,7 +46,7 @@ class Step:
     """The compiled training step of a configuration, its state and its batch.
 
     Attributes:
-      batch_size: images a step, over all devices.
+      batch_size: images per step, over all devices.
       parameters: of the network.
       compile_seconds: from lowering to the executable.
       compiled: the executable.

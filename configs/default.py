@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Fetch public files that are missing (warm_diffusion/public.py): --download.
     config.download = False
     # Where compiled programs are kept for the next start; empty turns that off. The environment
-    # variable JAX_COMPILATION_CACHE_DIR goes before it.
+    # variable JAX_COMPILATION_CACHE_DIR takes precedence.
     config.compilation_cache_dir = "~/.cache/warm_diffusion/compiled"
 
     config.data = data = ml_collections.ConfigDict()

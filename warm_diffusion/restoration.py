@@ -114,7 +114,7 @@ def restore(
 
     The posterior mean is `denoise(images, alpha, beta).clean`, one call and the nearest in PSNR,
     but smooth where several images would do. The flow, and with `stochastic` samples of the
-    posterior, one a key, are images that look like the data.
+    posterior, one per key, are images that look like the data.
 
     Args:
       denoise: (x, alpha, beta) -> Prediction, for levels [B].
@@ -553,7 +553,7 @@ def quiet_noise(images: ArrayLike) -> jax.Array:
     rank = jnp.sum(~clipped, axis=1, keepdims=True) // 20
     # The quantile 0.05 of the mean of squares of `count` normal numbers (Wilson & Hilferty 1931).
     spread = 2 / (9 * count)
-    # Of a few it is nearly 0, and they bound nothing.
+    # With few numbers the quantile is nearly 0, and they bound nothing.
     expected = max(0.01, 1 - spread - 1.645 * spread**0.5) ** 3
     return jnp.sqrt(jnp.take_along_axis(squares, rank, axis=1)[:, 0] / expected)
 

@@ -97,6 +97,6 @@ def test_the_best_is_the_least_of_the_protocol_that_most_steps_have_and_of_this_
     (folder / "step_3.foreign.json").write_text("[7]")
     (folder / "step_3.null.json").write_text(json.dumps({**report, "fid5k_train": None}))
     assert list(choose("best", tmp_path)) == [2]
-    notes = [line for line in capsys.readouterr().out.splitlines() if "passed over" in line]
+    notes = [line for line in capsys.readouterr().out.splitlines() if "is skipped" in line]
     assert len(notes) == 4
-    assert "step_3.10.json is passed over: it reports on other weights" in notes[-1]
+    assert "step_3.10.json is skipped: it reports on other weights" in notes[-1]

@@ -90,7 +90,7 @@ def test_two_processes_train_draw_and_save_as_one_does(app, uninterrupted, tmp_p
     ]
     status, outputs = ends(processes, timeout=300)
     assert status == [0, 0], outputs
-    assert "2 x cpu, batch 16 in all, 8 a device" in outputs[0][0]
+    assert "2 x cpu, global batch 16, 8 per device" in outputs[0][0]
     assert "step 8/8" not in outputs[1][0]  # one process reports
     assert (tmp_path / "samples" / "step_00000008.png").is_file()
     assert_same_but_for_round_off(uninterrupted, tmp_path)

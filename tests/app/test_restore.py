@@ -301,7 +301,7 @@ DEEP = np.random.default_rng(1).integers(0, 65536, (5, 7, 3), np.uint16)
 
 
 def pixels_of_48_bits(content):
-    """What a PNG file of 16 bits a colour holds, by the format's rules for filters 0 and 2."""
+    """What a PNG file of 16 bits per channel holds, by the format's rules for filters 0 and 2."""
     data, chunks = content[8:], {}
     while data:
         size, kind = int.from_bytes(data[:4]), data[4:8]
@@ -378,7 +378,7 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path):
     for compression in (None, "zlib"):
         path = tmp_path / "planes.tif"
         tifffile.imwrite(path, np.moveaxis(DEEP, -1, 0), compression=compression, **planes)
-        with pytest.raises(ValueError, match=r"planes.tif: has 16 bits a colour in separate"):
+        with pytest.raises(ValueError, match=r"planes.tif: has 16 bits per channel in separate"):
             photographs.read(path, 3)
 
 

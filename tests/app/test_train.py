@@ -118,7 +118,7 @@ def test_a_split_state_continues_a_whole_one_and_is_continued_by_one_without_net
         f"--workdir={tmp_path}", *STEPS, split, environment=four, before=("-c", OFFLINE)
     )
     assert "continues at step 4 (64 images)" in out
-    assert "4 x cpu, batch 16 in all, 4 a device" in out
+    assert "4 x cpu, global batch 16, 4 per device" in out
     assert out.strip().endswith("clean")
     assert_same_but_for_round_off(uninterrupted, tmp_path)
     out, _ = app.run(f"--workdir={tmp_path}", "--config.training.num_steps=9")

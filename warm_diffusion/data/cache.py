@@ -40,7 +40,7 @@ _CHOICES = {
     "channels": (0, 1, 3),  # 0: as they are
 }
 _CHANNELS = {"L": 1, "RGB": 3}
-_CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel
+_CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits per channel
 _THREADS = min(16, os.cpu_count() or 1)
 _BLOCK = 32  # images that are decoded at a time, and wait in memory: photographs are large
 
@@ -234,7 +234,7 @@ def _prepared(
     if hiding:
         say(
             f"data     {len(hiding):,} of {count:,} images have transparent pixels, the first is "
-            f"{source.name(hiding[0])}: the colours that lie under them are taken"
+            f"{source.name(hiding[0])}: the colours under them are used"
         )
     if small:
         name, (width, height) = small[0]

@@ -24,14 +24,14 @@ from warm_diffusion.runtime import storage
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 
 
-# Pillow keeps the upper 8 of 16 bits a colour. In the other order of bytes it keeps the lower 8.
+# Pillow keeps the upper 8 of 16 bits per channel. In the other order of bytes it keeps the lower 8.
 _OTHER_BYTES = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B"}
 
 
 def decode(stream: io.BufferedIOBase, name: str, *, low_bytes: bool = False) -> Image.Image:
     """An image file, turned as its EXIF orientation says.
 
-    With `low_bytes` of an image of 16 bits a colour the lower 8, where its upper 8 come without.
+    With `low_bytes` of an image of 16 bits per channel the lower 8, where its upper 8 come without.
 
     Raises:
       ValueError: `name` is damaged, is none of `FORMATS`, or holds several frames or pages.
@@ -69,7 +69,7 @@ def _of_low_bytes(tile):
 
 
 def is_deep(stream: io.BufferedIOBase) -> bool:
-    """Whether an image file in colour has 16 bits a colour; ValueError where it is none."""
+    """Whether an image file in colour has 16 bits per channel; ValueError where it is none."""
     kinds = _kinds(Image.open(stream, formats=FORMATS))
     # Of grey, I and LA, Pillow has no other order of bytes.
     return bool(kinds) and all(kind[-4:] in _OTHER_BYTES and kind[0] not in "IL" for kind in kinds)
@@ -146,7 +146,7 @@ def png(image: np.ndarray, profile: bytes | None = None) -> bytes:
 
 
 def _png_of_48_bits(image: np.ndarray, profile: bytes | None) -> bytes:
-    """Pillow writes no more than 8 bits a colour. Each row is stored as the change from the row
+    """Pillow writes no more than 8 bits per channel. Each row is stored as the change from the row
     above, filter 2 of the format, which is simple and nearly as small as the best."""
     height, width, _ = image.shape
     rows = image.astype(">u2").view(np.uint8).reshape(height, -1)

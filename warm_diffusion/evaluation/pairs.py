@@ -35,7 +35,7 @@ def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     """Structural similarity of an image [H, W, C], at most 1, eq. (2).
 
     Raises:
-      ValueError: other shapes, or images of less than 11 pixels a side.
+      ValueError: other shapes, or images of fewer than 11 pixels per side.
     """
     image, reference = _checked(image, reference)
     if min(image.shape[:2]) <= 2 * _BORDER:

@@ -132,7 +132,7 @@ class _Lease:
                 continue
             if first is None:
                 first = found
-                say(f"wait     {_refusal(self._place)}; taken over unless it shows life")
+                say(f"wait     {_refusal(self._place)}; taken over unless it is renewed")
             if any(found.get(key) != first.get(key) for key in ("generation", "metadata")):
                 raise _refusal(self._place)
             if time.monotonic() - since > _STALE_SECONDS:

@@ -52,7 +52,7 @@ def path(where: str | os.PathLike) -> pathlib.Path:
     if not text.startswith("gs://") or not bucket:
         raise ValueError(f"expected a local path or gs://BUCKET/FOLDER, got {text}")
     if set("*?[]") & set(text) or ".." in inside.split("/"):
-        raise ValueError(f"a gs:// path must be without * ? [ ] and .., got {text}")
+        raise ValueError(f"a gs:// path must not contain * ? [ ] or .., got {text}")
     _check_bucket(bucket)
     return epath.Path(text)
 
@@ -206,7 +206,7 @@ def read_bytes(where: str | os.PathLike, most: int = -1) -> bytes:
     more than `most` bytes, where that is given."""
     place = path(where)
     if is_local(place) and place.exists() and not (place.is_file() or place.is_dir()):
-        raise ValueError(f"{place} is not a regular file: take it away")
+        raise ValueError(f"{place} is not a regular file: remove it")
     with naming(place), place.open("rb") as file:
         content = file.read(most + 1 if most >= 0 else -1)
     if 0 <= most < len(content):

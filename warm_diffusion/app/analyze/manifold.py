@@ -245,7 +245,7 @@ def _title(config: ConfigDict, model: pretrained.Model, sampler: Sampler) -> str
 
 
 def _film(strips: list, levels: Sequence[Level], title: str) -> Figure:
-    """Three rows a seed: state, and blurry and clean image that the heads see in it."""
+    """Three rows per seed: state, and blurry and clean image that the heads see in it."""
     rows, labels = [], []
     for seed in range(len(strips[0][0])):
         scaled = [

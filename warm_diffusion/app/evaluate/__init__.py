@@ -1,6 +1,6 @@
 """Evaluation: distances between samples and data, the protocol in every name.
 
-One JSON file a checkpoint, WORKDIR/eval/step_N.json, with mean, standard deviation and minimum over
+One JSON file per checkpoint, WORKDIR/eval/step_N.json, with mean, deviation and minimum over
 `eval.repeats` rounds of `eval.num_samples` images (seeds 0 to n - 1, n to 2 n - 1, ...), and
 all that decides the numbers: network calls, solver, path, weights, features, reference, each with
 its hash. The same numbers go to TensorBoard (WORKDIR/eval).

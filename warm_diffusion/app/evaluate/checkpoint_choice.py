@@ -107,7 +107,7 @@ def best_step(reports: pathlib.Path, training: pathlib.Path) -> int:
             protocol = json.dumps([report[key] for key in _PROTOCOL], sort_keys=True)
             value = float(report[report["metric"]])
         except (ValueError, KeyError, TypeError) as error:
-            say(f"note     {path} is passed over: it is no report ({shorten(repr(error))})")
+            say(f"note     {path} is skipped: it is no report ({shorten(repr(error))})")
             continue
         if report["step"] in steps:
             found[protocol].append((value, report["step"], path, report))
@@ -120,7 +120,7 @@ def best_step(reports: pathlib.Path, training: pathlib.Path) -> int:
                 if weights != report["weights_sha256"]:
                     raise ValueError("it reports on other weights than this checkpoint's")
             except (ValueError, KeyError, TypeError) as error:
-                say(f"note     {path} is passed over: {shorten(str(error))}")
+                say(f"note     {path} is skipped: {shorten(str(error))}")
                 continue
             say(f"best     step {step:,} of {len(group)}: {report['metric']} {value:.4f}")
             return step

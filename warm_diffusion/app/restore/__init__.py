@@ -2,7 +2,7 @@
 
 It writes a folder of images and a page, index.html: a template shows what it is given as text
 unless a filter says otherwise, so names of files are escaped. restoration.json grows with each
-image, so that the same command goes on after a fault.
+image, so that the same command continues after a fault.
 """
 
 import base64
@@ -49,7 +49,7 @@ class Request(NamedTuple):
 
 
 def restore(config: ConfigDict, workdir: str, checkpoint: str, request: Request) -> pathlib.Path:
-    """Restores photographs into a new folder `workdir`, or goes on there, and returns it.
+    """Restores photographs into a new folder `workdir`, or continues there, and returns it.
 
     Writes mean/NAME.png (the posterior mean), samples/NAME_0.png..., input/NAME.png and
     wiener/NAME.png to compare with, comparison/NAME.png, restoration.json and index.html.
@@ -126,8 +126,8 @@ def _images_done(folder: pathlib.Path, report: dict) -> dict[str, dict]:
     images = found.pop("images", None) if isinstance(found, dict) else None
     if not isinstance(images, dict) or found != json.loads(storage.to_json(report)):
         raise ValueError(
-            f"{folder} is not empty and not by this very command: give a new --workdir (only the "
-            "same command, with the same flags, goes on in an old one)"
+            f"{folder} is not empty, and another command wrote it: give a new --workdir (only the "
+            "same command with the same flags continues in an old one)"
         )
     return images
 

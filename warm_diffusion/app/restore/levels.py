@@ -11,7 +11,7 @@ from warm_diffusion import pretrained, restoration
 
 GREY = 127.5  # grey levels of 0..255 per unit of [-1, 1]
 LEAST_NOISE = 1 / 127.5 / 12**0.5  # of rounding to 8 bits
-_LARGEST = 1024  # pixels a side, above which levels are read off tiles
+_LARGEST = 1024  # pixels per side, above which levels are read off tiles
 _TILE = 512
 _LEAST_QUALITY = 90  # of a JPEG that leaves blur and noise what they are
 # In standard errors. Over 26 photographs without either, levels are below 1.1 errors, `block_edges`
@@ -28,8 +28,8 @@ def read(
 ) -> dict:
     """Levels of an image [H, W, C] and the judgement on them, for restoration.json.
 
-    Of levels that are given (not None) there are no errors. `found` is false where neither
-    level stands out of texture; otherwise `doubts` are clauses of a sentence.
+    Levels that are given (not None) are not judged and have no errors. `found` is false where
+    neither level stands out of texture; otherwise `doubts` are clauses of a sentence.
     """
     known = [None if level is None else level / GREY**i for i, level in enumerate((blur, noise))]
     alpha, beta = known

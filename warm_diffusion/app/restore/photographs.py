@@ -80,11 +80,11 @@ def read(path: pathlib.Path, channels: int) -> Photograph:
     image = decode(io.BytesIO(content), str(path))
     profile = image.info.get("icc_profile")
     tags = getattr(Image.open(io.BytesIO(content), formats=FORMATS), "tag_v2", {})
-    # Pillow reads planes (tag 284) of more bits a colour (258) than 8 as noise or as 8 bits.
+    # Pillow reads planes (tag 284) of more bits per channel (258) than 8 as noise or as 8 bits.
     if tags.get(284) == 2 and image.mode == "RGB" and max(tags[258]) > 8:
         raise ValueError(
-            f"{path}: has {max(tags[258])} bits a colour in separate planes, expected the colours "
-            "of a pixel together: save it as a PNG"
+            f"{path}: has {max(tags[258])} bits per channel in separate planes, expected the "
+            "colours of a pixel together: save it as a PNG"
         )
     if image.mode in ("I;16", "I;16L", "I;16B"):  # unsigned; I and I;16S have no known white
         pixels, bits = np.asarray(image).astype(np.float32), 16

@@ -200,5 +200,5 @@ def _say_what_is_trained(
     say(f"network  {config.model.name}: {parameters:,} parameters")
     say(
         f"devices  {mesh.size} x {mesh.devices.flat[0].device_kind}, "
-        f"batch {batch} in all, {batch // mesh.size} a device"
+        f"global batch {batch}, {batch // mesh.size} per device"
     )
