@@ -185,7 +185,7 @@ show(
 
 # %% [markdown]
 # A sampler starts from pure noise and follows these estimates to lower and lower levels (`samplers.sample`). With the exact
-# heads it ends at one of the ten digits, whatever the path. So the sampler is right, and everything that
+# heads it ends at one of the ten digits on every path. So the sampler is right, and everything that
 # follows depends on how well a network replaces the oracle.
 
 # %%

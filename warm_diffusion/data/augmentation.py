@@ -283,8 +283,8 @@ def augment(
     Args:
       key: a PRNG key, or one per image; new ones each step.
       images: [B, H, W, C] in [-1, 1], floating point; H and W may differ.
-      probability: chance of each transform but x_flip, which happens to half of the images
-        whatever it is; EDM: 0.12 for CIFAR-10, 0.15 for FFHQ.
+      probability: chance of each transform except x_flip, which always happens to half of the
+        images; EDM: 0.12 for CIFAR-10, 0.15 for FFHQ.
       transforms: names out of `TRANSFORMS`, fixed when jitted.
 
     Returns:
