@@ -383,8 +383,8 @@ def load(path: str | os.PathLike, ema: int = 0) -> Model:
 
     Args:
       path: a model folder; a workdir (the newest checkpoint) or its checkpoints/STEP; a .pkl of
-        EDM's, or its weights by their names as .npz or .safetensors. With EDM's weights the second
-        head and the blur embedding start at zero: the model is EDM's, on the path without blur.
+        EDM's, whose second head and blur embedding start at zero: on the path without blur the
+        model is EDM's.
       ema: which of the averaged weights that training kept; -1: the raw weights. All but a workdir
         hold one set, number 0.
 
@@ -397,8 +397,7 @@ def load(path: str | os.PathLike, ema: int = 0) -> Model:
         if not (workdir / "checkpoints").is_dir():
             raise ValueError(
                 f"there is no trained network in {path}: expected a model folder (config.json and "
-                "model.safetensors), a training workdir, its checkpoints/STEP, or EDM's .pkl, .npz "
-                "or .safetensors"
+                "model.safetensors), a training workdir, its checkpoints/STEP, or EDM's .pkl"
             )
         return _load_checkpoint(workdir, step, ema)
     if ema != 0:

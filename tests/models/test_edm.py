@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
+from tests.runtime.torch_writer import module, network_file, packed_tensor
 from warm_diffusion import denoiser, pretrained, samplers
 from warm_diffusion.models import by_name, ddpmpp, from_edm, ncsnpp
 from warm_diffusion.models.edm import hyperparameters
@@ -30,12 +30,22 @@ def golden(request, golden_folder):
     return name, weights, compiled(weights), arrays
 
 
+def packed(weights, class_name):
+    """Opcodes of a module of EDM's that holds weights by their dotted names."""
+    own, parts = {}, {}
+    for name, array in weights.items():
+        first, _, rest = name.partition(".")
+        if rest:
+            parts.setdefault(first, {})[rest] = array
+        else:
+            own[name] = packed_tensor(array)
+    return module(class_name, own, {name: packed(part, name) for name, part in parts.items()})
+
+
 def write(path, weights):
-    if path.suffix == ".npz":
-        np.savez(path, **weights)
-    else:
-        arrays = {name: np.ascontiguousarray(a) for name, a in weights.items()}
-        safetensors.numpy.save_file(arrays, path)
+    """A .pkl of EDM's; the preconditioner calls its network `model`."""
+    renamed = {f"model.{name}": array for name, array in weights.items()}
+    path.write_bytes(network_file(packed(renamed, "EDMPrecond")))
     return path
 
 
@@ -62,16 +72,13 @@ def compiled(weights):
 
 def test_a_file_of_edms_weights_is_edms_network_at_no_blur(golden, tmp_path):
     name, weights, denoise, arrays = golden
-    # EDM's pickles hold the preconditioner, whose network is called `model`.
-    renamed = {f"model.{key}": array for key, array in weights.items()}
-    for ending in ("npz", "safetensors"):
-        model = pretrained.load(write(tmp_path / f"edm.{ending}", renamed))
-        assert model.description["model"]["name"] == name
-        labels = jnp.asarray(arrays["augment_labels"])
-        found = denoise(model.params, arrays, augment_labels=labels)
-        expected = arrays["denoised"]
-        assert np.abs(found.blurry - expected).max() < 2e-4 * np.abs(expected).max()
-        np.testing.assert_array_equal(found.residual, np.zeros_like(expected))  # the second head
+    model = pretrained.load(write(tmp_path / "edm.pkl", weights))
+    assert model.description["model"]["name"] == name
+    labels = jnp.asarray(arrays["augment_labels"])
+    found = denoise(model.params, arrays, augment_labels=labels)
+    expected = arrays["denoised"]
+    assert np.abs(found.blurry - expected).max() < 2e-4 * np.abs(expected).max()
+    np.testing.assert_array_equal(found.residual, np.zeros_like(expected))  # the second head
     assert model.spectrum is None  # what EDM's images were like is not in the file
     # No augmentation is zero labels; and before training, blur changes nothing.
     found = denoise(model.params, arrays, 2.0, augment_labels=jnp.zeros_like(labels))
@@ -90,7 +97,7 @@ def test_edms_own_pickle_is_its_network_bit_for_bit(golden_folder):
 def test_it_draws_the_images_of_edms_own_sampler(golden, tmp_path):
     """EDM's deterministic sampler of 6 steps, run by its authors' code in float64."""
     _, weights, _, arrays = golden
-    model = pretrained.load(write(tmp_path / "edm.npz", weights))
+    model = pretrained.load(write(tmp_path / "edm.pkl", weights))
     latents = jnp.asarray(arrays["latents"], jnp.float32)
     run = jax.jit(lambda x: samplers.sample(model.denoise, x, model.schedule, num_steps=6))
     expected = arrays["samples_6_steps"]
@@ -201,16 +208,15 @@ def not_finite(weights):
 def test_arrays_that_do_not_fit_are_named_in_one_line(golden, tmp_path, damage):
     weights = dict(golden[1])
     message = damage(weights)
-    with pytest.raises(ValueError, match=f"^.*edm.npz.*{message}.*$"):
-        pretrained.load(write(tmp_path / "edm.npz", weights))
+    with pytest.raises(ValueError, match=f"^.*edm.pkl.*{message}.*$"):
+        pretrained.load(write(tmp_path / "edm.pkl", weights))
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("edm.npz", b"PK\x03\x04 cut short"),
-        ("edm.npz", b""),
-        ("edm.safetensors", b"\xff" * 40),
+        ("edm.pkl", b"PK\x03\x04 cut short"),
+        ("edm.pkl", b""),
         ("edm.txt", b"hello"),
     ],
 )

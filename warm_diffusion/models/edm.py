@@ -11,20 +11,17 @@ Deliberately absent: EDM's third network, ADM (its ImageNet-64 model), whose lay
 
 import pathlib
 import re
-import zipfile
 from collections.abc import Mapping
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from warm_diffusion.models.layers import scaled_init
 from warm_diffusion.models.unet import UNet
 from warm_diffusion.models.weights import init_params
-from warm_diffusion.runtime import storage, torch_files
+from warm_diffusion.runtime import torch_files
 
 _FOURIER = "map_noise.freqs"  # NCSN++ has it, DDPM++ has not
 _FILTER = "resample_filter"
@@ -32,36 +29,21 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], float]:
-    """EDM's parameters by its names and its sigma_data, in its .pkl, or as .npz or .safetensors.
+    """EDM's parameters by its names and its sigma_data, in its .pkl.
 
     Raises:
       ValueError: another kind of file, a damaged one, or arrays that are not finite real numbers.
     """
-    sigma_data = 0.5
-    try:
-        if path.suffix == ".pkl":
-            name, attributes, arrays = torch_files.read_network(path)
-            sigma_data = attributes.get("sigma_data", sigma_data)
-            if name != "EDMPrecond":
-                raise ValueError(f"it holds a network of class {name:.60}, expected EDMPrecond")
-        elif path.suffix == ".safetensors":
-            arrays = safetensors.numpy.load(storage.read_bytes(path))
-        elif path.suffix == ".npz":
-            with storage.open_npz(path) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        else:
-            raise ValueError("expected EDM's .pkl, or its weights as .npz or .safetensors")
-    # numpy and safetensors report damage and types they lack (bfloat16) by all of these.
-    except (
-        OSError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile,
-        safetensors.SafetensorError,
-    ) as error:  # fmt: skip
-        raise ValueError(f"cannot read {path}: {type(error).__name__}: {error}") from error
+    if path.suffix != ".pkl":
+        raise ValueError(f"expected EDM's .pkl, got {path}")
+    name, attributes, arrays = torch_files.read_network(path)
+    if name != "EDMPrecond":
+        raise ValueError(f"it holds a network of class {name:.60}, expected EDMPrecond")
     arrays = {name.removeprefix("model."): array for name, array in arrays.items()}
     bad = [n for n, a in arrays.items() if a.dtype.kind != "f" or not np.all(np.isfinite(a))]
     if bad:
         raise ValueError(f"{path}: not finite floating-point numbers in {', '.join(bad)}")
-    return arrays, sigma_data
+    return arrays, attributes.get("sigma_data", 0.5)
 
 
 def _edm_name(path: tuple[str, ...]) -> str:
