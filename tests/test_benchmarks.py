@@ -246,10 +246,8 @@ def test_drawn_images_are_judged_once_each(tmp_path):
     rng = np.random.default_rng(0)
     real, drawn = (rng.integers(0, 256, (40, 2, 2, 1), np.uint8) for _ in range(2))
     extract = features.extractor("pixels")
-    facts = reference.facts(
-        extract, count=40, image_shape=(2, 2, 1), split="train", source="", data_sha256="",
-        recipe="",
-    )  # fmt: skip
+    info = dict.fromkeys(("source", "content_sha256", "resize"), "")
+    facts = reference.facts(extract, real, info, "train")
     statistics = reference.collect(extract, [real], facts)
     (tmp_path / "run").mkdir()
     np.save(tmp_path / "run" / "drawn_heun_18.npy", drawn)

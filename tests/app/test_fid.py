@@ -46,10 +46,8 @@ def sides(tmp_path):
 
 
 def statistics(path, images, split="test"):
-    facts = reference.facts(
-        PIXELS, count=len(images), image_shape=images.shape[1:], split=split, source="",
-        data_sha256="", recipe="",
-    )  # fmt: skip
+    info = dict.fromkeys(("source", "content_sha256", "resize"), "")
+    facts = reference.facts(PIXELS, images, info, split)
     reference.save(path, reference.collect(PIXELS, [images], facts))
     return path
 

@@ -17,11 +17,8 @@ MU, SIGMA = np.linspace(-1, 1, SIZE), 0.25 * np.eye(SIZE)
 
 
 def described(images, **changes):
-    facts = dict(
-        count=len(images), image_shape=images.shape[1:], split="train", source="digits",
-        data_sha256="ab12", recipe="centre crop",
-    )  # fmt: skip
-    return reference.facts(PIXELS, **(facts | changes))
+    info = {"source": "digits", "content_sha256": "ab12", "resize": "centre crop"}
+    return reference.facts(PIXELS, images, info, "train") | changes
 
 
 def random_images(count, seed=0):

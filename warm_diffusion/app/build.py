@@ -309,12 +309,4 @@ def split_name(config: ConfigDict) -> str:
 
 def provenance(config: ConfigDict, data: Dataset, extract: features.Extractor) -> dict:
     """Returns the origin of statistics of these images in these features (`reference.facts`)."""
-    return reference.facts(
-        extract,
-        count=len(data.images),
-        image_shape=data.images.shape[1:],
-        split=split_name(config),
-        source=config.data.source,
-        data_sha256=data.info["content_sha256"],
-        recipe=data.info["resize"],
-    )
+    return reference.facts(extract, data.images, data.info, split_name(config))

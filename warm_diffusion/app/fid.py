@@ -35,15 +35,7 @@ def _images(spec: str):
 def _statistics(spec: str, data, extract: Extractor | None) -> reference.FeatureStatistics:
     if data is None:
         return reference.load(spec)
-    facts = reference.facts(
-        extract,
-        count=len(data.images),
-        image_shape=data.images.shape[1:],
-        split="files",
-        source=data.info["source"],
-        data_sha256=data.info["content_sha256"],
-        recipe=data.info["resize"],
-    )
+    facts = reference.facts(extract, data.images, data.info, "files")
     return reference.collect(extract, reference.in_batches(data.images), facts, spec)
 
 

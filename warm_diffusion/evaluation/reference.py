@@ -27,7 +27,7 @@ import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -59,25 +59,17 @@ class FeatureStatistics:
     provenance: dict
 
 
-def facts(
-    extract: Extractor,
-    *,
-    count: int,
-    image_shape: Sequence[int],
-    split: str,
-    source: str,
-    data_sha256: str,
-    recipe: str,
-) -> dict:
-    """Returns the origin of statistics: `split` of the data, `data_sha256` of its pixels."""
+def facts(extract: Extractor, images: np.ndarray, info: Mapping, split: str) -> dict:
+    """Returns the origin of statistics of images [N, H, W, C], a `split` of the data of which
+    `info` is the cache's dataset.json."""
     return {
         "format": FORMAT,
-        "count": count,
+        "count": len(images),
         "split": split,
-        "source": source,
-        "data_sha256": data_sha256,
-        "recipe": recipe,
-        "image_shape": list(image_shape),
+        "source": info["source"],
+        "data_sha256": info["content_sha256"],  # of the pixels
+        "recipe": info["resize"],
+        "image_shape": list(images.shape[1:]),
         "features": extract.name,
         "weights_hash": extract.weights_hash,
     }

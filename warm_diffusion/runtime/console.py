@@ -29,12 +29,6 @@ def say_weights(info: dict, checkpoint: str) -> None:
     say(f"weights  {info.get('weights', 'as they are')}{step} of {checkpoint}")
 
 
-def say_kept(by_ratio: dict[str, float]) -> None:
-    """Prints `spectra.least_kept` of several ratios."""
-    kept = ", ".join(f"{bnr}: {value:.3f}" for bnr, value in by_ratio.items())
-    say(f"kept     by blur in the worst band when noise reaches it, by BNR: {kept}")
-
-
 def progress(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
     """A progress bar, on a terminal and on the first process only."""
     hidden = None if jax.process_index() == 0 else True

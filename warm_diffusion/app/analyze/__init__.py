@@ -15,7 +15,7 @@ from warm_diffusion.app.analyze import manifold
 from warm_diffusion.data.images import from_uint8, grid, to_uint8
 from warm_diffusion.data.sources import short_name
 from warm_diffusion.runtime import storage
-from warm_diffusion.runtime.console import say, say_kept
+from warm_diffusion.runtime.console import say
 from warm_diffusion.schedules import Schedule
 
 _LEVELS, _STRIPS = 6, 6
@@ -78,7 +78,8 @@ def analyze(config: ConfigDict, workdir: str, checkpoint: str | None = None) -> 
     }
     storage.write_json(folder / "analysis.json", report)
     say(f"spectrum {len(data.images):,} images, pixel standard deviation {report['pixel_std']:.3f}")
-    say_kept(report["least_kept_by_bnr"])
+    kept = ", ".join(f"{bnr}: {value:.3f}" for bnr, value in report["least_kept_by_bnr"].items())
+    say(f"kept     by blur in the worst band when noise reaches it, by BNR: {kept}")
     say(
         f"BNR      recommended {recommended:.3f}: no band loses more than {100 * attenuation:g} % "
         "before noise hides it"

@@ -5,15 +5,12 @@ unless a filter says otherwise, so names of files are escaped. restoration.json 
 image, so that the same command continues after a fault.
 """
 
-import base64
 import contextlib
 import functools
 import hashlib
 import json
 import math
 import pathlib
-import threading
-import time
 import urllib.parse
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -32,9 +29,6 @@ from warm_diffusion.data.images import to_uint8
 from warm_diffusion.evaluation import pairs
 from warm_diffusion.runtime import devices, storage
 from warm_diffusion.runtime.console import progress, say, say_weights
-
-_EMBEDDED = 3_500_000  # bytes of images inside the page, a third more as text; others are linked
-_PATIENCE = 30.0  # seconds without a line
 
 
 class Request(NamedTuple):
@@ -92,7 +86,7 @@ def restore(config: ConfigDict, workdir: str, checkpoint: str, request: Request)
                 images[name] = {"file": str(path), "sha256": contents[name], **found}
                 storage.write_json(folder / "restoration.json", {**report, "images": images})
                 bar.update()
-    storage.write_bytes(folder / "index.html", page(_figures(folder, images)))
+    storage.write_bytes(folder / "index.html", page(_figures(images)))
     left = sum(image["left_as_it_is"] for image in images.values())
     say(f"done     {len(images) - left} restored, {left} left as they are: {folder / 'index.html'}")
     return folder
@@ -165,17 +159,16 @@ class _Image(NamedTuple):
     ) -> dict:
         """Writes the image's files and returns what restoration.json says of it."""
         pixels = self.photograph.pixels
-        with _patience(f"{self.name}, {pixels.shape[1]}x{pixels.shape[0]} pixels"):
-            found = levels.read(model, pixels, self.photograph.quality, request.blur, request.noise)
-            say(f"levels   {self.name}: {levels.caption(found)}")
-            left = not found["found"] or (request.only_if_sure and bool(found["doubts"]))
-            found["note"] = _note(found, left)
-            if found["note"]:
-                say(f"note     {self.name}: {found['note']}")
-            if left:
-                versions = {"input": pixels, "mean": pixels}
-            else:
-                versions = _versions(model, pixels, found, num_steps, request.samples)
+        found = levels.read(model, pixels, self.photograph.quality, request.blur, request.noise)
+        say(f"levels   {self.name}: {levels.caption(found)}")
+        left = not found["found"] or (request.only_if_sure and bool(found["doubts"]))
+        found["note"] = _note(found, left)
+        if found["note"]:
+            say(f"note     {self.name}: {found['note']}")
+        if left:
+            versions = {"input": pixels, "mean": pixels}
+        else:
+            versions = _versions(model, pixels, found, num_steps, request.samples)
         scores = {}
         if reference is not None:
             clean = photographs.read(reference, pixels.shape[-1]).pixels
@@ -205,24 +198,6 @@ def _note(found: dict, left: bool) -> str:
         return ""
     doubts = "; ".join(found["doubts"])
     return f"it is left as it is: {doubts}" if left else f"the result may be poor: {doubts}"
-
-
-@contextlib.contextmanager
-def _patience(what: str) -> Iterator[None]:
-    """Says every 30 seconds that work goes on."""
-    began, done = time.monotonic(), threading.Event()
-
-    def remind():
-        while not done.wait(_PATIENCE):
-            say(f"working  {what}, for {time.monotonic() - began:.0f} s")
-
-    thread = threading.Thread(target=remind, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _versions(
@@ -298,20 +273,13 @@ class Figure(NamedTuple):
     caption: str
     note: str
     scores: dict[str, str]  # by version, in words
-    sources: dict[str, str]  # by version: an address, or the file itself as data:
+    sources: dict[str, str]  # by version: the file's address from the page
 
 
-def _figures(folder: pathlib.Path, images: dict[str, dict]) -> Iterator[Figure]:
-    """The figures of restoration.json's images; the first files are embedded while they are few."""
-    room = _EMBEDDED
+def _figures(images: dict[str, dict]) -> Iterator[Figure]:
+    """The figures of restoration.json's images."""
     for name, report in images.items():
         sources = {version: urllib.parse.quote(where) for version, where in report["files"].items()}
-        needed = sum((folder / where).stat().st_size for where in report["files"].values())
-        if needed <= room:
-            room -= needed
-            for version, where in report["files"].items():
-                content = base64.b64encode((folder / where).read_bytes()).decode()
-                sources[version] = f"data:image/png;base64,{content}"
         scores = {version: _in_words(one) for version, one in report["scores"].items()}
         yield Figure(name, levels.caption(report), report["note"], scores, sources)
 
