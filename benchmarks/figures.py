@@ -77,7 +77,7 @@ def few_calls():
     """The same seeds by Heun on EDM's grid and by few calls of multistep on the spectral grid."""
     model, seeds = pretrained.load(DRAWS), range(6)
     heun = model.sample(seeds, "heun", 18, bnr=0.5)
-    few = model.sample(seeds, "multistep", 6, bnr=0.5, grid="spectral")
+    few = model.sample(seeds, "multistep", 6, bnr=0.5, time_grid="spectral")
     labels = {"35 calls": plots.INK, "6 calls": plots.INK}
     return wide([list(heun), list(few)], [f"seed {seed}" for seed in seeds], labels)
 

@@ -122,7 +122,7 @@ def get_config() -> ml_collections.ConfigDict:
     training.checkpoint_every = 500  # steps between checkpoints; the last step always has one
     training.keep_latest = 2  # checkpoints kept
     training.keep_every = 0  # also keep those at multiples of this many steps; 0: none
-    training.max_nonfinite = 10  # stop after this many non-finite gradients in a row
+    training.max_nonfinite_steps = 10  # stop after this many non-finite gradients in a row
     # First and last step, such as 20,25, of which a profile is written for TensorBoard; (): none.
     training.profile_steps = ()
 
@@ -131,7 +131,7 @@ def get_config() -> ml_collections.ConfigDict:
     sampling.num_steps = 18  # network calls: heun 2 n - 1, the others n
     # Times: edm (EDM's formula, sampling starts from noise) | spectral (from the training data's
     # spectrum, it starts from Gaussian data: for few calls, on a path whose noise falls)
-    sampling.grid = "edm"
+    sampling.time_grid = "edm"
     sampling.rho = 7.0  # edm: spacing of the time grid
     sampling.bnr = -1.0  # ratio of the path sampled along; negative: the schedule trained on
     sampling.ema = 0  # which of training.ema_halflife_images; -1: the raw weights

@@ -347,7 +347,7 @@ def test_samples_on_the_spectral_grid_start_from_the_training_datas_mean_and_spe
     noise = samplers.initial_noise(seeds, (8, 8, 1))
     start = samplers.gaussian_start(noise, path, times[0], model.mean, model.spectrum)
     expected = samplers.solve(model.denoise, start, path, times, solver="multistep")
-    found = model.sample([5, 9], "multistep", 3, grid="spectral")
+    found = model.sample([5, 9], "multistep", 3, time_grid="spectral")
     assert np.abs(found.astype(int) - to_uint8(expected)).max() <= 1
 
 
@@ -360,10 +360,10 @@ def test_an_image_depends_on_its_seed_alone(model):
 
 def test_what_cannot_be_drawn_is_refused(model):
     with pytest.raises(ValueError, match="grid must be one of edm, spectral, got 'cosine'"):
-        model.sample([0], grid="cosine")
+        model.sample([0], time_grid="cosine")
     unknown = dataclasses.replace(model, statistics=None)
     with pytest.raises(ValueError, match="does not carry the spectrum of its training data"):
-        unknown.sample([0], grid="spectral")
+        unknown.sample([0], time_grid="spectral")
     nan = jax.tree.map(lambda leaf: leaf * jnp.nan, model.params)
     with pytest.raises(ValueError, match="images are not finite"):
         dataclasses.replace(model, params=nan).sample([0], num_steps=2)

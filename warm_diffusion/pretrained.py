@@ -73,11 +73,12 @@ class Sampling:
     churn: samplers.Churn | float | None = None  # EDM's stochasticity, or S_churn alone
     label: int = -1  # class to draw; -1: the seed modulo the number of classes
     guidance: float = 1.0  # weight of the class (`denoiser.guided`); 1: not guided
-    grid: str = "edm"
+    time_grid: str = "edm"
 
     def __post_init__(self) -> None:
-        if self.grid not in GRIDS:
-            raise ValueError(f"sampling.grid must be one of {', '.join(GRIDS)}, got {self.grid!r}")
+        if self.time_grid not in GRIDS:
+            names = ", ".join(GRIDS)
+            raise ValueError(f"sampling.time_grid must be one of {names}, got {self.time_grid!r}")
         if not isinstance(self.label, int | np.integer) or self.label < -1:
             raise ValueError(f"sampling.label must be a class, or -1 for all, got {self.label!r}")
 
@@ -155,12 +156,12 @@ class Architecture:
 
     def times(self, schedule: schedules.Schedule, sampling: Sampling) -> jax.Array:
         """The grid of the settings [num_steps + 1]."""
-        if sampling.grid == "edm":
+        if sampling.time_grid == "edm":
             return schedules.time_grid(schedule, sampling.num_steps, sampling.rho)
         if self.statistics is None:
             raise ValueError(
                 "this network does not carry the spectrum of its training data: take "
-                "sampling.grid=edm"
+                "sampling.time_grid=edm"
             )
         settings = self.statistics.spectrum, sampling.num_steps, sampling.solver
         start = schedule.t_max if schedule.needs_start else None
@@ -184,7 +185,7 @@ class Architecture:
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
         noise = samplers.initial_noise(seeds, self.image_shape)
         times = self.times(schedule, sampling)
-        if start is None and sampling.grid == "edm":
+        if start is None and sampling.time_grid == "edm":
             start = schedule.beta(times[0]) * noise
         elif start is None:
             start = samplers.gaussian_start(noise, schedule, times[0], *self.statistics)
@@ -345,7 +346,7 @@ class Model(Architecture):
           num_steps: steps; the network is called as often, by heun 2 n - 1 times.
           bnr: ratio of a constant-ratio path; None: the path trained on.
           batch_size: images drawn at once.
-          **options: grid, rho, churn, label, guidance, as in `Sampling`.
+          **options: time_grid, rho, churn, label, guidance, as in `Sampling`.
 
         Raises:
           ValueError: seeds, solver or path that do not work.

@@ -1,4 +1,4 @@
-"""Evaluation as a process: protocol, seed ranges, reference, waiting, damage."""
+"""Evaluation as a process: protocol, rounds, reference, waiting, damage."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def test_a_report_states_its_protocol(app, trained, evaluated):
     report = report_of(evaluated[0])
     data = json.loads(next((app.folder / "cache").rglob("digits-*/dataset.json")).read_text())
     assert report["seeds"] == "0-71"
-    assert [r["seeds"] for r in report["ranges"]] == ["0-23", "24-47", "48-71"]
+    assert [r["seeds"] for r in report["rounds"]] == ["0-23", "24-47", "48-71"]
     assert (report["solver"], report["network_calls"]) == ("heun", 3)  # two steps: 2 * 2 - 1
     assert report["bnr"] == 0.5
     assert report["weights"] == "EMA, half-life 100 images"
@@ -59,7 +59,7 @@ def test_a_range_is_the_png_files_of_its_seeds(app, trained, evaluated, tmp_path
     capsys.readouterr()
     assert fid.main([str(folder), str(statistics)]) == 0
     line = next(s for s in capsys.readouterr().out.splitlines() if s.startswith("fd_pixels_24 "))
-    expected = report_of(evaluated[0])["ranges"][1]["fd_pixels_24"]
+    expected = report_of(evaluated[0])["rounds"][1]["fd_pixels_24"]
     assert float(line.split()[1]) == pytest.approx(expected, rel=1e-5)
 
 
@@ -72,7 +72,7 @@ def test_eight_devices_and_other_batches_find_the_same_distance(app, trained, ev
     )  # fmt: skip
     report = report_of(tmp_path)
     assert report["device"] == "8 x cpu"
-    expected = report_of(evaluated[0])["ranges"][0]["fd_pixels_24"]
+    expected = report_of(evaluated[0])["rounds"][0]["fd_pixels_24"]
     assert report["fd_pixels_24"] == pytest.approx(expected, rel=1e-3)
 
 
@@ -106,7 +106,7 @@ def test_a_likelihood_is_added_to_the_samples_there_are(app, trained, evaluated,
               "--config.eval.likelihood=True", "--config.eval.likelihood_images=5")  # fmt: skip
     app.run(*common, tiny=False)
     report = report_of(workdir)
-    assert report["ranges"] == before["ranges"]  # not drawn again
+    assert report["rounds"] == before["rounds"]  # not drawn again
     # six steps of training: no better than the eight bits of a uniform density, by far no NaN
     assert 0 < report["bpd5_train"] < 16
     assert 0 < report["bpd5_train_standard_error"] < 2
@@ -128,7 +128,7 @@ def test_more_rounds_use_those_there_are(app, trained, evaluated, tmp_path, monk
     app.run(*common, "--config.eval.repeats=4", tiny=False)
     assert drawn == [range(72, 96)]
     report = report_of(workdir)
-    assert report["ranges"][:3] == report_of(evaluated[0])["ranges"]
+    assert report["rounds"][:3] == report_of(evaluated[0])["rounds"]
     assert report["seeds"] == "0-95"
 
 
@@ -151,8 +151,8 @@ def test_a_stopped_evaluation_loses_the_round_it_was_in(app, trained, tmp_path, 
     assert not list((tmp_path / "eval").glob("step_*.json"))
     app.run(*arguments, tiny=False)
     report = report_of(tmp_path)
-    assert report["ranges"][0] == json.loads(kept.read_text())
-    assert [r["seeds"] for r in report["ranges"]] == ["0-23", "24-47"]
+    assert report["rounds"][0] == json.loads(kept.read_text())
+    assert [r["seeds"] for r in report["rounds"]] == ["0-23", "24-47"]
 
 
 # --- the reference -------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_statistics_from_a_file_give_the_numbers_that_the_data_give(
         "--config.data.source=folder:not-there", tiny=False,
     )  # fmt: skip
     report, expected = report_of(tmp_path), report_of(evaluated[0])
-    assert report["ranges"][0] == expected["ranges"][0]
+    assert report["rounds"][0] == expected["rounds"][0]
     assert report["reference"] == expected["reference"]
 
 

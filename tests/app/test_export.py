@@ -64,7 +64,7 @@ def test_a_folder_stands_for_its_run(app, exported, tmp_path):
         json.loads((folder / "eval" / "step_00000006.json").read_text())
         for folder in (exported.with_name("evaluation"), tmp_path)
     )
-    for key in ("ranges", "weights_sha256"):
+    for key in ("rounds", "weights_sha256"):
         assert one[key] == other[key]
 
 

@@ -154,7 +154,7 @@ def test_a_checkpoints_sampling_is_analyzed_step_by_step(analysis):
 def test_states_on_a_spectral_grid_are_compared_at_its_levels(app, trained, tmp_path):
     app.run(
         "--mode=analyze", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}",
-        "--config.analysis.num_images=8", "--solver=multistep", "--grid=spectral", tiny=False,
+        "--config.analysis.num_images=8", "--solver=multistep", "--time_grid=spectral", tiny=False,
     )  # fmt: skip
     report = json.loads((tmp_path / "analysis" / "sampling.json").read_text())
     model = pretrained.load(trained[0])

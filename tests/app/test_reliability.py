@@ -114,7 +114,7 @@ def test_a_second_trainer_is_refused_and_touches_nothing(app, run):
         ("--config.sampling.ema=5", "sampling.ema must be -1 (raw weights) or 0 to 0"),
         ("--config.training.ema_halflife_images=()", "training.ema_halflife_images must be 1 to"),
         ("--config.training.keep_latest=0", "training.keep_latest must be a whole number of at"),
-        ("--config.training.max_nonfinite=0", "training.max_nonfinite must be"),
+        ("--config.training.max_nonfinite_steps=0", "training.max_nonfinite_steps must be"),
         ("--config.model.attention_resolutions=(8,5)", "levels, 8, 4, got 5"),
         ("--config.model.model_channels=100000", "model.model_channels must be"),
         ("--config.seed=12345678901234567890", "seed must be"),

@@ -47,13 +47,13 @@ def test_sampling_writes_a_png_for_each_seed_and_a_grid(samples):
 def test_solver_steps_grid_and_ratio_are_chosen_by_short_flags(app, trained, tmp_path):
     app.run(
         "--mode=sample", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}", "--seeds=0,7",
-        "--solver=multistep", "--steps=3", "--grid=spectral", "--bnr=0", tiny=False,
+        "--solver=multistep", "--steps=3", "--time_grid=spectral", "--bnr=0", tiny=False,
     )  # fmt: skip
     folder = sampled(tmp_path)
     assert folder.name.endswith("_multistep3_bnr0_spectral")
     about = json.loads((folder / "sampling.json").read_text())
-    assert (about["network_calls"], about["sampling"]["grid"]) == (3, "spectral")
-    expected = pretrained.load(trained[0]).sample([0, 7], "multistep", 3, 0.0, grid="spectral")
+    assert (about["network_calls"], about["sampling"]["time_grid"]) == (3, "spectral")
+    expected = pretrained.load(trained[0]).sample([0, 7], "multistep", 3, 0.0, time_grid="spectral")
     drawn = np.stack([pngs(folder)[name] for name in ("000000", "000007")])
     assert np.abs(drawn.astype(int) - expected[..., 0]).max() <= 1
 

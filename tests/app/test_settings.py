@@ -125,6 +125,12 @@ def test_the_nearest_key_is_named():
     assert "unknown configuration key 'optimizer.lerning_rate'" in text
     assert "did you mean 'optimizer.learning_rate'?" in text
     assert explain("optimizer.learning_rate") is None
+    for earlier, now in [
+        ("eval.seed_ranges", "eval.repeats"),
+        ("sampling.grid", "sampling.time_grid"),
+        ("training.max_nonfinite", "training.max_nonfinite_steps"),
+    ]:
+        assert f"did you mean {now!r}?" in explain(earlier)
 
 
 # --- every key of configs/default.py has a range -------------------------------------------------

@@ -176,7 +176,7 @@ def test_gradients_that_stay_non_finite_stop_the_run_and_save_nothing_bad(app, t
     """Also where reports are rare, at step 100."""
     diverging = (
         "--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_images=0",
-        "--config.training.max_nonfinite=3", "--config.training.num_steps=5000",
+        "--config.training.max_nonfinite_steps=3", "--config.training.num_steps=5000",
     )  # fmt: skip
     often, seldom = tmp_path / "often", tmp_path / "seldom"
     _, err = app.run(f"--workdir={often}", *diverging, status=3)

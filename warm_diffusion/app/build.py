@@ -264,7 +264,7 @@ def resident(config: ConfigDict, data: Dataset) -> bool:
 def sampling_settings(config: ConfigDict) -> pretrained.Sampling:
     """Solver, steps, stochasticity and class of `config.sampling`."""
     options, churn = config.sampling, samplers.Churn(**config.sampling.churn.to_dict())
-    names = ("solver", "num_steps", "grid", "rho", "label", "guidance")
+    names = ("solver", "num_steps", "time_grid", "rho", "label", "guidance")
     return pretrained.Sampling(
         **{name: options[name] for name in names}, churn=churn if churn.s_churn > 0 else None
     )

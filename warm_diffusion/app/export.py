@@ -47,7 +47,8 @@ def export(config: ConfigDict, workdir: str, checkpoint: str) -> pathlib.Path:
         files["sampler.stablehlo"] = program(model, sampler.schedule, sampling)
         files["sampler.json"] = storage.to_json(_about(config, sampling))
     if jax.process_index() == 0:
-        caption = f"{sampling.solver}, {sampling.num_calls} network calls, grid {sampling.grid}"
+        caption = f"{sampling.solver}, {sampling.num_calls} network calls"
+        caption += f", {sampling.time_grid} time grid"
         if config.sampling.bnr >= 0:
             caption += f", along BNR {config.sampling.bnr:g}"
         samples = np.concatenate(drawn) if drawn else np.zeros(0)
@@ -58,7 +59,7 @@ def export(config: ConfigDict, workdir: str, checkpoint: str) -> pathlib.Path:
 
 def _evaluations(workdir: pathlib.Path, weights_sha256: str) -> list[dict]:
     """The reports of `--mode=eval` in a workdir on these weights, without their details."""
-    details = ("ranges", "schedule", "versions", "metric_settings", "identity", "seconds")
+    details = ("rounds", "schedule", "versions", "metric_settings", "identity", "seconds")
     found = []
     for path in sorted((workdir / "eval").glob("*.json")):
         try:

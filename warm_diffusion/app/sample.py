@@ -51,7 +51,7 @@ def sample(config: ConfigDict, workdir: str, checkpoint: str, seeds: str) -> pat
     sampler = build.sampler(config, model, mesh, num_images=sum(map(len, numbers)))
     start = build.dataset(config).images if sampler.schedule.needs_start else None
     path = "trained" if options.bnr < 0 else f"bnr{options.bnr:g}"
-    path += "" if options.grid == "edm" else f"_{options.grid}"
+    path += "" if options.time_grid == "edm" else f"_{options.time_grid}"
     name = f"step{model.info.get('step', 0)}_{options.solver}{options.num_steps}_{path}"
     folder = storage.path(workdir) / "generated" / name
     about = {

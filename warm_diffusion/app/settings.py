@@ -45,6 +45,9 @@ _FREE = (
     "training.max_nonfinite", "sampling.", "eval.", "analysis.", "export.",
 )  # fmt: skip
 
+# Keys of earlier versions whose new name is not the nearest.
+_RENAMED = {"eval.seed_ranges": "eval.repeats"}
+
 # --- what every key may be ------------------------------------------------------------------------
 
 Check = tuple[Callable[[Any], bool], str]  # whether a value will do, and what will
@@ -151,7 +154,7 @@ CHECKS: dict[str, Check] = {
     "training.*": _whole(1),
     "sampling.solver": _one_of(samplers.SOLVERS),
     "sampling.num_steps": _whole(1, 1_000),
-    "sampling.grid": _one_of(pretrained.GRIDS),
+    "sampling.time_grid": _one_of(pretrained.GRIDS),
     "sampling.rho": _number("of at least 1 and at most 1,000", lambda v: 1 <= v <= 1_000),
     "sampling.ema": _whole(-1),
     "sampling.bnr": _number("of at most 1,000,000", lambda v: v <= 1e6),
@@ -321,7 +324,7 @@ def define_flags() -> None:
     flags.DEFINE_float("bnr", None, "sample, eval: blur-to-noise ratio of the path [as trained].")
     flags.DEFINE_string("solver", None, "sample, eval: euler, heun or multistep.")
     flags.DEFINE_integer("steps", None, "sample, eval: steps of the solver.")
-    flags.DEFINE_string("grid", None, "sample, eval: time grid, edm or spectral.")
+    flags.DEFINE_string("time_grid", None, "sample, eval: time grid, edm or spectral.")
     flags.DEFINE_bool("download", False, "Fetch public data, weights and networks if missing.")
     flags.DEFINE_bool("distributed", False, "Detect the cluster automatically (Slurm, Cloud TPU).")
     flags.DEFINE_string("coordinator_address", None, "Other clusters: HOST:PORT of process 0.")
@@ -362,7 +365,8 @@ def explain_unknown_key(keys: Iterable[str], default: ml_collections.ConfigDict)
     known = _flat(default.to_dict())
     for key in keys:
         if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            nearest = [_RENAMED[key]] if key in _RENAMED else near
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             return f"unknown configuration key {key!r}{hint} (all keys: configs/default.py)"
     return None
@@ -404,8 +408,8 @@ def start(given: flags.FlagValues, argv: Sequence[str]) -> ml_collections.Config
     """Prepares every mode: joins the other processes, sets the compilation cache and short flags.
 
     Returns:
-      The configuration, with --bnr, --solver, --steps, --grid and --download in it, and with paths
-      in place of the names of public files.
+      The configuration, with --bnr, --solver, --steps, --time_grid and --download in it, and with
+      paths in place of the names of public files.
 
     Raises:
       ValueError: a mistake in the command, of which `argv` is what `parse` left.
@@ -417,7 +421,7 @@ def start(given: flags.FlagValues, argv: Sequence[str]) -> ml_collections.Config
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}; flags look like --mode=train")
     config = given.config
-    short = {"bnr": "bnr", "solver": "solver", "num_steps": "steps", "grid": "grid"}
+    short = {"bnr": "bnr", "solver": "solver", "num_steps": "steps", "time_grid": "time_grid"}
     for key, flag in short.items():
         if given[flag].present:
             config.sampling[key] = given[flag].value

@@ -121,7 +121,7 @@ class _Evaluator:
         earlier = processes.first_says(_read(path))
         if (
             earlier.get("identity") == identity
-            and len(earlier["ranges"]) == options.repeats
+            and len(earlier["rounds"]) == options.repeats
             and wanted in ({}, earlier.get("likelihood"))
         ):
             say(f"eval     {_label(model)} is evaluated already: {path}")
@@ -144,7 +144,7 @@ class _Evaluator:
         report |= {
             "metric": metrics.main_metric(count, self._reference),
             "seeds": f"0-{len(rounds) * count - 1}",
-            "ranges": rounds,
+            "rounds": rounds,
             "reference": protocol["reference"] | {"sha256": reference.fingerprint(self._reference)},
             "device": f"{self._mesh.size} x {self._mesh.devices.flat[0].device_kind}",
             "versions": {name: importlib.metadata.version(name) for name in ("jax", "numpy")},
@@ -262,7 +262,7 @@ class _Evaluator:
         return bits_per_dim.measure(self._config, model, data, split, self._mesh)
 
     def _store(self, path: pathlib.Path, report: dict, earlier: dict) -> None:
-        numbers = metrics.summarise(report["ranges"]) | _bits(report)
+        numbers = metrics.summarise(report["rounds"]) | _bits(report)
         writer = Writer(self.folder, first_step=None)
         with contextlib.closing(writer):
             writer.scalars(report["step"], {k: v for k, v in numbers.items() if v is not None})
@@ -282,7 +282,7 @@ def _say(report: dict, path: pathlib.Path) -> None:
     name, spread = report["metric"], ""
     if report[f"{name}_std"] is not None:
         spread = (
-            f" +- {report[f'{name}_std']:.4f} over {len(report['ranges'])} seed ranges, "
+            f" +- {report[f'{name}_std']:.4f} over {len(report['rounds'])} rounds, "
             f"least {report[f'{name}_min']:.4f}"
         )
     if "warning" in report:

@@ -208,7 +208,7 @@ class Loop:
     def _look(self, step: int, metrics: TrainMetrics) -> None:
         """Ends the run after too many gradients in a row that were not finite."""
         row = int(metrics.longest_row.compute())
-        if row >= self._options.max_nonfinite:
+        if row >= self._options.max_nonfinite_steps:
             raise Diverged(
                 f"the gradient was not finite in {row} steps in a row, up to step {step:,} or "
                 "before: stopped. These steps changed no weights and no averages; lower "
