@@ -20,7 +20,6 @@ from warm_diffusion.app import plots
 from warm_diffusion.data.sources import short_name
 
 RATIOS = (0.0, 0.1, 0.3, 0.5, 0.65, 1.0, 2.0, 10.0)
-GROUP = ("network", "bnr")
 FLAGS = flags.FLAGS
 
 
@@ -35,9 +34,7 @@ def sweep(options) -> None:
         ratios = tuple(map(float, options.any_ratios))
         variants.append(comparison.Variant({"network": "any"}, changed, ratios))
     title = short_name(config.data.source)
-    comparison.compare(
-        options, variants, GROUP, lambda entries, metric: draw(entries, metric, title)
-    )
+    comparison.compare(options, variants, lambda entries, metric: draw(entries, metric, title))
 
 
 @plots.styled
@@ -81,7 +78,7 @@ def draw(entries: list[dict], metric: str, title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    comparison.define_flags("configs/digits.py")
+    comparison.define_flags()
     flags.DEFINE_list("ratios", [f"{ratio:g}" for ratio in RATIOS], "A network for each.")
     flags.DEFINE_list(
         "any_ratios", ["0", "0.5", "1", "2"], "Ratios to sample the network for all at; or none."

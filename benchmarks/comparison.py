@@ -1,9 +1,8 @@
-"""What the comparisons share: many short trainings that differ in one thing, and their distances.
+"""Many short trainings that differ in their path alone, and their distances, for `bnr_sweep.py`.
 
-`bnr_sweep.py` and `ablation.py` name variants of a configuration. Seeds (of weights, noise and the
-order of images), number of images, samples and network calls are equal for all of them. Training
-step, batches and sampler are the app's; a comparison needs no checkpoints and no reports, so its
-loop is a few lines.
+Seeds (of weights, noise and the order of images), number of images, samples and network calls are
+equal for all of them. Training step, batches and sampler are the app's; a comparison needs no
+checkpoints and no reports, so its loop is a few lines.
 
 Every finished training adds its rows to OUT/results.jsonl; starting again skips what is there, and
 a second process, of other seeds, may add to the same OUT at the same time.
@@ -37,6 +36,7 @@ from warm_diffusion.training.step import TrainMetrics, choose_average, train_ste
 SOLVERS = {"euler": "#7d6bb5", "heun": "#009e73", "multistep": "#b8860b"}  # colours
 FEWER = {"euler": "#6b4f3a", "heun": "#cc79a7", "multistep": "#5b6472"}  # with fewer calls
 MARKERS = {"euler": "^", "heun": "o", "multistep": "s"}
+GROUP = ("network", "bnr")  # columns that make an entry of the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Variant:
     """One side of a comparison.
 
     Attributes:
-      key: what its rows are known by, such as {"variant": "divide"}.
+      key: what its rows are known by, such as {"network": "fixed", "bnr": 0.5}.
       config: what is trained.
       ratios: the blur-to-noise ratios to sample at; None: along the path of its training.
     """
@@ -55,7 +55,7 @@ class Variant:
 
 
 class Trainer:
-    """Trainings that differ in seed, length and path, by one compiled step and one sampler each."""
+    """Trainings that differ in seed, length and path, by one compiled step and one sampler."""
 
     def __init__(self, config: ConfigDict, data: Dataset):
         """Nothing is compiled before the first training."""
@@ -67,13 +67,6 @@ class Trainer:
         self._draw = devices.jit(self._built.draw, self._mesh, static_argnums=3)
         state = build.initial_state(config, self._built, self._mesh)[1]
         self._structure = jax.tree.structure(state)  # its optimizer is the one that is compiled
-
-    def fits(self, config: ConfigDict) -> bool:
-        """Returns whether it trains this configuration."""
-        one, other = config.to_dict(), self._config.to_dict()
-        for each in (one, other):
-            del each["schedule"], each["training"]["num_steps"]
-        return one == other
 
     def _steps(self, path, state, metrics, batch, seed):
         """The app's `step.jitted`, except that the path is an argument."""
@@ -220,16 +213,13 @@ class Results:
 def compare(
     options,
     variants: list[Variant],
-    group: tuple[str, ...],
     draw: Callable[[list[dict], str], Figure],
 ) -> None:
     """Trains and evaluates what is not there yet; writes the table, summary and picture each time.
 
     Args:
       options: see `define_flags`.
-      variants: all of them are trained from one seed before the next; those of one network share
-        its compiled programs.
-      group: names of the columns that make an entry of the table.
+      variants: all of them are trained from one seed before the next.
       draw: entries (`summarise`) and the name of a metric to a figure.
 
     Raises:
@@ -244,8 +234,9 @@ def compare(
     judge = Judge(config, data, out, options.samples)
     end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
     longest = 0.0
+    trainer = Trainer(variants[0].config, data)
 
-    def train(trainer: Trainer, each: Variant, seed: int) -> Iterator[dict]:
+    def train(each: Variant, seed: int) -> Iterator[dict]:
         params, facts = trainer.train(each.config, seed)
         for ratio in each.ratios or (None,):
             at = each.key if ratio is None else each.key | {"bnr": ratio}
@@ -258,7 +249,7 @@ def compare(
                 row = {**at, "seed": seed, "solver": solver, "num_steps": steps}
                 row |= {"nfe": sampler.num_calls, judge.name: judge(images), **facts}
                 row["sampling_seconds"] = seconds
-                name = "_".join(str(row[n]) for n in (*group, "seed", "solver", "nfe"))
+                name = "_".join(str(row[n]) for n in (*GROUP, "seed", "solver", "nfe"))
                 (out / "images").mkdir(exist_ok=True)
                 save_png(out / "images" / f"{name}.png", grid(images[:64], min_side=32))
                 print(", ".join(f"{key} {row[key]}" for key in row if key in at), end=" ")
@@ -266,7 +257,7 @@ def compare(
                 print(f"{judge.name} {row[judge.name]:.4f}", flush=True)
                 yield row
 
-    trainers, table = [], functools.partial(write, out, judge.name, group, draw)
+    table = functools.partial(write, out, judge.name, draw)
     for seed, each in itertools.product(map(int, options.seeds), variants):
         if results.has(**each.key, seed=seed):
             continue
@@ -274,11 +265,7 @@ def compare(
         if began + longest > end:
             print(f"{options.minutes:g} minutes are over: the same command continues")
             return
-        trainer = next((trainer for trainer in trainers if trainer.fits(each.config)), None)
-        if trainer is None:
-            trainer = Trainer(each.config, data)
-            trainers.append(trainer)
-        results.add(list(train(trainer, each, seed)))
+        results.add(list(train(each, seed)))
         longest = max(longest, time.monotonic() - began)
         table(results.rows)
     if results.rows:
@@ -286,14 +273,14 @@ def compare(
         print((out / "table.md").read_text())
 
 
-def summarise(rows: list[dict], name: str, group: tuple[str, ...]) -> list[dict]:
-    """An entry per group and solver: mean and standard deviation (n - 1) over seeds."""
+def summarise(rows: list[dict], name: str) -> list[dict]:
+    """An entry per `GROUP` and solver: mean and standard deviation (n - 1) over seeds."""
     groups = {}
     for row in rows:
-        groups.setdefault(tuple(row[n] for n in (*group, "solver", "nfe")), []).append(row)
+        groups.setdefault(tuple(row[n] for n in (*GROUP, "solver", "nfe")), []).append(row)
     found = []
     for key, members in groups.items():
-        entry = dict(zip((*group, "solver", "nfe"), key, strict=True)) | {"seeds": len(members)}
+        entry = dict(zip((*GROUP, "solver", "nfe"), key, strict=True)) | {"seeds": len(members)}
         values = np.array([row[name] for row in members])
         deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
         found.append(entry | {name: float(values.mean()), f"{name}_std": deviation})
@@ -312,15 +299,15 @@ def look(solvers: list[tuple[str, int]], solver: str, nfe: int) -> dict:
     return {"color": colours[solver], "marker": MARKERS[solver] if most else "v", "capsize": 3}
 
 
-def write(out: pathlib.Path, name: str, group: tuple[str, ...], draw, rows: list[dict]) -> None:
+def write(out: pathlib.Path, name: str, draw, rows: list[dict]) -> None:
     """table.md, summary.json and summary.png of the metric of that name."""
-    entries = summarise(rows, name, group)
+    entries = summarise(rows, name)
     solvers, cells = solvers_of(entries), {}
-    heads = [*group, *(f"{solver}, NFE {nfe}" for solver, nfe in solvers)]
+    heads = [*GROUP, *(f"{solver}, NFE {nfe}" for solver, nfe in solvers)]
     lines = [f"`{name}`, mean ± standard deviation over seeds (number of seeds)", ""]
     lines += [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for e in entries:
-        row = cells.setdefault(tuple(str(e[n]) for n in group), dict.fromkeys(solvers, "-"))
+        row = cells.setdefault(tuple(str(e[n]) for n in GROUP), dict.fromkeys(solvers, "-"))
         row[e["solver"], e["nfe"]] = f"{e[name]:.4f} ± {e[f'{name}_std']:.4f} ({e['seeds']})"
     lines += [f"| {' | '.join([*key, *row.values()])} |" for key, row in cells.items()]
     (out / "table.md").write_text("\n".join([*lines, ""]))
@@ -329,9 +316,9 @@ def write(out: pathlib.Path, name: str, group: tuple[str, ...], draw, rows: list
     plots.save(out / "summary.png", draw(entries, name))
 
 
-def define_flags(config: str) -> None:
-    """The flags of both comparisons."""
-    config_flags.DEFINE_config_file("config", config, "Data, network, training; any key.")
+def define_flags() -> None:
+    """The flags of a comparison."""
+    config_flags.DEFINE_config_file("config", "configs/digits.py", "Data, network, training.")
     flags.DEFINE_string("out", None, "Folder of the results.", required=True)
     flags.DEFINE_list("seeds", ["0", "1"], "Seeds of weights, noise and the order of images.")
     flags.DEFINE_list("solvers", ["heun:5", "multistep:18", "heun:18"], "SOLVER:STEPS each.")

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from benchmarks import ablation, bnr_sweep, comparison
+from benchmarks import bnr_sweep, comparison
 from warm_diffusion import dct, pretrained, process, samplers, spectra
 from warm_diffusion.app import plots
 from warm_diffusion.data.images import from_uint8, to_uint8
@@ -41,15 +41,8 @@ def _rows(path: pathlib.Path) -> list[dict]:
 def sweep(name: str):
     """Distance against ratio."""
     rows, metric = _rows(RESULTS / f"sweep_{name}.jsonl"), METRICS[name]
-    entries = comparison.summarise(rows, metric, bnr_sweep.GROUP)
+    entries = comparison.summarise(rows, metric)
     return bnr_sweep.draw(entries, metric, SETS[name])
-
-
-def ablation_digits():
-    """Distance of each variant."""
-    rows, metric = _rows(RESULTS / "ablation_digits.jsonl"), METRICS["digits"]
-    entries = comparison.summarise(rows, metric, ablation.GROUP)
-    return ablation.draw(entries, metric, "digits, BNR 0.5 where a variant has one")
 
 
 def departure(name: str, bnr: str):
@@ -169,7 +162,6 @@ FIGURES = {
     "before_after.jpg": before_after,
     "sweep_digits.png": lambda: sweep("digits"),
     "sweep_cifar10_16.png": lambda: sweep("cifar10_16"),
-    "ablation_digits.png": ablation_digits,
     "departure_digits_bnr10.png": lambda: departure("digits", "10"),
     "departure_cifar10_16_bnr0.5.png": lambda: departure("cifar10_16", "0.5"),
     "few_calls_cifar10_16.png": few_calls,
