@@ -85,14 +85,6 @@ def test_another_network_than_was_trained_is_refused(app, exported, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_there_is_not_written_over(app, trained, exported):
-    _, err = app.run(
-        "--mode=export", f"--checkpoint={trained[0]}", f"--workdir={exported}", tiny=False,
-        status=2,
-    )  # fmt: skip
-    assert "is not empty: a model is written to a new folder" in err
-
-
 def test_a_script_with_jax_alone_draws_the_same_images(app, trained, tmp_path):
     pytest.importorskip("flatbuffers")
     folder, drawn = tmp_path / "model", tmp_path / "drawn"

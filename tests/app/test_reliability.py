@@ -110,11 +110,7 @@ def test_a_second_trainer_is_refused_and_touches_nothing(app, run):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.augment.transforms=('spin',)", "augment.transforms must be"),
         ("--config.sampling.ema=5", "sampling.ema must be -1 (raw weights) or 0 to 0"),
-        ("--config.training.ema_halflife_images=()", "training.ema_halflife_images must be 1 to"),
-        ("--config.training.keep_latest=0", "training.keep_latest must be a whole number of at"),
-        ("--config.training.max_nonfinite_steps=0", "training.max_nonfinite_steps must be"),
         ("--config.model.attention_resolutions=(8,5)", "levels, 8, 4, got 5"),
         ("--config.model.model_channels=100000", "model.model_channels must be"),
         ("--config.seed=12345678901234567890", "seed must be"),
@@ -160,11 +156,6 @@ def test_what_only_tracing_the_step_finds_is_refused_before_anything_is_written(
     _, err = app.run(f"--workdir={tmp_path / 'run'}", "--config.seed=987", status=2)
     assert "this loss cannot be traced" in one_line(err)
     assert not (tmp_path / "run").exists()
-
-
-def test_sampling_at_an_infinite_ratio_is_refused(app, run):
-    _, err = app.run("--mode=sample", f"--workdir={run}", "--bnr=inf", tiny=False, status=2)
-    assert "sampling.bnr must be a number of at most 1,000,000, got inf" in one_line(err)
 
 
 # --- damaged checkpoints -------------------------------------------------------------------------
@@ -307,8 +298,7 @@ def test_a_file_where_a_folder_should_be_or_the_other_way_is_one_line(app, tmp_p
     assert str(tmp_path / "run") in one_line(err)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
-@pytest.mark.parametrize("mode", ["train", "sample"])
+@pytest.mark.parametrize(("mode", "number"), [("train", errno.ENOSPC), ("sample", errno.EACCES)])
 def test_a_disk_that_takes_nothing_more_is_one_line_and_the_run_is_as_it_was(
     app, run, tmp_path, monkeypatch, mode, number
 ):
@@ -368,21 +358,18 @@ def test_a_signal_where_there_is_nothing_to_save_ends_quietly(
     assert signal.getsignal(number) is before
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
-)  # fmt: skip
 def test_images_drawn_before_a_signal_stay_and_the_same_command_continues(
-    app, run, tmp_path, monkeypatch, number, status
+    app, run, tmp_path, monkeypatch
 ):
     def save_and_interrupt(folder, images, seeds):
         save_pngs(folder, images, seeds)
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("the signal did not act")
 
     save_pngs, command = sample.save_pngs, ("--mode=sample", f"--checkpoint={run}", "--seeds=0-19")
     with monkeypatch.context() as patch:
         patch.setattr(sample, "save_pngs", save_and_interrupt)
-        _, err = app.run(*command, f"--workdir={tmp_path / 'out'}", tiny=False, status=status)
+        _, err = app.run(*command, f"--workdir={tmp_path / 'out'}", tiny=False, status=130)
     assert err == ""
     cut = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("0*.png")}
     assert 0 < len(cut) < 20

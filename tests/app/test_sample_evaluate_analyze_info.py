@@ -135,9 +135,7 @@ def test_info_prints_config_parameters_and_shapes(app):
         ),
         (["--mode=train"], "set --workdir=DIR"),
         (["--mode=sample", "--workdir=nowhere"], "there is no trained network in"),
-        (["--config=nowhere.py", "--workdir=w"], "there is no file nowhere.py"),
         (["train", "--workdir=w"], "unexpected argument 'train'"),
-        (["--workdir=w", "--config.schedule.name=warm"], "schedule.name must be one of any_bnr,"),
         (
             ["--workdir=w", "--config.data.source=cifar"],
             "data.source must be digits, photos, cifar10",
