@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 
@@ -124,25 +125,30 @@ def spectrum(
     return figure
 
 
-def _label_steps(axes, steps: Sequence[dict]) -> None:
-    """Step numbers with their levels, some six of them."""
-    shown = range(0, len(steps), -(-len(steps) // 6))
-    labels = [f"{i}\nα {number(steps[i]['alpha'])}\nβ {number(steps[i]['beta'])}" for i in shown]
-    axes.set_xticks(list(shown), labels, fontsize=11)
-    axes.set_xlim(-0.5, len(steps) - 0.5)
-
-
-def _by_ring(figure: Figure, axes, frequency: np.ndarray, values: np.ndarray, **options) -> None:
-    """A map of values [steps, K] over step and frequency."""
+def _over_steps(
+    frequency: np.ndarray, steps: Sequence[dict], values: np.ndarray, title: str, label: str, **look
+) -> tuple[Figure, Axes]:
+    """A map of values [steps, K] over step and frequency, and axes below for curves over steps."""
+    figure = Figure(figsize=(7, 9), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(3, 2))
     edges = np.concatenate([[0.0], (frequency[1:] + frequency[:-1]) / 2, frequency[-1:]])
     columns = np.arange(len(values) + 1) - 0.5
-    label = options.pop("label")
     masked = np.ma.masked_invalid(values.T)
     # Rasterized: thousands of rectangles would make an SVG of megabytes.
-    mesh = axes.pcolormesh(columns, edges, masked, rasterized=True, **options)
-    axes.set_ylabel("frequency (cycles per pixel)")
-    axes.grid(False)
-    figure.colorbar(mesh, ax=axes, label=label)
+    mesh = above.pcolormesh(columns, edges, masked, rasterized=True, **look)
+    above.set_ylabel("frequency (cycles per pixel)")
+    above.grid(False)
+    above.set_title(plain(title))
+    figure.colorbar(mesh, ax=above, label=label)
+    shown = range(0, len(steps), -(-len(steps) // 6))
+    labels = [f"{i}\nα {number(steps[i]['alpha'])}\nβ {number(steps[i]['beta'])}" for i in shown]
+    for axes in (above, below):
+        axes.set_xticks(list(shown), labels, fontsize=11)
+        axes.set_xlim(-0.5, len(steps) - 0.5)
+    below.set_yscale("log")
+    plain_log_ticks(below.yaxis)
+    below.set_xlabel("step, with blur α (pixels) and noise β there")
+    return figure, below
 
 
 @styled
@@ -152,25 +158,18 @@ def departure(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figur
     Each of `steps` has alpha, beta, spectral_departure [K], sliced_wasserstein, and the same with
     `_of_forward` for other forward states.
     """
-    figure = Figure(figsize=(7, 9), layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=(3, 2))
     values = np.array([step["spectral_departure"] for step in steps], float)
     limit = max(0.1, float(np.nanmax(np.abs(np.where(np.isfinite(values), values, np.nan)))))
-    _by_ring(
-        figure, above, frequency, values, cmap=DEPARTURES, vmin=-limit, vmax=limit,
-        label="spectral departure: ln (power / forward power)",
+    figure, below = _over_steps(
+        frequency, steps, values, title, "spectral departure: ln (power / forward power)",
+        cmap=DEPARTURES, vmin=-limit, vmax=limit,
     )  # fmt: skip
-    _label_steps(above, steps)
-    above.set_title(plain(title))
     for name, label, look, colour in (
         ("sliced_wasserstein", "sampler's states to forward states", "o-", SAMPLER),
         ("sliced_wasserstein_of_forward", "forward states to other forward states", "x--",
          INK),
     ):  # fmt: skip
-        below.semilogy([step[name] for step in steps], look, label=label, color=colour)
-    _label_steps(below, steps)
-    plain_log_ticks(below.yaxis)
-    below.set_xlabel("step, with blur α (pixels) and noise β there")
+        below.plot([step[name] for step in steps], look, label=label, color=colour)
     below.set_ylabel("sliced Wasserstein distance")
     below.legend()
     return figure
@@ -182,20 +181,13 @@ def heads(frequency: np.ndarray, steps: Sequence[dict], title: str) -> Figure:
 
     Each of `steps` has alpha, beta, denoiser [K], deblurrer [K] (mean squares), consistency.
     """
-    figure = Figure(figsize=(7, 9), layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=(3, 2))
     one, two = (np.array([step[name] for step in steps]) for name in ("denoiser", "deblurrer"))
     share = np.sqrt(two) / np.maximum(np.sqrt(one) + np.sqrt(two), 1e-30)
-    _by_ring(
-        figure, above, frequency, share, cmap=SHARES, vmin=0.0, vmax=max(0.05, share.max()),
-        label="deblurrer's share of the step (root mean squares)",
+    figure, below = _over_steps(
+        frequency, steps, share, title, "deblurrer's share of the step (root mean squares)",
+        cmap=SHARES, vmin=0.0, vmax=max(0.05, share.max()),
     )  # fmt: skip
-    _label_steps(above, steps)
-    above.set_title(plain(title))
-    below.semilogy([step["consistency"] for step in steps], "o-", color=INK)
-    _label_steps(below, steps)
-    plain_log_ticks(below.yaxis)
-    below.set_xlabel("step, with blur α (pixels) and noise β there")
+    below.plot([step["consistency"] for step in steps], "o-", color=INK)
     below.set_ylabel("consistency: mean square of D - B (D + R)")
     return figure
 
