@@ -279,14 +279,35 @@ def sampler(
     num_images: int = 0,
     return_trajectory: bool = False,
 ) -> drawing.Sampler:
-    """The sampler of `config.sampling`; `batch_size` over all devices, 0: the configuration's, or
-    less where no more than `num_images` are drawn.
+    """The sampler of `config.sampling`, its seeds divided over the devices of a mesh.
+
+    `batch_size` is that over all devices; 0 is the configuration's, or less where no more than
+    `num_images` are drawn. With `return_trajectory` it draws (images, states [num_steps + 1, B, H,
+    W, C]).
+
+    Raises:
+      ValueError: a solver that is not known or does not fit the path; a batch that the devices
+        cannot share.
     """
-    default = devices.global_batch(config.sampling.batch_size, mesh, num_images)
-    return drawing.sampler(
-        built, sampling_schedule(config, built.statistics), sampling_settings(config),
-        batch_size=batch_size or default, mesh=mesh, return_trajectory=return_trajectory,
-    )  # fmt: skip
+    batch_size = batch_size or devices.global_batch(config.sampling.batch_size, mesh, num_images)
+    devices.check_batch_size("sampling.batch_size", batch_size, mesh)
+    path, sampling = sampling_schedule(config, built.statistics), sampling_settings(config)
+
+    def function(params, seeds, start):
+        params = jax.lax.with_sharding_constraint(params, everywhere)  # in training it may be split
+        return built.draw(params, seeds, path, sampling, start, return_trajectory=return_trajectory)
+
+    everywhere, split = devices.replicated(mesh), devices.split(mesh)
+    # With the shardings that a call has, so that it need not be traced again.
+    params = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), built.abstract_params)
+    seeds = jax.ShapeDtypeStruct((batch_size,), np.uint32, sharding=split)
+    shape = (batch_size, *built.image_shape)
+    image = jax.ShapeDtypeStruct(shape, np.float32, sharding=split)
+    arguments = params, seeds, image if path.needs_start else None
+    shardings = {"in_shardings": (None, split, split), "out_shardings": everywhere}
+    program = devices.jit(function, mesh, **shardings)
+    program.eval_shape(*arguments)  # what does not fit shows here, before any training
+    return drawing.Sampler(program, arguments, batch_size, sampling.num_calls, path, mesh)
 
 
 def extractor(config: ConfigDict, image_shape: tuple[int, int, int]) -> features.Extractor:

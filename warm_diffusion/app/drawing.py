@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 
 from warm_diffusion import process, samplers
 from warm_diffusion.data.images import from_uint8, to_uint8
-from warm_diffusion.pretrained import Architecture, Sampling
 from warm_diffusion.runtime import devices
 from warm_diffusion.schedules import Schedule
 from warm_diffusion.training.signals import compiling
@@ -69,43 +68,3 @@ class Sampler:
         clean = from_uint8(np.asarray(images[seeds % len(images)]))
         noise = samplers.initial_noise(seeds, clean.shape[1:])
         return process.perturb(clean, noise, self.schedule.alpha(t), self.schedule.beta(t))
-
-
-def sampler(
-    architecture: Architecture,
-    schedule: Schedule,
-    sampling: Sampling,
-    *,
-    batch_size: int,
-    mesh: Mesh,
-    return_trajectory: bool = False,
-) -> Sampler:
-    """The sampler of an architecture along a path, its seeds divided over the devices of a mesh.
-
-    With `return_trajectory` it draws (images, states [num_steps + 1, B, H, W, C]).
-
-    Raises:
-      ValueError: a solver that is not known or does not fit the path; a batch that the devices
-        cannot share.
-    """
-    devices.check_batch_size("sampling.batch_size", batch_size, mesh)
-
-    def function(params, seeds, start):
-        params = jax.lax.with_sharding_constraint(params, everywhere)  # in training it may be split
-        return architecture.draw(
-            params, seeds, schedule, sampling, start, return_trajectory=return_trajectory
-        )
-
-    everywhere, split = devices.replicated(mesh), devices.split(mesh)
-    # With the shardings that a call has, so that it need not be traced again.
-    params = jax.tree.map(
-        lambda leaf: leaf.update(sharding=everywhere), architecture.abstract_params
-    )
-    seeds = jax.ShapeDtypeStruct((batch_size,), np.uint32, sharding=split)
-    shape = (batch_size, *architecture.image_shape)
-    image = jax.ShapeDtypeStruct(shape, np.float32, sharding=split)
-    arguments = params, seeds, image if schedule.needs_start else None
-    shardings = {"in_shardings": (None, split, split), "out_shardings": everywhere}
-    program = devices.jit(function, mesh, **shardings)
-    program.eval_shape(*arguments)  # what does not fit shows here, before any training
-    return Sampler(program, arguments, batch_size, sampling.num_calls, schedule, mesh)
