@@ -83,23 +83,30 @@ def test_between_reports_the_loop_reads_no_result_and_waits_for_none(tmp_path, m
     assert waited == [1, 20]  # the last is saved
 
 
-def test_a_step_sends_nothing_to_the_devices_and_reads_nothing(app, tmp_path, monkeypatch):
-    steps, guarded = Loop._steps, []
+@pytest.mark.parametrize("sharding", ["replicated", pytest.param("fsdp", marks=pytest.mark.long)])
+def test_a_step_sends_and_reads_nothing_takes_the_states_place_and_is_compiled_once(
+    app, tmp_path, monkeypatch, sharding
+):
+    steps, programs = Loop._steps, []
 
     def guard(loop, *rest):
         step = loop.step
 
-        def alone(*arguments):
-            guarded.append(arguments)
+        def alone(state, *others):
             with jax.transfer_guard("disallow"):
-                return step(*arguments)
+                found = step(state, *others)
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.ema)))
+            programs.append(step._cache_size())
+            return found
 
         loop.step = alone
         return steps(loop, *rest)
 
     monkeypatch.setattr(Loop, "_steps", guard)
-    app.run(f"--workdir={tmp_path}", "--config.training.num_steps=3")
-    assert len(guarded) == 3
+    flags = "--config.training.num_steps=3", f"--config.training.sharding={sharding}"
+    app.run(f"--workdir={tmp_path}", *flags)
+    # Other tests may have compiled the step for other data before.
+    assert programs == [programs[0]] * 3
 
 
 @pytest.mark.long
