@@ -74,6 +74,13 @@ def test_on_a_cpu_no_library_convolves_and_numbers_are_the_same(options):
     assert "ynn_fusion" not in ours.as_text()
 
 
+def test_on_a_cpu_the_library_adds_up_over_positions(options):
+    x = jax.random.normal(jax.random.key(0), (2, 16, 16, 64))
+    total = devices.jit(lambda x: x.sum(axis=(1, 2))).lower(x).compile()
+    np.testing.assert_allclose(total(x), np.asarray(x, float).sum((1, 2)), atol=1e-4)
+    assert "ynn_fusion" in total.as_text()
+
+
 def test_other_devices_have_no_options(monkeypatch):
     monkeypatch.setattr(jax, "jit", lambda function, **given: given)
     for platform, once in itertools.product(("gpu", "tpu"), (False, True)):
