@@ -6,7 +6,9 @@ must parse. Commands are parsed by main.py itself: flags, configuration, keys an
 
 import ast
 import collections
+import itertools
 import json
+import math
 import re
 import shlex
 import statistics
@@ -16,6 +18,7 @@ import textwrap
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import main
 import warm_diffusion
@@ -245,6 +248,29 @@ def test_distances_in_tables_of_results_are_those_measured():
             wrong += [] if good else [cell]
     assert checked > 100
     assert wrong == []
+
+
+def test_the_announced_comparison_is_that_of_its_rows():
+    rows = (ROOT / "docs/results/announced_cifar10_16.jsonl").read_text().splitlines()
+    distances = {
+        (row["solver"], row["bnr"], row["seed"]): row["fd_efficientnet_lite0_10000"]
+        for row in map(json.loads, rows)
+    }
+    for solver, ratio in itertools.product(("heun", "multistep"), (0.5, 0.65)):
+        logs = [
+            math.log(distances[solver, ratio, s] / distances[solver, 0, s]) for s in range(4, 8)
+        ]
+        mean, error = statistics.mean(logs), statistics.stdev(logs) / 2
+        p, smaller = scipy.stats.ttest_1samp(logs, 0).pvalue, sum(log < 0 for log in logs)
+        cells = f"{mean:+.3f} ± {error:.3f}", f"{p:.2f}", f"{smaller} of 4 seeds"
+        found = re.search(rf"\| \**{ratio} against 0, {solver}.*", TEXT["docs/results.md"], re.I)[0]
+        assert [cell.strip(" *") for cell in found.split("|")[2:-1]] == list(cells)
+        if (solver, ratio) == ("heun", 0.65):
+            less = (
+                f"{100 * (1 - math.exp(mean)):.1f} ± {100 * math.exp(mean) * error:.1f} % smaller"
+            )
+            assert f"{less}, no significant gain | four | {p:.2f} |" in TEXT["README.md"]
+            assert less in TEXT["docs/results.md"]
 
 
 # --- files ---------------------------------------------------------------------------------------
