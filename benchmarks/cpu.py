@@ -1,4 +1,4 @@
-"""How fast is training and sampling on this CPU: XLA's own programs against its library, YNNPACK?
+"""How fast is training and sampling on this CPU: with XLA's defaults, ours, and EDM in PyTorch?
 
     python -m benchmarks.cpu --config=configs/digits.py --config.data.resolution=8 \
         --config.data.channels=1
@@ -9,7 +9,7 @@ Training step and sampler, in turns in one process; a ratio is the median, over 
 ratio within a round, and above 1 says that the row is faster than the first:
 
     library    what XLA chooses by itself (jax 0.10 and 0.11: YNNPACK)
-    own        what this project chooses (`devices.jit`)
+    own        what this project chooses: the library for sums alone (`devices.jit`)
     edm        with a checkout of NVlabs/edm, EDM's in PyTorch on as many threads as it takes
 
 XLA_FLAGS must not name the option: it would hold for both.
