@@ -118,3 +118,10 @@ def test_an_xla_without_the_option_compiles_without_it(options, monkeypatch):
     monkeypatch.setattr(devices, "_CPU_OPTIONS", {"xla_cpu_no_such_option": ""})
     x, gradient = jnp.ones((2, 1, 4, 4, 8))
     assert devices.jit(gradient_of_a_kernel)(x, gradient).shape == (3, 3, 8, 8)
+
+
+def test_what_a_cpu_holds_is_seen_by_numpy_without_a_copy():
+    array = jnp.arange(8.0)
+    seen = devices.host_view(array)
+    assert isinstance(seen, np.ndarray)
+    assert seen.__array_interface__["data"][0] == array.unsafe_buffer_pointer()

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from warm_diffusion.runtime import devices
 from warm_diffusion.training import checksums
 from warm_diffusion.training.checksums import checksum
 
@@ -48,6 +49,8 @@ ARRAYS = [
 def test_host_and_device_have_the_words_of_the_equation(array, monkeypatch):
     monkeypatch.setattr(checksums, "_CHUNK", 16)
     assert checksum({"x": array}) == expected("['x']", array)
+    assert checksum({"x": jnp.asarray(array)}) == expected("['x']", array)
+    monkeypatch.setattr(devices, "host_view", lambda array: array)  # as on an accelerator
     assert checksum({"x": jnp.asarray(array)}) == expected("['x']", array)
 
 

@@ -171,3 +171,13 @@ def put_as(tree, shardings):
         return jax.make_array_from_callback(leaf.shape, sharding, lambda part: leaf[part])
 
     return jax.tree.map(put, tree, shardings)
+
+
+def host_view(array: jax.Array) -> jax.Array | np.ndarray:
+    """Returns an array that is in this process's memory already, on a CPU, as one of NumPy.
+
+    NumPy needs no program for each shape: a first save would compile some sixty.
+    """
+    if not array.is_fully_replicated or next(iter(array.devices())).platform != "cpu":
+        return array
+    return np.asarray(array.addressable_data(0))

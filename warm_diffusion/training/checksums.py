@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from warm_diffusion.runtime import devices
+
 _CHUNK = 1 << 20  # elements of a host array at a time, so that they stay in the cache
 
 
@@ -27,7 +29,10 @@ def checksum(tree: Any) -> str:
     """One checksum of the names, types, shapes and elements of a tree's arrays, of the host or on
     any devices: SHA-256 of the words of eq. (1)."""
     leaves = [
-        (jax.tree_util.keystr(path), leaf if isinstance(leaf, jax.Array) else np.asarray(leaf))
+        (
+            jax.tree_util.keystr(path),
+            devices.host_view(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf),
+        )
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]
     found = jax.device_get([_words(leaf) for _, leaf in leaves])
