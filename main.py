@@ -3,7 +3,8 @@
     python main.py --mode=sample --checkpoint=pretrained/cifar10_16 --workdir=runs/first
     python main.py --config=configs/digits.py --workdir=runs/digits
 
-Exit status: 0 done; 2 a mistake, named in one line; 74, 75 repeat it (docs/reliability.md)."""
+Exit status: 0 success; 2 wrong usage, explained in one line; 74 or 75 give the same command again
+(docs/reliability.md)."""
 
 import os
 import signal
@@ -40,16 +41,22 @@ MODES = {
 }
 settings.define_flags()
 flags.adopt_module_key_flags(settings)
-flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
+flags.DEFINE_enum("mode", "train", list(MODES), "The task.")
 flags.DEFINE_string("workdir", None, "Folder for results; train continues the run in it.")
-flags.DEFINE_string("checkpoint", None, "Model folder, or training workdir [--workdir].")
+flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "sample, eval, analyze, export, restore, info: model folder or training workdir [--workdir].",
+)
 flags.DEFINE_string("seeds", "0-63", "sample: such as 0-63 or 3,5,8-11.")
 flags.DEFINE_float("wait", 0.0, "eval: seconds to wait for a checkpoint.")
 flags.DEFINE_string("input", None, "restore: photograph, or folder of them (docs/restoration.md).")
-flags.DEFINE_float("blur", None, "restore: standard deviation in pixels [read off each image].")
-flags.DEFINE_float("noise", None, "restore: in grey levels of 0..255 [read off each image].")
+flags.DEFINE_float("blur", None, "restore: blur, standard deviation in pixels [estimated].")
+flags.DEFINE_float("noise", None, "restore: noise, in grey levels of 0..255 [estimated].")
 flags.DEFINE_integer("samples", 0, "restore: number of posterior samples, besides the mean.")
-flags.DEFINE_string("reference", None, "restore: clean images of the same names, for PSNR, SSIM.")
+flags.DEFINE_string(
+    "reference", None, "restore: clean images of the same names, for PSNR and SSIM."
+)
 flags.DEFINE_bool("only_if_sure", False, "restore: skip images whose levels are in doubt.")
 flags.DEFINE_bool("details", False, "info: also every key and the table of parameters.")
 

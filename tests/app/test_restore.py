@@ -174,7 +174,7 @@ def test_an_image_with_neither_blur_nor_noise_comes_back_bit_for_bit(
     out, _ = app.run(
         *restoring(photos, trained, tmp_path / "out", "--blur=0", "--noise=0"), tiny=False
     )
-    assert "note     wide: it is left as it is" in out
+    assert "note     wide: it is unchanged" in out
     for name in ("small", "wide"):
         before, after = (
             np.asarray(Image.open(folder / f"{name}.png"))
@@ -358,8 +358,8 @@ def test_transparency_that_hides_nothing_is_dropped_and_other_is_refused(tmp_pat
 @pytest.mark.parametrize(
     ("mode", "channels", "message"),
     [
-        ("L", 3, "is grey, and this network restores images that are in colour"),
-        ("RGB", 1, "is in colour, and this network restores images that are grey"),
+        ("L", 3, "is grey, but this network restores images that are in colour"),
+        ("RGB", 1, "is in colour, but this network restores images that are grey"),
         ("I", 1, "has colours of kind I: convert it"),
     ],
 )

@@ -42,13 +42,15 @@ def test_sampling_writes_a_png_for_each_seed_and_a_grid(samples):
     assert about["seeds"] == "0-9"
     assert about["network_calls"] == 3  # Heun, two steps: 2 * 2 - 1
     assert "10 images" in out
+    assert "trained at" not in out  # sampled along the path trained on
 
 
 def test_solver_steps_grid_and_ratio_are_chosen_by_short_flags(app, trained, tmp_path):
-    app.run(
+    out, _ = app.run(
         "--mode=sample", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}", "--seeds=0,7",
         "--solver=multistep", "--steps=3", "--time_grid=spectral", "--bnr=0", tiny=False,
     )  # fmt: skip
+    assert "note     this network was trained at BNR 0.5, not 0: results may be poor" in out
     folder = sampled(tmp_path)
     assert folder.name.endswith("_multistep3_bnr0_spectral")
     about = json.loads((folder / "sampling.json").read_text())
@@ -136,6 +138,9 @@ def test_info_prints_config_parameters_and_shapes(app):
         (["--mode=train"], "set --workdir=DIR"),
         (["--mode=sample", "--workdir=nowhere"], "there is no trained network in"),
         (["train", "--workdir=w"], "unexpected argument 'train'"),
+        (["--workdir=w", "--checkpoint=runs/a"], "start from its weights set --config.init_from"),
+        (["--workdir=w", "--steps=5"], "got train: the length of training is --config.training"),
+        (["--mode=eval", "--workdir=w", "--seeds=3"], "--seeds is for --mode=sample, got eval"),
         (
             ["--workdir=w", "--config.data.source=cifar"],
             "data.source must be digits, photos, cifar10",

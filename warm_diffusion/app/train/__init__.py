@@ -82,7 +82,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         ) as saved:
             state = saved.restore_latest(abstract, report=say)
             if state is None:
-                with compiling("the first weights"):
+                with compiling("the initial weights"):
                     state = _start_from(make_state(), initial)
                 say(f"run      new, in {workdir}")
             else:
@@ -106,7 +106,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 mesh,
             )  # fmt: skip
             state = loop.run(state)
-        say(f"done     {int(state.step):,} steps; the next command may be")
+        say(f"done     {int(state.step):,} steps; to draw samples:")
         say(f"         python main.py --mode=sample --workdir={shlex.quote(str(workdir))}")
         return state
 
