@@ -14,8 +14,8 @@ every method restores the same images:
                   one has)
     Lucy          skimage.restoration.richardson_lucy, the number of iterations tuned
     TV            skimage.restoration.denoise_tv_chambolle in colour, its weight tuned
-    BM3D          bm3d_rgb without blur, bm3d_deblurring with it (package bm3d, not for trade; slow:
-                  leave it out with --methods)
+    BM3D          bm3d_rgb without blur, bm3d_deblurring with it (package bm3d, non-commercial;
+                  slow: leave it out with --methods)
 
 Tuned: the best PSNR at that pair over a grid, on `--tune`. Those of skimage and BM3D know the blur
 (and BM3D the noise), and get the images padded by reflection, the blur's own border, all on one
@@ -155,7 +155,7 @@ def total_variation(alpha: float, beta: float, weight: float):
 
 def block_matching(alpha: float, beta: float):
     vars(np)["trapz"] = np.trapezoid  # bm4d 4.2.5 needs the name that numpy 2.4 has no more
-    import bm3d  # not for trade, so it is only here
+    import bm3d  # non-commercial, so it is only here
 
     def in_grey(z):
         return bm3d.bm3d_deblurring(z[..., None], beta / 2, kernel(alpha)).reshape(z.shape)

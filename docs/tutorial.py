@@ -13,7 +13,7 @@
 #
 # A diffusion model learns to undo damage. *Hot* diffusion damages images with noise, *cold* diffusion with
 # blur, and *warm* diffusion ([Hsueh et al., ICLR 2025](https://arxiv.org/abs/2511.16904)) with both at once.
-# This notebook shows why that is a good idea: the forward process, the spectrum behind
+# This notebook shows how: the forward process, the spectrum behind
 # it, the exact solution, a small network trained from nothing, samples, and a restored photograph.
 #
 # It runs in about a minute on one CPU core and downloads nothing. Run it in a checkout of the repository,
@@ -267,8 +267,8 @@ plt.show()
 # ## 5. Three paths, one network
 #
 # The same network, the same seeds, three paths from noise to digit. The images differ little: the start
-# decides, and the paths lead to nearly the same place. (Larger networks, trained for longer, show which ratio
-# is best: see the results page.)
+# decides, and the paths lead to nearly the same place. (Larger networks show no significant difference either:
+# see the results page.)
 
 # %%
 start = samplers.initial_noise(jnp.arange(6), (8, 8, 1))

@@ -13,7 +13,7 @@
 
 source .venv/bin/activate
 statuses=$(mktemp -d statuses.XXXXXX)
-srun sh -c 'python main.py --distributed --config=configs/cifar10.py --workdir=/shared/runs/cifar10
+srun sh -c 'python main.py --distributed --config=configs/cifar10.py --download --workdir=/shared/runs/cifar10
   status=$?; echo $status > "$0/$SLURM_PROCID"; exit $status' "$statuses"
 status=$?
 # When one task fails, the others end with 75, and srun returns the highest status: look for the cause.

@@ -623,7 +623,8 @@ def _card(folder: pathlib.Path, model: Model, info: dict, picture: str) -> str:
     if model.schedule.needs_start:
         call = (
             f"images = np.zeros({[16, *model.image_shape]})  # yours, in [-1, 1]\n"
-            "clean = model.denoise(images, alpha=1.0, beta=0.1).clean  # at their blur and noise"
+            "clean = model.denoise(images, alpha=1.0, beta=0.1).clean  "
+            "# their blur in pixels, noise in [-1, 1]"
         )
         if model.description["schedule"]["name"] == "any_bnr":  # others know one ratio alone
             mode, task = "restore --input=PHOTOS", "restoration"
@@ -634,8 +635,8 @@ def _card(folder: pathlib.Path, model: Model, info: dict, picture: str) -> str:
             f"On `{source}`, {info['images_seen']:,} images in {info['step']:,} steps; weights: "
             f"{_harmless(info['weights'])}, SHA-256 "
             f"`{info['weights_sha256'][:16]}`. Every setting is in "
-            f"`config.json`; this trains it again:\n\n```sh\npython main.py --config={name}/"
-            f"config.json --workdir=RUN --config.training.num_steps={info['step']}\n```"
+            "`config.json`. Where these data are, this trains it again:\n\n```sh\n"
+            f"python main.py --config={name}/config.json --workdir=RUN --config.training.num_steps={info['step']}\n```"
         )
     evaluation = "\n".join(
         "- `{}`: {:.4g} ({}, {} network calls, BNR {}, seeds {})".format(

@@ -230,5 +230,5 @@ def test_attention_at_a_height_that_no_level_has_is_refused():
 
 def test_images_that_the_levels_cannot_halve_are_refused_before_the_network():
     config = changed("model.attention_resolutions", (4, 8))
-    with pytest.raises(ValueError, match="divisible by 2, because model.channel_mult has 2 levels"):
+    with pytest.raises(ValueError, match=r"by 2, because model\.channel_mult has 2 levels"):
         settings.check_training(config, (8, 7, 1))
