@@ -636,7 +636,8 @@ def _card(folder: pathlib.Path, model: Model, info: dict, picture: str) -> str:
             f"{_harmless(info['weights'])}, SHA-256 "
             f"`{info['weights_sha256'][:16]}`. Every setting is in "
             "`config.json`. Where these data are, this trains it again:\n\n```sh\n"
-            f"python main.py --config={name}/config.json --workdir=RUN --config.training.num_steps={info['step']}\n```"
+            f"python main.py --config={name}/config.json --workdir=RUN "
+            f"--config.training.num_steps={info['step']}\n```"
         )
     evaluation = "\n".join(
         "- `{}`: {:.4g} ({}, {} network calls, BNR {}, seeds {})".format(
