@@ -76,6 +76,22 @@ def test_differences_in_reporting_and_length_are_reported():
     assert changes == ["sampling.solver: 'heun' -> 'euler'", "training.num_steps: 8 -> 9"]
 
 
+def test_a_file_of_an_earlier_version_is_read_and_is_no_other_run(tmp_path):
+    config = default.get_config()
+    config.eval.repeats, config.training.max_nonfinite_steps = 7, 8
+    earlier = written(config)
+    for section, name, before in [
+        ("eval", "repeats", "seed_ranges"),
+        ("sampling", "time_grid", "grid"),
+        ("training", "max_nonfinite_steps", "max_nonfinite"),
+    ]:
+        earlier[section][before] = earlier[section].pop(name)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(earlier))
+    assert saved.get_config(str(path)).to_dict() == config.to_dict()
+    assert settings.compare(config, earlier, path) == []
+
+
 DEEP = '{"a":' * 900 + "0" + "}" * 900
 LONG = json.dumps({"a" * 10**6: 1})
 
@@ -214,6 +230,10 @@ def test_every_check_is_the_first_that_fits_some_key():
         ("training.steps_per_call", 7, "steps_per_call=7 must divide"),
         ("sampling.churn.s_min", 1e7, "s_min must be at most s_max"),
         ("augment.transforms", ("x_flip", "x_flip"), "64 different values"),
+        ("augment.transforms", ("spin",), "each one of x_flip, .*, got .'spin'"),
+        ("training.ema_halflife_images", (), "ema_halflife_images must be 1 to 64"),
+        ("training.keep_latest", 0, "keep_latest must be a whole number of at least 1, got 0"),
+        ("eval.num_samples", 1, "num_samples must be 0 or .* at least 2, got 1"),
     ],
 )
 def test_keys_that_are_wrong_alone_or_together_are_reported(key, value, message):

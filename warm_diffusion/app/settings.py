@@ -42,11 +42,15 @@ _FREE = (
     "training.grad_accumulation", "training.steps_per_call", "training.writers",
     "training.profile_steps", "training.log_every", "training.sample_every",
     "training.checkpoint_every", "training.keep_latest", "training.keep_every",
-    "training.max_nonfinite", "sampling.", "eval.", "analysis.", "export.",
+    "training.max_nonfinite_steps", "sampling.", "eval.", "analysis.", "export.",
 )  # fmt: skip
 
-# Keys of earlier versions whose new name is not the nearest.
-_RENAMED = {"eval.seed_ranges": "eval.repeats"}
+# Keys in files of earlier versions, by their names now.
+_RENAMED = {
+    "eval.seed_ranges": "eval.repeats",
+    "sampling.grid": "sampling.time_grid",
+    "training.max_nonfinite": "training.max_nonfinite_steps",
+}
 
 # --- what every key may be ------------------------------------------------------------------------
 
@@ -272,6 +276,10 @@ def load(path: str, default: ml_collections.ConfigDict) -> ml_collections.Config
             saved.get("data", {}).pop(key, None)
         if ":" in saved.get("eval", {}).get("features", ""):
             saved["eval"]["features"] = f"?{saved['eval']['features'].lstrip('?')}"
+        for before, now in _RENAMED.items():
+            section, key = before.split(".")
+            if key in saved.get(section, {}):
+                saved[section][now.partition(".")[2]] = saved[section].pop(key)
         if unknown := explain_unknown_key(_flat(saved), default):
             raise ValueError(unknown)
         default.update(saved)
@@ -302,7 +310,8 @@ def compare(config: ml_collections.ConfigDict, began: dict, path: pathlib.Path) 
     """
     if not isinstance(began, dict):
         raise ValueError(f"{path} holds {type(began).__name__}, not a configuration")
-    new, old = _flat(plain(config)), _flat(began)
+    new = _flat(plain(config))
+    old = {_RENAMED.get(key, key): value for key, value in _flat(began).items()}
     changes = {
         key: f"{key}: {old.get(key, '(absent)')!r} -> {new.get(key, '(absent)')!r}"
         for key in sorted(old.keys() | new.keys())
