@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import default, saved
+from warm_diffusion import app as modes
 from warm_diffusion import pretrained
 from warm_diffusion.evaluation import features
 
@@ -83,6 +84,12 @@ def test_another_network_than_was_trained_is_refused(app, exported, tmp_path):
     )  # fmt: skip
     assert "the network was trained with other settings: model.num_blocks is 1, not 2" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_something_is_refused_before_any_network_is_read(tmp_path):
+    (tmp_path / "mine").touch()
+    with pytest.raises(ValueError, match="is not empty: a model is written to a new folder"):
+        modes.export.export(default.get_config(), str(tmp_path), str(tmp_path / "nowhere"))
 
 
 def test_a_script_with_jax_alone_draws_the_same_images(app, trained, tmp_path):

@@ -305,11 +305,9 @@ def sampler(
     W, C]).
 
     Raises:
-      ValueError: a solver that is not known or does not fit the path; a batch that the devices
-        cannot share.
+      ValueError: a solver that is not known or does not fit the path.
     """
     batch_size = batch_size or devices.global_batch(config.sampling.batch_size, mesh, num_images)
-    devices.check_batch_size("sampling.batch_size", batch_size, mesh)
     path, sampling = sampling_schedule(config, built.statistics), sampling_settings(config)
 
     def function(params, seeds, start):
