@@ -46,7 +46,8 @@ flags.DEFINE_string("workdir", None, "Folder for results; train continues the ru
 flags.DEFINE_string(
     "checkpoint",
     None,
-    "sample, eval, analyze, export, restore, info: model folder or training workdir [--workdir].",
+    "sample, eval, fid_stats, analyze, export, restore, info: model folder, or training workdir "
+    "[--workdir].",
 )
 flags.DEFINE_string("seeds", "0-63", "sample: such as 0-63 or 3,5,8-11.")
 flags.DEFINE_float("wait", 0.0, "eval: seconds to wait for a checkpoint.")

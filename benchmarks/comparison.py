@@ -223,8 +223,10 @@ def compare(
       draw: entries (`summarise`) and the name of a metric to a figure.
 
     Raises:
-      ValueError: a solver that is not known; OUT holds results of other settings.
+      ValueError: no variant; a solver that is not known; OUT holds results of other settings.
     """
+    if not variants:
+        raise ValueError("--ratios and --any_ratios are both empty: give one of them")
     config, out = options.config, pathlib.Path(options.out).expanduser().absolute()
     settings.enable_compilation_cache(config.compilation_cache_dir)
     solvers = parse_solvers(options.solvers)

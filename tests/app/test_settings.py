@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+import main
 from configs import cifar10, default, saved
 from warm_diffusion.app import settings
 
@@ -252,3 +253,11 @@ def test_images_that_the_levels_cannot_halve_are_refused_before_the_network():
     config = changed("model.attention_resolutions", (4, 8))
     with pytest.raises(ValueError, match=r"by 2, because model\.channel_mult has 2 levels"):
         settings.check_training(config, (8, 7, 1))
+
+
+def test_a_flag_of_some_modes_names_them_first_in_its_help():
+    every = {"config", "debug", "distributed", "download", "mode", "version", "workdir"}
+    every |= {"coordinator_address", "num_processes", "process_id", "startup_timeout"}
+    for flag in main.FLAGS.get_key_flags_for_module(main):
+        modes = set(flag.help.partition(":")[0].split(", "))
+        assert (modes <= main.MODES.keys()) == (flag.name not in every), flag.name
