@@ -129,7 +129,7 @@ def test_images_that_do_not_fit_are_refused_before_anything_is_written(app, tmp_
         f"--workdir={tmp_path / 'run'}", f"--config.data.source=folder:{tmp_path / 'images'}",
         "--config.data.resolution=0", tiny=False, status=2,
     )  # fmt: skip
-    told = "must be divisible by 2, got 9x9; shorten channel_mult or resize the data"
+    told = "must be divisible by 2, because model.channel_mult has 2 levels, got 9: set another"
     assert told in one_line(err)
     assert not (tmp_path / "run").exists()
 
@@ -175,10 +175,11 @@ def test_after_damage_the_checkpoint_before_is_used(app, run, tmp_path, mode):
 @pytest.mark.parametrize("mode", ["train", "sample", "eval"])
 def test_where_no_checkpoint_is_sound_the_status_is_4(app, run, tmp_path, mode):
     damage(run, 3, 6)
-    common = [f"--mode={mode}", f"--checkpoint={run}"]
-    common += [f"--workdir={run if mode == 'train' else tmp_path / 'out'}"]
-    common += [MORE] if mode == "train" else []
-    _, err = app.run(*common, tiny=mode == "train", status=4)
+    if mode == "train":
+        _, err = app.run(f"--workdir={run}", MORE, status=4)
+    else:
+        folders = f"--checkpoint={run}", f"--workdir={tmp_path / 'out'}"
+        _, err = app.run(f"--mode={mode}", *folders, tiny=False, status=4)
     one_line(err)
 
 
@@ -350,9 +351,8 @@ def test_a_signal_where_there_is_nothing_to_save_ends_quietly(
     monkeypatch.setattr(pretrained, "load", interrupted)
     before = signal.getsignal(number)
     out = tmp_path / "out"
-    _, err = app.run(
-        f"--mode={mode}", f"--checkpoint={run}", f"--workdir={out}", tiny=False, status=status
-    )
+    checkpoint = [] if mode == "train" else [f"--checkpoint={run}"]
+    _, err = app.run(f"--mode={mode}", *checkpoint, f"--workdir={out}", tiny=False, status=status)
     assert err == ""
     assert not out.exists()
     assert signal.getsignal(number) is before
