@@ -273,6 +273,21 @@ def test_the_announced_comparison_is_that_of_its_rows():
             assert less in TEXT["docs/results.md"]
 
 
+def test_the_network_for_all_ratios_is_compared_as_in_its_rows():
+    found = {}
+    for name in ("announced_cifar10_16", "any_cifar10_16"):
+        for line in (ROOT / f"docs/results/{name}.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            key = row.get("network", "fixed"), row["seed"], row["bnr"], row["solver"]
+            found[key] = row["fd_efficientnet_lite0_10000"]
+    for ratio in (0, 0.5, 0.65, 2):
+        cells = [f"{ratio}"]
+        for solver in ("heun", "multistep"):
+            own, one = (found[network, 4, ratio, solver] for network in ("fixed", "any"))
+            cells += [f"{own:.1f}", f"{one:.1f}", f"{one / own:.2f}"]
+        assert f"\n| {' | '.join(cells)} |\n" in TEXT["docs/results.md"]
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 

@@ -129,7 +129,7 @@ def test_images_that_do_not_fit_are_refused_before_anything_is_written(app, tmp_
         f"--workdir={tmp_path / 'run'}", f"--config.data.source=folder:{tmp_path / 'images'}",
         "--config.data.resolution=0", tiny=False, status=2,
     )  # fmt: skip
-    told = "must be divisible by 2, because model.channel_mult has 2 levels, got 9: set another"
+    told = "must be divisible by 2, got 9x9; shorten channel_mult or resize the data"
     assert told in one_line(err)
     assert not (tmp_path / "run").exists()
 

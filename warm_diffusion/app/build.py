@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import functools
 import json
-import math
 import os
 from collections.abc import Callable
 
@@ -180,27 +179,24 @@ def trained(config: ConfigDict, checkpoint: str | os.PathLike) -> Model:
             f"the network was trained with other settings: {'; '.join(differences)}. Leave these "
             "keys out"
         )
-    low, high = _trained_ratios(was["schedule"])
-    if config.sampling.bnr >= 0 and not low <= config.sampling.bnr <= high:
-        ratios = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-        say(
-            f"note     this network was trained at BNR {ratios}, not {config.sampling.bnr:g}: "
-            "results may be poor"
-        )
+    if (bnr := config.sampling.bnr) >= 0:
+        _, (low, high) = trained_levels(model.schedule)
+        if not 0.99 * low <= bnr <= 1.01 * high:
+            ratios = " to ".join(dict.fromkeys((f"{low:.3g}", f"{high:.3g}")))
+            say(
+                f"note     the network was trained at BNR {ratios}, not {bnr:g}: images may be poor"
+            )
     description = {**was, "model": {**was["model"], "dtype": config.model.dtype}}
     built = pretrained.build(description, model.statistics, remat=config.model.remat)
     return dataclasses.replace(model, **vars(built))
 
 
-def _trained_ratios(section: dict) -> tuple[float, float]:
-    """The lowest and the highest ratio that a path trains at; all of them if it has none."""
-    numbers = section.get(section["name"], {})
-    known = {
-        "hot": (0.0, 0.0),
-        "constant_bnr": (numbers.get("bnr", 0.0), numbers.get("bnr", 0.0)),
-        "any_bnr": (0.0, max(numbers.get("bnr_range", (0.0, math.inf)))),
-    }
-    return known.get(section["name"], (0.0, math.inf))
+def trained_levels(path: schedules.Schedule) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The noise (99 % of it) and the ratios that training images have: (low, high) of each."""
+    alpha, beta = map(np.asarray, path.sample_levels(jax.random.key(0), (4096,)))
+    low, high = np.quantile(beta, (0.005, 0.995))
+    ratio = alpha / beta
+    return (float(low), float(high)), (float(ratio.min()), float(ratio.max()))
 
 
 # --- training ------------------------------------------------------------------------------------

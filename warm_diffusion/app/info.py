@@ -31,8 +31,8 @@ def print_info(config: ConfigDict, details: bool = False) -> None:
     data = build.dataset(config)
     build.labels(config, data)  # raises what training would
     image_shape = data.images.shape[1:]
-    settings.check_training(config, image_shape)
     built = build.architecture(config, image_shape)
+    settings.check_training(config, image_shape)
     build.sampler(config, built, mesh)
     params = built.abstract_params
     batch = config.training.batch_size

@@ -1,6 +1,7 @@
 """Configurations on disk and on the command line: checked, written, compared, read again."""
 
 import argparse
+import copy
 import difflib
 import fnmatch
 import importlib.metadata
@@ -214,14 +215,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def check_training(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> None:
     """Compares what only training asks for with the images (H, W, C)."""
-    levels = len(config.model.channel_mult)
-    if wrong := [side for side in image_shape[:2] if side % 2 ** (levels - 1)]:
-        raise ValueError(
-            f"the images' height and width must be divisible by {2 ** (levels - 1)}, because "
-            f"model.channel_mult has {levels} levels, got {wrong[0]}: set another data.resolution "
-            "or a shorter channel_mult"
-        )
-    heights = [image_shape[0] >> level for level in range(levels)]
+    heights = [image_shape[0] >> level for level in range(len(config.model.channel_mult))]
     never = [size for size in config.model.attention_resolutions if size not in heights]
     if never:
         raise ValueError(
@@ -276,10 +270,7 @@ def load(path: str, default: ml_collections.ConfigDict) -> ml_collections.Config
             saved.get("data", {}).pop(key, None)
         if ":" in saved.get("eval", {}).get("features", ""):
             saved["eval"]["features"] = f"?{saved['eval']['features'].lstrip('?')}"
-        for before, now in _RENAMED.items():
-            section, key = before.split(".")
-            if key in saved.get(section, {}):
-                saved[section][now.partition(".")[2]] = saved[section].pop(key)
+        saved = _renamed(saved)
         if unknown := explain_unknown_key(_flat(saved), default):
             raise ValueError(unknown)
         default.update(saved)
@@ -289,6 +280,16 @@ def load(path: str, default: ml_collections.ConfigDict) -> ml_collections.Config
         message = shorten(str(error))
         raise ValueError(f"{path}: not a configuration that can be read ({message})") from error
     return default
+
+
+def _renamed(saved: dict) -> dict:
+    """A configuration of an earlier version with the keys' present names."""
+    renamed = copy.deepcopy(saved)
+    for before, now in _RENAMED.items():
+        section, key = before.split(".")
+        if key in renamed.get(section, {}):
+            renamed[section][now.partition(".")[2]] = renamed[section].pop(key)
+    return renamed
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:
@@ -311,7 +312,7 @@ def compare(config: ml_collections.ConfigDict, began: dict, path: pathlib.Path) 
     if not isinstance(began, dict):
         raise ValueError(f"{path} holds {type(began).__name__}, not a configuration")
     new = _flat(plain(config))
-    old = {_RENAMED.get(key, key): value for key, value in _flat(began).items()}
+    old = _flat(_renamed(began))
     changes = {
         key: f"{key}: {old.get(key, '(absent)')!r} -> {new.get(key, '(absent)')!r}"
         for key in sorted(old.keys() | new.keys())

@@ -14,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 STATE_SHARDINGS = ("replicated", "fsdp")
 _SMALL = 2**12  # numbers: smaller arrays are everywhere, for messages have a price of their own
-# On a CPU jax 0.10 and 0.11 leave convolutions, products and sums to a library, YNNPACK. Its sums
-# over positions are 20 times as fast as XLA's own, its convolutions slower (docs/performance.md).
+# On a CPU jax 0.10 and 0.11 leave convolutions, products and sums to a library, YNNPACK. XLA's
+# own sums over positions take a third of a step, YNNPACK's convolutions are slower than XLA's
+# (docs/performance.md).
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 # LLVM's level 3, XLA's choice, makes nothing here faster than 2, and its passes take five times as
 # long over a generator of random numbers, a quarter longer over a sampler.

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from warm_diffusion import pretrained, restoration
+from warm_diffusion.app import build
+from warm_diffusion.schedules import Schedule
 
 GREY = 127.5  # grey levels of 0..255 per unit of [-1, 1]
 LEAST_NOISE = 1 / 127.5 / 12**0.5  # of rounding to 8 bits
@@ -65,8 +67,7 @@ def read(
             (alpha, beta), errors, known, (0.0, LEAST_NOISE / 2), strict=True
         )
     )
-    ranges = _trained_ranges(model.schedule)
-    report["doubts"] = list(_doubts(report, ranges)) if report["found"] else []
+    report["doubts"] = list(_doubts(report, model.schedule)) if report["found"] else []
     return report
 
 
@@ -123,19 +124,7 @@ def _stands_out(level: float, error: float | None, least: float) -> bool:
 
 
 @functools.lru_cache(maxsize=2)
-def _trained_ranges(schedule) -> dict[str, tuple[float, float]]:
-    """The noise and the ratios that nearly all training images had, in the app's units."""
-    alpha, beta = (
-        np.asarray(level) for level in schedule.sample_levels(jax.random.key(0), (4096,))
-    )
-    ratio = alpha / beta / GREY
-    return {
-        "noise": tuple(np.quantile(beta * GREY, (0.005, 0.995))),
-        "ratio": (float(ratio.min()), float(ratio.max())),
-    }
-
-
-def _doubts(report: dict, ranges: dict):
+def _doubts(report: dict, path: Schedule):
     """What speaks against the levels, or against the network at them, each as a clause."""
     fit, quality = report["fit"], report["jpeg_quality"]
     if fit and max(map(abs, fit["z"]), default=0) > _NO_FIT:
@@ -149,10 +138,11 @@ def _doubts(report: dict, ranges: dict):
         yield f"it is a JPEG of quality {quality}, which alters noise and blur"
     elif report["block_edges"] > _BLOCKS:
         yield "it has edges every 8 pixels, as a JPEG leaves them, which alters noise and blur"
-    low, high = ranges["noise"]
+    noise, ratios = build.trained_levels(path)
+    low, high = (GREY * level for level in noise)
     if not low <= report["noise"] <= high:
         yield f"the network was trained on noise of {low:.2f} to {high:.2f} grey levels"
-    low, high = ranges["ratio"]
+    low, high = (ratio / GREY for ratio in ratios)
     ratio = report["blur"] / max(report["noise"], LEAST_NOISE * GREY)
     if not 0.9 * low <= ratio <= 1.1 * high:
         yield (
