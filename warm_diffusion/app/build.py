@@ -191,6 +191,7 @@ def trained(config: ConfigDict, checkpoint: str | os.PathLike) -> Model:
     return dataclasses.replace(model, **vars(built))
 
 
+@functools.lru_cache(maxsize=2)
 def trained_levels(path: schedules.Schedule) -> tuple[tuple[float, float], tuple[float, float]]:
     """The noise (99 % of it) and the ratios that training images have: (low, high) of each."""
     alpha, beta = map(np.asarray, path.sample_levels(jax.random.key(0), (4096,)))

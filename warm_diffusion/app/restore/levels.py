@@ -1,6 +1,5 @@
 """Blur and noise of a photograph, in pixels and grey levels, and what speaks against them."""
 
-import functools
 import math
 
 import jax
@@ -123,7 +122,6 @@ def _stands_out(level: float, error: float | None, least: float) -> bool:
     )
 
 
-@functools.lru_cache(maxsize=2)
 def _doubts(report: dict, path: Schedule):
     """What speaks against the levels, or against the network at them, each as a clause."""
     fit, quality = report["fit"], report["jpeg_quality"]
