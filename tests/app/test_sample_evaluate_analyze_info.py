@@ -50,7 +50,7 @@ def test_solver_steps_grid_and_ratio_are_chosen_by_short_flags(app, trained, tmp
         "--mode=sample", f"--checkpoint={trained[0]}", f"--workdir={tmp_path}", "--seeds=0,7",
         "--solver=multistep", "--steps=3", "--time_grid=spectral", "--bnr=0", tiny=False,
     )  # fmt: skip
-    assert "note     the network was trained at BNR 0.5, not 0: images may be bad" in out
+    assert "note     the network was trained at BNR 0.5, not 0: images may be poor" in out
     folder = sampled(tmp_path)
     assert folder.name.endswith("_multistep3_bnr0_spectral")
     about = json.loads((folder / "sampling.json").read_text())
